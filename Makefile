@@ -1,0 +1,85 @@
+# One command for each job: make demo, make test, make bench, make lint, make clean.
+#
+# VENV=.venv    the environment that is made, once, with pip. `make VENV= test` uses the current Python as it is: nothing
+#               is installed and the network is not touched.
+# TORCH=...     what pip installs as torch into VENV. Where pip's default is a build for CUDA of several gigabytes, name
+#               a CPU build, with pip options if need be: make TORCH="torch==2.13.0 --index-url ..." demo
+# PYTHON=...    the Python (3.10 or newer) to make the environment from, or to use with VENV= .
+
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BUILD_TOOLS := "setuptools>=64" wheel ninja numpy
+TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4"
+DEMO_TOOLS := scikit-learn tqdm matplotlib
+LINT_TOOLS := ruff==0.17.5 clang-format==23.1.5 mypy==2.4.1
+
+NATIVE := $(wildcard csrc/*/*.cpp csrc/*/*.h)
+
+ifeq ($(strip $(VENV)),)
+PY := $(PYTHON)
+else
+PY := $(VENV)/bin/python
+ENVIRONMENT := $(VENV)/.ready
+LINT_ENVIRONMENT := $(VENV)/.ready-lint
+endif
+
+.PHONY: all build demo test bench lint format clean FORCE
+all: build
+
+demo: build/.built
+	$(PY) examples/demo.py
+
+test: build/.built
+	$(PY) -m pytest tests $(PYTEST_ARGS)
+
+bench: build/.built
+	$(PY) -m pytest bench $(BENCH_ARGS)
+
+lint: $(LINT_ENVIRONMENT)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m clang_format --dry-run -Werror $(NATIVE)
+	$(PY) -m mypy
+
+format: $(LINT_ENVIRONMENT)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(PY) -m clang_format -i $(NATIVE)
+
+build: build/.built
+
+# The old module goes first: if it cannot be built again, no stale one must be tested.
+build/.built: setup.py pyproject.toml $(NATIVE) build/.python
+	rm -f symconv_fast/_cpu*.so
+	$(PY) setup.py -q build_ext --inplace --force
+	@touch $@
+
+# Changes only when another Python, or another torch in it, is used; then the native module is built again.
+build/.python: FORCE $(ENVIRONMENT)
+	@mkdir -p build
+	@$(PY) -c 'import sys, importlib.metadata as m; print(sys.prefix, sys.version, m.version("torch"))' > $@.new \
+	  || { echo "No torch in $(PY). Use an environment that has it, or 'make test' to have one made." >&2; rm -f $@.new; exit 1; }
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(VENV)/.ready: | $(VENV)/bin/python
+	$(PY) -m pip install $(TORCH)
+	$(PY) -m pip install $(BUILD_TOOLS) $(TEST_TOOLS) $(DEMO_TOOLS)
+	@touch $@
+
+$(VENV)/.ready-lint: $(VENV)/.ready
+	$(PY) -m pip install $(LINT_TOOLS)
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or newer is needed; name one with make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) \
+	  || { echo "This Python cannot make environments (on Debian: the package python3-venv)." >&2; rm -rf $(VENV); exit 1; }
+
+clean:
+	rm -rf build dist *.egg-info symconv_fast/_cpu*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks demo_output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,67 @@
+# Settings of the whole suite: NaN in fresh memory, fixed seeds, the gpu marker, and a list of what was skipped.
+"""Shared pytest configuration."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
+
+import hypothesis
+import pytest
+import torch
+
+FUZZ_EXAMPLES = int(os.environ.get("SYMCONV_FAST_FUZZ", "25"))
+
+hypothesis.settings.register_profile(
+    "suite",
+    max_examples=FUZZ_EXAMPLES,
+    deadline=None,
+    derandomize="SYMCONV_FAST_FUZZ" not in os.environ,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fill every fresh tensor with NaN, so that a result built on memory that was never written shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(64).isnan().all(), "this torch does not fill uninitialised memory"
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Give every test the same random numbers, alone or in the whole suite."""
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    no_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(no_gpu)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List every skipped test, grouped by reason; parameters of one test function count together."""
+    groups: dict[str, Counter[str]] = defaultdict(Counter)
+    for report in terminalreporter.stats.get("skipped", []):
+        where, _, reason = report.longrepr if isinstance(report.longrepr, tuple) else ("", 0, str(report.longrepr))
+        groups[reason.removeprefix("Skipped: ")][report.nodeid.split("[")[0] or where] += 1
+    terminalreporter.section("what was skipped and why")
+    if not groups:
+        terminalreporter.line("nothing was skipped")
+    for reason, tests in sorted(groups.items()):
+        terminalreporter.line(f"{reason} ({sum(tests.values())})")
+        for test, count in sorted(tests.items()):
+            terminalreporter.line(f"    {test}" + (f" × {count}" if count > 1 else ""))
