@@ -21,8 +21,10 @@ NATIVE := $(wildcard csrc/*/*.cpp csrc/*/*.h)
 
 ifeq ($(strip $(VENV)),)
 PY := $(PYTHON)
+CLANG_FORMAT := clang-format
 else
 PY := $(VENV)/bin/python
+CLANG_FORMAT := $(VENV)/bin/clang-format
 ENVIRONMENT := $(VENV)/.ready
 LINT_ENVIRONMENT := $(VENV)/.ready-lint
 endif
@@ -42,13 +44,13 @@ bench: build/.built
 lint: $(LINT_ENVIRONMENT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m clang_format --dry-run -Werror $(NATIVE)
+	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE)
 	$(PY) -m mypy
 
 format: $(LINT_ENVIRONMENT)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(PY) -m clang_format -i $(NATIVE)
+	$(CLANG_FORMAT) -i $(NATIVE)
 
 build: build/.built
 

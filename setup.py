@@ -81,7 +81,9 @@ def compile_flags() -> list[str]:
         return ["/O2", "/openmp"]
     flags = ["-O3", "-g0", "-Wall", "-fvisibility=hidden"]
     if sys.platform.startswith("linux"):
-        flags.append("-fopenmp")  # when compiling only: at load time torch's own OpenMP runtime resolves the calls
+        flags.append(
+            "-fopenmp"
+        )  # when compiling only: at load time torch's own OpenMP runtime resolves the calls
     return flags
 
 
@@ -145,13 +147,17 @@ def build_command() -> type[SetuptoolsBuildExt]:
                         for extension in self.extensions:
                             extension.define_macros.append(("SYMCONV_HAVE_BRGEMM", "1"))
                     super().build_extensions()
-                except Exception as error:  # compilers and build tools fail in many ways; none may stop the install
-                    reason = f"compiling it failed ({str(error).splitlines()[0] if str(error) else repr(error)})"
+                except (
+                    Exception
+                ) as error:  # compilers and build tools fail in many ways; none may stop the install
+                    reason = (
+                        f"compiling it failed ({str(error).splitlines()[0] if str(error) else repr(error)})"
+                    )
             if reason is not None:
                 self.extensions = []
                 say(
                     f"symconv_fast: installing without the native CPU module, because {reason}.\n"
-                    "  Every layer works, on the reference backend, without the speed-up. Build again when that is mended."
+                    "  Every layer works, on the reference backend, without the speed-up. Build again when it is mended."
                 )
 
     return OptionalBuild
@@ -165,7 +171,11 @@ def extensions() -> list[Extension]:
     except ImportError:
         return [Extension(MODULE, sources)]
     flags = {"cxx": compile_flags()}
-    return [CppExtension(MODULE, sources, depends=headers, include_dirs=[str(ROOT / "csrc/cpu")], extra_compile_args=flags)]
+    return [
+        CppExtension(
+            MODULE, sources, depends=headers, include_dirs=[str(ROOT / "csrc/cpu")], extra_compile_args=flags
+        )
+    ]
 
 
 def main() -> None:

@@ -56,7 +56,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List every skipped test, grouped by reason; parameters of one test function count together."""
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for report in terminalreporter.stats.get("skipped", []):
-        where, _, reason = report.longrepr if isinstance(report.longrepr, tuple) else ("", 0, str(report.longrepr))
+        where, _, reason = (
+            report.longrepr if isinstance(report.longrepr, tuple) else ("", 0, str(report.longrepr))
+        )
         groups[reason.removeprefix("Skipped: ")][report.nodeid.split("[")[0] or where] += 1
     terminalreporter.section("what was skipped and why")
     if not groups:
