@@ -1,0 +1,86 @@
+"""Expand the filters, then torch's own convolution: the oracle for every backend and the fallback everywhere."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem, allocate, as_result
+
+NAME = "reference"
+ALGORITHMS = ("expand",)
+
+# Rough speed of torch's convolution, so that the estimate is in seconds. Measured on one AVX-512 core, oneDNN,
+# float32: 250-300 GFLOP/s on large layers; an eager call costs about 20 us, a backward call twice that.
+_FLOPS_PER_THREAD = {torch.float64: 60e9, torch.float32: 250e9, torch.bfloat16: 400e9, torch.float16: 100e9}
+_BYTES_PER_SECOND = 20e9
+_CALL_SECONDS = {"fprop": 20e-6, "dgrad": 40e-6, "wgrad": 40e-6}
+
+
+def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
+    """Always None: whatever torch can convolve runs here."""
+    return None
+
+
+def estimate(problem: Problem, op: str, algorithm: str) -> float:
+    """Seconds, from dense multiply-accumulates, bytes moved (filters expanded once) and the cost of a call."""
+    flops = 2 * problem.macs_dense / (_FLOPS_PER_THREAD[problem.dtype] * max(1, torch.get_num_threads()))
+    filters = problem.dtype.itemsize * problem.macs_dense // max(1, problem.batch * _positions(problem))
+    return _CALL_SECONDS[op] + flops + (problem.bytes + 2 * filters) / _BYTES_PER_SECOND
+
+
+def _positions(problem: Problem) -> int:
+    positions = 1
+    for n in problem.spatial if problem.transposed else problem.out_spatial:
+        positions *= n
+    return positions
+
+
+def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Output (N, out_channels, *out_spatial) of `torch.convolution` with the expanded filters."""
+    with _no_autocast(input):
+        output = torch.convolution(input, _expand(problem, weight), bias, *_geometry(problem))
+    return as_result(output, problem.channels_last)
+
+
+def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the input, (N, C, *spatial)."""
+    # Only shape and layout of the input are read for its own gradient.
+    input = allocate(problem.input_shape, weight, problem.channels_last)
+    filters = _expand(problem, weight)
+    return as_result(_backward(problem, grad_output, input, filters, 0), problem.channels_last)
+
+
+def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
+    """Gradient of the reduced weight: that of the expanded filters, summed over each orbit."""
+    filters = allocate(problem.expanded_shape, input, problem.channels_last)
+    grad = _backward(problem, grad_output, input, filters, 1)
+    dim = 1 if problem.transposed else 0
+    return as_result(problem.layer_ties.adjoint(grad, dim), problem.channels_last)
+
+
+def _expand(problem: Problem, weight: Tensor) -> Tensor:
+    return problem.layer_ties.expand(weight, 1 if problem.transposed else 0)
+
+
+def _backward(problem: Problem, grad_output: Tensor, input: Tensor, filters: Tensor, which: int) -> Tensor:
+    mask = [which == 0, which == 1, False]
+    with _no_autocast(input):
+        grads = torch.ops.aten.convolution_backward(grad_output, input, filters, None, *_geometry(problem), mask)
+    grad: Tensor = grads[which]
+    return grad
+
+
+def _geometry(problem: Problem) -> tuple[tuple[int, ...], ...]:
+    p = problem
+    return p.stride, p.padding, p.dilation, p.transposed, p.output_padding, p.groups  # type: ignore[return-value]
+
+
+def _no_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    """Autocast has had its say where the function was entered; below that, dtypes are what the operator was given."""
+    device = tensor.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

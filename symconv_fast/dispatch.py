@@ -1,0 +1,264 @@
+"""Problem -> backend and algorithm, with reasons: the list of backends, the choice, and how to see and steer it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from .problem import OPS, Problem, suggests_channels_last
+
+BACKENDS: tuple[str, ...] = ("cpu", "reference")
+"""Modules under symconv_fast.backends. To add a backend, add its name here and nowhere else."""
+
+ENV_BACKEND = "SYMCONV_FAST_BACKEND"
+ENV_ALGORITHM = "SYMCONV_FAST_ALGORITHM"
+
+
+class Backend(Protocol):
+    """What a module in symconv_fast.backends must have."""
+
+    NAME: str
+    ALGORITHMS: tuple[str, ...]
+
+    def can_run(self, problem: Problem, op: str, algorithm: str) -> str | None:
+        """None, or the reason why not, as a clause."""
+
+    def estimate(self, problem: Problem, op: str, algorithm: str) -> float:
+        """Seconds, the smaller the better."""
+
+    def fprop(self, problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's output."""
+
+    def dgrad(self, problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the layer's input."""
+
+    def wgrad(self, problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
+        """The gradient of the reduced weight."""
+
+
+class Pin(NamedTuple):
+    """What the user fixed; None leaves it to the estimate. `origin` says where, for the error message."""
+
+    name: str | None
+    algorithm: str | None
+    origin: str
+
+
+class Candidate(NamedTuple):
+    """One way to run an operator: with a reason why not, or with its estimate in seconds."""
+
+    backend: str
+    algorithm: str
+    reason: str | None
+    seconds: float | None
+
+
+class Choice(NamedTuple):
+    """The backend module and algorithm that run an operator."""
+
+    backend: Any
+    algorithm: str
+
+
+_pinned: ContextVar[Pin | None] = ContextVar("symconv_fast_pinned", default=None)
+_environment = Pin(
+    os.environ.get(ENV_BACKEND) or None, os.environ.get(ENV_ALGORITHM) or None, f"{ENV_BACKEND}/{ENV_ALGORITHM}"
+)
+
+
+@lru_cache(maxsize=None)
+def load(name: str) -> Any | str:
+    """The module of a backend, or, as text, why it is not available. Quiet: who needs it gives the reason."""
+    try:
+        return importlib.import_module(f"symconv_fast.backends.{name}")
+    except ImportError as error:
+        return f"the {name} backend is not available in this installation ({error})"
+
+
+def available() -> dict[str, Any]:
+    """Modules of the backends that can be imported here, by name."""
+    loaded = {name: load(name) for name in BACKENDS}
+    return {name: module for name, module in loaded.items() if not isinstance(module, str)}
+
+
+@contextmanager
+def backend(name: str | None = None, algorithm: str | None = None) -> Iterator[None]:
+    """Pin the backend and the algorithm of everything that runs inside the `with`, backward passes included.
+
+    What is None is left to the dispatch. The innermost `with` alone counts, and it wins over the environment
+    variables. The pin holds in the current thread (and asyncio task); backward on a GPU runs in another one.
+    An operator that the pinned backend or algorithm cannot run raises RuntimeError with the reason; empty tensors
+    (nothing to compute) always go to the reference.
+
+    Raises:
+        ValueError: no backend, or no algorithm of the backend, has that name.
+    """
+    pin = Pin(name, algorithm, "backend()")
+    _check_names(pin)
+    token = _pinned.set(pin)
+    try:
+        yield
+    finally:
+        _pinned.reset(token)
+
+
+def pinned() -> Pin:
+    """What is fixed now: the innermost `backend()`, else the environment."""
+    return _pinned.get() or _environment
+
+
+def choose(problem: Problem, op: str) -> Choice:
+    """The backend and algorithm for `op` ("fprop", "dgrad" or "wgrad"): the lowest estimate of those that can run.
+
+    Raises:
+        RuntimeError: what is pinned cannot run, with the reason. ValueError: the environment names no backend.
+    """
+    return _choose(problem, op, pinned())
+
+
+@lru_cache(maxsize=4096)
+def _choose(problem: Problem, op: str, pin: Pin) -> Choice:
+    _check_names(pin)
+    if _is_empty(problem):
+        module = load("reference")
+        return Choice(module, module.ALGORITHMS[0])
+    if problem.device == "cpu" and pin.name != "reference":
+        _say_once_if_native_is_missing()
+    allowed = [c for c in candidates(problem, op) if _matches(c, pin)]
+    able = [c for c in allowed if c.reason is None]
+    if not able:
+        reasons = "; ".join(f"{c.backend}/{c.algorithm}: {c.reason}" for c in allowed)
+        wanted = f"backend={pin.name!r}, algorithm={pin.algorithm!r}"
+        raise RuntimeError(f"{pin.origin} pins {wanted}, which cannot run {op} here: {reasons}")
+    best = min(able, key=lambda c: c.seconds or 0.0)
+    return Choice(load(best.backend), best.algorithm)
+
+
+def candidates(problem: Problem, op: str) -> list[Candidate]:
+    """Every backend and algorithm with its reason or its estimate, whatever is pinned."""
+    found = []
+    for name in BACKENDS:
+        module = load(name)
+        if isinstance(module, str):
+            found.append(Candidate(name, "-", module, None))
+            continue
+        for algorithm in module.ALGORITHMS:
+            reason = module.can_run(problem, op, algorithm)
+            seconds = module.estimate(problem, op, algorithm) if reason is None else None
+            found.append(Candidate(name, algorithm, reason, seconds))
+    return found
+
+
+def _matches(candidate: Candidate, pin: Pin) -> bool:
+    if pin.name is not None and candidate.backend != pin.name:
+        return False
+    # A backend that is not available has no algorithms; it stays, to give its reason.
+    return pin.algorithm is None or candidate.algorithm in (pin.algorithm, "-")
+
+
+def _is_empty(problem: Problem) -> bool:
+    shapes = (problem.input_shape, problem.weight_shape, problem.output_shape)
+    return any(0 in shape for shape in shapes)
+
+
+def _check_names(pin: Pin) -> None:
+    if pin.name is not None and pin.name not in BACKENDS:
+        raise ValueError(f"{pin.origin}: backend {pin.name!r} does not exist; there are: {', '.join(BACKENDS)}")
+    if pin.algorithm is None:
+        return
+    modules = [m for n, m in available().items() if pin.name in (None, n)]
+    names = sorted({a for module in modules for a in module.ALGORITHMS})
+    if modules and pin.algorithm not in names:
+        raise ValueError(f"{pin.origin}: algorithm {pin.algorithm!r} does not exist; there are: {', '.join(names)}")
+
+
+@lru_cache(maxsize=1)
+def _say_once_if_native_is_missing() -> None:
+    reason = load("cpu")
+    if isinstance(reason, str):
+        warnings.warn(
+            f"symconv_fast: {reason}; CPU layers run on the reference backend (correct, but not faster than torch)",
+            stacklevel=2,
+        )
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """One of the three passes: what runs, or why nothing can, and all candidates."""
+
+    op: str
+    backend: str | None
+    algorithm: str | None
+    candidates: tuple[Candidate, ...]
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; `str()` of it is a table."""
+
+    problem: Problem
+    passes: tuple[PassReport, ...]
+
+    def __str__(self) -> str:
+        p = self.problem
+        dtype = str(p.dtype)[6:]
+        lines = [
+            f"{'transposed ' if p.transposed else ''}convolution {p.input_shape} -> {p.output_shape}, kernel {p.kernel}, "
+            f"{dtype} on {p.device}, {'channels last' if p.channels_last else 'contiguous'}",
+            f"{p.unique} rows of weight for {p.out_channels} filters; multiply-accumulates a pass: "
+            f"{p.macs_folded:,} folded, {p.macs_dense:,} dense; {p.bytes:,} bytes",
+            f"{'pass':<6} {'backend':<10} {'algorithm':<10} {'':<7} estimate or reason",
+        ]
+        for report in self.passes:
+            for c in report.candidates:
+                chosen = (c.backend, c.algorithm) == (report.backend, report.algorithm)
+                why = c.reason if c.seconds is None else f"{c.seconds * 1e6:,.1f} us"
+                lines.append(f"{report.op:<6} {c.backend:<10} {c.algorithm:<10} {'chosen' if chosen else '':<7} {why}")
+            if report.error:
+                lines.append(f"{report.op:<6} error: {report.error}")
+        return "\n".join(lines)
+
+
+def explain(layer: Any, x: Tensor | None = None) -> Explanation:
+    """What would run for a layer and an input, and why: nothing is computed.
+
+    Args:
+        layer: a Symmetric layer, or a `Problem` (then `x` is left out).
+        x: the layer's input, batched or not.
+
+    Returns:
+        An `Explanation`: for fprop, dgrad and wgrad the backend and algorithm chosen, every other candidate with its
+        estimate (seconds) or the reason why it cannot run, multiply-accumulates folded and dense, and bytes.
+    """
+    if isinstance(layer, Problem):
+        problem, weight_last = layer, layer.channels_last
+    elif x is None:
+        raise TypeError("explain(layer, x) needs the input x of the layer; only a Problem goes without")
+    else:
+        problem, weight_last = layer.problem(x), suggests_channels_last(layer.weight)
+    gradient_last = problem.channels_last
+    problems = {
+        "fprop": problem,
+        "dgrad": replace(problem, input_channels_last=gradient_last),
+        "wgrad": replace(problem, input_channels_last=gradient_last, channels_last=weight_last),
+    }
+    return Explanation(problem, tuple(_report(problems[op], op) for op in OPS))
+
+
+def _report(problem: Problem, op: str) -> PassReport:
+    found = tuple(candidates(problem, op))
+    try:
+        choice = choose(problem, op)
+    except RuntimeError as error:
+        return PassReport(op, None, None, found, str(error))
+    return PassReport(op, choice.backend.NAME, choice.algorithm, found, None)

@@ -1,0 +1,276 @@
+"""symmetric_conv*d: validation, padding, autocast, bias and layout, written once above all backends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+from .problem import Problem, ShapeError, suggests_channels_last
+from .symmetry import Symmetry, SymmetryLike, Ties, resolve_rows
+
+IntOrInts = Union[int, Sequence[int]]
+TiesLike = Union[SymmetryLike, Ties]
+
+
+class Call(NamedTuple):
+    """The arguments of one fprop, and whether the input came without a batch dimension."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    static: tuple[Any, ...]
+    unbatched: bool
+
+    def run(self) -> Tensor:
+        """The layer's output."""
+        output = ops.fprop(self.input, self.weight, self.bias, *self.static)
+        return output.squeeze(0) if self.unbatched else output
+
+    def problem(self) -> Problem:
+        """The same as a `Problem`, computing nothing."""
+        layout = suggests_channels_last(self.input)
+        return Problem.create(
+            self.input.shape, self.weight.shape, *self.static, layout, self.input.dtype, self.input.device.type
+        )
+
+
+def symmetric_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrInts = 1,
+    padding: IntOrInts | str = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    *,
+    symmetry: TiesLike,
+) -> Tensor:
+    """`symmetric_conv2d` in one dimension: input (N, C, L) or (C, L), weight (U, C/groups, K)."""
+    return prepare(1, input, weight, bias, stride, padding, dilation, groups, symmetry).run()
+
+
+def symmetric_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrInts = 1,
+    padding: IntOrInts | str = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    *,
+    symmetry: TiesLike,
+) -> Tensor:
+    """`F.conv2d(input, expanded weight, bias, stride, padding, dilation, groups)` from the reduced weight.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float16, bfloat16, float32 or float64, any strides.
+        weight: the reduced weight (U, C/groups, KH, KW), rows in the order h, v, z, hv, hz, vz, hvz, free.
+        bias: (out_channels,), or (U,), which the members of an orbit then share.
+        stride, padding, dilation, groups: as for `torch.nn.functional.conv2d`, "same" and "valid" included.
+        symmetry: which rows are tied. Counts fix out_channels; a string or a percentage is taken for the largest
+            out_channels that U rows can have (a string ties every row); the `ties` of a layer are exact.
+
+    Returns:
+        (N, out_channels, OH, OW): per group first the rows as they are, then the mirrored copies of each segment.
+
+    Raises:
+        ValueError: weight, bias or symmetry do not fit each other. RuntimeError: dtypes or devices differ, or the
+        kernel is larger than the padded input. TypeError: unsupported dtype.
+    """
+    return prepare(2, input, weight, bias, stride, padding, dilation, groups, symmetry).run()
+
+
+def symmetric_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrInts = 1,
+    padding: IntOrInts | str = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    *,
+    symmetry: TiesLike,
+) -> Tensor:
+    """`symmetric_conv2d` in three dimensions: input (N, C, D, H, W) or (C, D, H, W), weight (U, C/groups, KD, KH, KW)."""
+    return prepare(3, input, weight, bias, stride, padding, dilation, groups, symmetry).run()
+
+
+def symmetric_conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrInts = 1,
+    padding: IntOrInts = 0,
+    output_padding: IntOrInts = 0,
+    groups: int = 1,
+    dilation: IntOrInts = 1,
+    *,
+    symmetry: TiesLike,
+) -> Tensor:
+    """`symmetric_conv_transpose2d` in one dimension: input (N, C, L) or (C, L), weight (C, U/groups, K)."""
+    args = (1, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
+    return prepare(*args, transposed=True).run()
+
+
+def symmetric_conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrInts = 1,
+    padding: IntOrInts = 0,
+    output_padding: IntOrInts = 0,
+    groups: int = 1,
+    dilation: IntOrInts = 1,
+    *,
+    symmetry: TiesLike,
+) -> Tensor:
+    """`F.conv_transpose2d` with the weight (C, U/groups, KH, KW) expanded along dim 1.
+
+    Arguments in the order of `torch.nn.functional.conv_transpose2d`; otherwise as `symmetric_conv2d`.
+    """
+    args = (2, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
+    return prepare(*args, transposed=True).run()
+
+
+def symmetric_conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrInts = 1,
+    padding: IntOrInts = 0,
+    output_padding: IntOrInts = 0,
+    groups: int = 1,
+    dilation: IntOrInts = 1,
+    *,
+    symmetry: TiesLike,
+) -> Tensor:
+    """`symmetric_conv_transpose2d` in three dimensions: weight (C, U/groups, KD, KH, KW)."""
+    args = (3, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
+    return prepare(*args, transposed=True).run()
+
+
+def prepare(
+    ndim: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrInts,
+    padding: IntOrInts | str,
+    dilation: IntOrInts,
+    groups: int,
+    symmetry: TiesLike,
+    output_padding: IntOrInts = 0,
+    transposed: bool = False,
+) -> Call:
+    """Check the arguments of a layer and turn them into those of the operator; nothing is computed but padding."""
+    unbatched = input.dim() == ndim + 1
+    if unbatched:
+        input = input.unsqueeze(0)
+    _check_dims(ndim, input, weight, unbatched)
+    ties = symmetry if isinstance(symmetry, Ties) else _resolve(symmetry, ndim, weight, groups, transposed)
+    _check_weight(ties, weight, groups, transposed)
+    stride, dilation = _tuple(stride, ndim, "stride"), _tuple(dilation, ndim, "dilation")
+    if isinstance(padding, str):
+        input, padding = _named_padding(input, padding, weight.shape[2:], stride, dilation)
+    else:
+        padding = _tuple(padding, ndim, "padding")
+    if bias is not None:
+        bias = _full_bias(bias, ties)
+    if torch.is_autocast_enabled(input.device.type):
+        input, weight, bias = _autocast(input, weight, bias)
+    channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
+    extra = _tuple(output_padding, ndim, "output_padding")
+    static = (ties.flat, stride, padding, dilation, extra, transposed, groups, channels_last)
+    return Call(input, weight, bias, static, unbatched)
+
+
+def _check_dims(ndim: int, input: Tensor, weight: Tensor, unbatched: bool) -> None:
+    if input.dim() != ndim + 2:
+        raise ShapeError(
+            f"expected {ndim + 1}-D (unbatched) or {ndim + 2}-D (batched) input to a {ndim}-D convolution, "
+            f"but got input of shape {list(input.shape)}"
+        )
+    if weight.dim() != ndim + 2:
+        raise ShapeError(
+            f"expected weight with {ndim + 2} dims for a {ndim}-D convolution, got shape {list(weight.shape)}"
+        )
+
+
+def _check_weight(ties: Ties, weight: Tensor, groups: int, transposed: bool) -> None:
+    """The operator checks sizes; ties made for another layer are caught here, where symmetry can be named."""
+    if ties.groups != groups:
+        raise ValueError(f"symmetry was resolved for groups={ties.groups}, but groups={groups} was given")
+    if ties.ndim != weight.dim() - 2:
+        raise ValueError(f"symmetry was resolved for {ties.ndim} dims, but weight has shape {list(weight.shape)}")
+    rows, dim = (ties.unique // groups, 1) if transposed else (ties.unique, 0)
+    if weight.shape[dim] != rows:
+        raise ShapeError(
+            f"symmetry needs weight with {rows} rows along dim {dim} "
+            f"(for {ties.out_channels} output channels), got weight of shape {list(weight.shape)}"
+        )
+
+
+def _resolve(symmetry: SymmetryLike, ndim: int, weight: Tensor, groups: int, transposed: bool) -> Ties:
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups={groups!r} must be a positive int")
+    rows = weight.shape[1] * groups if transposed else weight.shape[0]
+    return resolve_rows(_counts(symmetry, ndim), ndim, rows, groups)
+
+
+def _counts(symmetry: SymmetryLike, ndim: int) -> Any:
+    return Symmetry(symmetry, ndim=ndim).counts
+
+
+def _tuple(value: Any, ndim: int, name: str) -> tuple[int, ...]:
+    """An int for all dims, or one a dim, as torch's functions take them."""
+    if isinstance(value, int):
+        return (value,) * ndim
+    values = tuple(value)
+    if len(values) == 1:
+        return values * ndim
+    if len(values) != ndim:
+        raise ShapeError(f"{name}={value} must be an int or {ndim} ints")
+    return values
+
+
+def _named_padding(
+    input: Tensor, padding: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Resolve "same" and "valid"; where "same" is one longer on the right, as torch's, that row is padded here."""
+    if padding == "valid":
+        return input, (0,) * len(stride)
+    if padding != "same":
+        raise ValueError(f"padding={padding!r} is not valid; give ints, 'same' or 'valid'")
+    if any(s != 1 for s in stride):
+        raise ShapeError(f"padding='same' is not supported for strided convolutions, got stride={tuple(stride)}")
+    total = [d * (k - 1) for k, d in zip(kernel, dilation)]
+    if any(t % 2 for t in total):
+        input = F.pad(input, [side for t in reversed(total) for side in (0, t % 2)])
+    return input, tuple(t // 2 for t in total)
+
+
+def _full_bias(bias: Tensor, ties: Ties) -> Tensor:
+    shape = tuple(bias.shape)
+    if shape == (ties.out_channels,):
+        return bias
+    if shape == (ties.unique,):
+        return ties.expand_bias(bias)
+    raise ShapeError(
+        f"expected bias of shape ({ties.out_channels},), or ({ties.unique},) shared within orbits, got {shape}"
+    )
+
+
+def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What autocast does for convolutions: floating tensors but float64 go to the autocast dtype."""
+    dtype = torch.get_autocast_dtype(input.device.type)
+
+    def cast(tensor: Tensor) -> Tensor:
+        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if eligible else tensor
+
+    return cast(input), cast(weight), None if bias is None else cast(bias)

@@ -1,0 +1,329 @@
+"""SymmetricConv*d and SymmetricConvTranspose*d: torch's layers with a reduced weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .functional import Call, IntOrInts, prepare
+from .problem import Problem
+from .symmetry import Symmetry, SymmetryLike, Ties
+
+_Layer = TypeVar("_Layer", bound="_Symmetric")
+
+
+class _Symmetric(nn.modules.conv._ConvNd):
+    """What the six layers share; each also derives from its torch layer, so that `isinstance(m, nn.Conv2d)` holds.
+
+    `weight` (the reduced weight) and `bias` are the only parameters; there are no buffers and no cached filters.
+    """
+
+    symmetry: Symmetry
+    """The tie as it was given."""
+    ties: Ties
+    """The tie resolved for this layer."""
+    share_bias: bool
+
+    def _tie(self, symmetry: SymmetryLike, share_bias: bool, device: Any, dtype: Any) -> None:
+        """Turn a torch layer that was built on the meta device into a tied layer with real parameters."""
+        self.symmetry = Symmetry(symmetry, ndim=len(self.kernel_size))
+        self.ties = self.symmetry.resolve(len(self.kernel_size), self.out_channels, self.groups)
+        self.share_bias = share_bias
+        rows = self.ties.unique
+        if self.transposed:
+            shape = (self.in_channels, rows // self.groups, *self.kernel_size)
+        else:
+            shape = (rows, self.in_channels // self.groups, *self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if self.bias is not None:
+            length = rows if share_bias else self.out_channels
+            self.bias = nn.Parameter(torch.empty(length, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @property
+    def unique_out_channels(self) -> int:
+        """U: the free filters, rows of the reduced weight."""
+        return self.ties.unique
+
+    def reset_parameters(self) -> None:
+        """torch's own initialisation for the expanded layer: uniform within +-1/sqrt(fan_in), weight and bias."""
+        # torch takes the fan-in from dim 1 of the ordinary weight; for a transposed layer dim 1 is the tied one.
+        channels = self.out_channels if self.transposed else self.in_channels
+        fan_in = channels // self.groups * math.prod(self.kernel_size)
+        bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0.0
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def expanded_weight(self) -> Tensor:
+        """The ordinary filters, as `F.convNd` takes them; differentiable. An untied layer's own weight."""
+        return self.ties.expand(self.weight, 1 if self.transposed else 0)
+
+    def expanded_bias(self) -> Tensor | None:
+        """The bias of every output channel, (out_channels,), or None."""
+        if self.bias is None or not self.share_bias:
+            return self.bias
+        return self.ties.expand_bias(self.bias)
+
+    def to_conv(self) -> nn.modules.conv._ConvNd:
+        """An ordinary torch layer with the expanded filters: same outputs, no ties, for export and other tools."""
+        conv = _torch_class(type(self))(
+            **_settings(self), bias=self.bias is not None, device="meta", dtype=self.weight.dtype
+        )
+        conv.weight = nn.Parameter(self.expanded_weight().detach().clone(), self.weight.requires_grad)
+        bias = self.expanded_bias()
+        if self.bias is not None and bias is not None:
+            conv.bias = nn.Parameter(bias.detach().clone(), self.bias.requires_grad)
+        conv.train(self.training)
+        return conv
+
+    @classmethod
+    def from_conv(
+        cls: type[_Layer], conv: nn.modules.conv._ConvNd, symmetry: SymmetryLike, *, share_bias: bool = False
+    ) -> _Layer:
+        """The tied layer whose filters are nearest to those of an ordinary layer, in least squares.
+
+        Output channel i of `conv` becomes channel i of the result: in each group the first U/groups filters lead the
+        orbits, the others are their mirrored copies in the published order. The bias is copied, or averaged over each
+        orbit with `share_bias`. Stride, padding, dtype, device and the rest carry over.
+
+        Raises:
+            TypeError: `conv` is not the torch layer that this class ties. ValueError: as for the constructor.
+        """
+        wanted = _torch_class(cls)
+        if not isinstance(conv, wanted) or isinstance(conv, _Symmetric):
+            raise TypeError(f"{cls.__name__}.from_conv needs an ordinary {wanted.__name__}, got {type(conv).__name__}")
+        extra = {"bias": conv.bias is not None, "symmetry": symmetry, "share_bias": share_bias}
+        layer = cls(**_settings(conv), **extra, device=conv.weight.device, dtype=conv.weight.dtype)
+        weight = layer.ties.project(conv.weight.detach(), 1 if layer.transposed else 0)
+        layer.weight = nn.Parameter(weight.clone(), conv.weight.requires_grad)
+        if conv.bias is not None:
+            bias = conv.bias.detach()
+            bias = layer.ties.project_bias(bias) if share_bias else bias
+            layer.bias = nn.Parameter(bias.clone(), conv.bias.requires_grad)
+        layer.train(conv.training)
+        return layer
+
+    def _prepare(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Call:
+        ndim, padding = len(self.kernel_size), self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0,) * ndim
+        return prepare(ndim, input, weight, bias, self.stride, padding, self.dilation, self.groups, self.ties)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._prepare(input, weight, bias).run()
+
+    def problem(self, x: Tensor) -> Problem:
+        """The `Problem` that an input `x` poses; see `symconv_fast.explain`."""
+        return self._prepare(x, self.weight, self.bias).problem()
+
+    def extra_repr(self) -> str:
+        """torch's own fields, then the symmetry as it was given and the number of free filters."""
+        shared = ", share_bias=True" if self.share_bias else ""
+        return f"{super().extra_repr()}, symmetry={self.symmetry}, unique_out_channels={self.unique_out_channels}{shared}"
+
+
+class _SymmetricTransposed(_Symmetric):
+    """The transposed layers: the weight (C_in, U/groups, *K) is expanded along dim 1."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As torch's transposed layer; `output_size` picks among the sizes that the stride leaves open."""
+        return self._prepare_transposed(input, output_size).run()
+
+    def _prepare_transposed(self, input: Tensor, output_size: list[int] | None) -> Call:
+        ndim = len(self.kernel_size)
+        extra = self._output_padding(  # type: ignore[operator]
+            input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
+        )
+        args = (self.stride, self.padding, self.dilation, self.groups, self.ties, extra)
+        return prepare(ndim, input, self.weight, self.bias, *args, transposed=True)
+
+    def problem(self, x: Tensor) -> Problem:
+        """The `Problem` that an input `x` poses; see `symconv_fast.explain`."""
+        return self._prepare_transposed(x, None).problem()
+
+
+_CONV_DOC = """A {torch} whose filters are tied by reflection; equals `F.{function}(x, layer.expanded_weight(), ...)`.
+
+    Arguments as for `torch.nn.{torch}`, and:
+        symmetry: {{"h": 2, ...}} with numbers of output channels or percentages, a key such as "h", or None.
+        share_bias: the members of an orbit share one bias; `bias` is then (U,).
+
+    `weight` has shape {shape}. Equivariant as a lift only: mirror the input, and the outputs come mirrored with the
+    members of each orbit exchanged; a stack of two such layers is not equivariant.
+
+    Raises:
+        ValueError, TypeError: `symmetry` does not fit the layer; the message names valid values.
+    """
+
+
+class SymmetricConv1d(_Symmetric, nn.Conv1d):
+    __doc__ = _CONV_DOC.format(torch="Conv1d", function="conv1d", shape="(U, C/groups, K)")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: IntOrInts | str = 0,
+        dilation: IntOrInts = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        symmetry: SymmetryLike = None,
+        share_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        nn.Conv1d.__init__(self, *shape, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        self._tie(symmetry, share_bias, device, dtype)
+
+
+class SymmetricConv2d(_Symmetric, nn.Conv2d):
+    __doc__ = _CONV_DOC.format(torch="Conv2d", function="conv2d", shape="(U, C/groups, KH, KW)")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: IntOrInts | str = 0,
+        dilation: IntOrInts = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        symmetry: SymmetryLike = None,
+        share_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        nn.Conv2d.__init__(self, *shape, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        self._tie(symmetry, share_bias, device, dtype)
+
+
+class SymmetricConv3d(_Symmetric, nn.Conv3d):
+    __doc__ = _CONV_DOC.format(torch="Conv3d", function="conv3d", shape="(U, C/groups, KD, KH, KW)")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: IntOrInts | str = 0,
+        dilation: IntOrInts = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        symmetry: SymmetryLike = None,
+        share_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        nn.Conv3d.__init__(self, *shape, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        self._tie(symmetry, share_bias, device, dtype)
+
+
+class SymmetricConvTranspose1d(_SymmetricTransposed, nn.ConvTranspose1d):
+    __doc__ = _CONV_DOC.format(torch="ConvTranspose1d", function="conv_transpose1d", shape="(C_in, U/groups, K)")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: IntOrInts = 0,
+        output_padding: IntOrInts = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: IntOrInts = 1,
+        padding_mode: str = "zeros",
+        *,
+        symmetry: SymmetryLike = None,
+        share_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        shape = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation)
+        nn.ConvTranspose1d.__init__(self, *shape, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        self._tie(symmetry, share_bias, device, dtype)
+
+
+class SymmetricConvTranspose2d(_SymmetricTransposed, nn.ConvTranspose2d):
+    __doc__ = _CONV_DOC.format(torch="ConvTranspose2d", function="conv_transpose2d", shape="(C_in, U/groups, KH, KW)")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: IntOrInts = 0,
+        output_padding: IntOrInts = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: IntOrInts = 1,
+        padding_mode: str = "zeros",
+        *,
+        symmetry: SymmetryLike = None,
+        share_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        shape = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation)
+        nn.ConvTranspose2d.__init__(self, *shape, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        self._tie(symmetry, share_bias, device, dtype)
+
+
+class SymmetricConvTranspose3d(_SymmetricTransposed, nn.ConvTranspose3d):
+    __doc__ = _CONV_DOC.format(torch="ConvTranspose3d", function="conv_transpose3d", shape="(C_in, U/groups, KD, KH, KW)")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: IntOrInts = 0,
+        output_padding: IntOrInts = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: IntOrInts = 1,
+        padding_mode: str = "zeros",
+        *,
+        symmetry: SymmetryLike = None,
+        share_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        shape = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation)
+        nn.ConvTranspose3d.__init__(self, *shape, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        self._tie(symmetry, share_bias, device, dtype)
+
+
+def _torch_class(cls: type) -> type[Any]:
+    """The torch layer that a tied class derives from."""
+    return next(base for base in cls.__mro__ if base.__module__ == nn.Conv2d.__module__)
+
+
+def _settings(conv: nn.modules.conv._ConvNd) -> dict[str, Any]:
+    """The constructor arguments that any convolution layer shares, as it has them now."""
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    if conv.transposed:
+        names.append("output_padding")
+    return {name: getattr(conv, name) for name in names}

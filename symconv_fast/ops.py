@@ -1,0 +1,295 @@
+"""Every torch.library schema, fake, autograd formula, vmap rule and FLOP count. The only file that has them.
+
+Convolution is bilinear, so three functional operators close under differentiation:
+    fprop(x, w) = y        dgrad(gy, w) = gx        wgrad(gy, x) = gw
+The derivative of each is made of the other two, and every order of derivative is there without another kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+from torch.utils.flop_counter import register_flop_formula
+
+from . import dispatch
+from .problem import Problem, ShapeError, allocate, check_tensors, macs, output_size, suggests_channels_last
+
+_GEOMETRY = (
+    "int[] ties, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] output_padding, "
+    "bool transposed, int groups, bool channels_last"
+)
+_LIBRARY = torch.library.Library("symconv_fast", "DEF")
+_LIBRARY.define(f"fprop(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor")
+_LIBRARY.define(f"dgrad(Tensor grad_output, Tensor weight, SymInt[] input_size, {_GEOMETRY}) -> Tensor")
+_LIBRARY.define(f"wgrad(Tensor grad_output, Tensor input, SymInt[] weight_size, {_GEOMETRY}) -> Tensor")
+
+fprop = torch.ops.symconv_fast.fprop.default
+dgrad = torch.ops.symconv_fast.dgrad.default
+wgrad = torch.ops.symconv_fast.wgrad.default
+
+# --- shapes: one check for fake and real -------------------------------------------------------------------------
+
+
+def _sizes(op: str, first: Tensor, second: Tensor, third: Any, geometry: Sequence[Any]) -> tuple[Any, Any, list[int]]:
+    """(input_size, weight_size, output_size) of the layer from the arguments of `op`; checks tensors and shapes."""
+    input_size = first.shape if op == "fprop" else third if op == "dgrad" else second.shape
+    weight_size = third if op == "wgrad" else second.shape
+    out = output_size(input_size, weight_size, *geometry)
+    check_tensors(first, second, third if op == "fprop" else None, out[1])
+    if op != "fprop" and list(first.shape) != out:
+        raise ShapeError(f"expected grad_output of shape {out}, got {list(first.shape)}")
+    return input_size, weight_size, out
+
+
+def _fake_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, *static: Any) -> Tensor:
+    return allocate(_sizes("fprop", input, weight, bias, static[:7])[2], input, static[7])
+
+
+def _fake_dgrad(grad_output: Tensor, weight: Tensor, input_size: Any, *static: Any) -> Tensor:
+    return allocate(_sizes("dgrad", grad_output, weight, input_size, static[:7])[0], grad_output, static[7])
+
+
+def _fake_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: Any) -> Tensor:
+    return allocate(_sizes("wgrad", grad_output, input, weight_size, static[:7])[1], grad_output, static[7])
+
+
+# --- real kernels: through dispatch, with the choice remembered ----------------------------------------------------
+
+_plans: dict[Any, tuple[Callable[..., Tensor], Problem, str]] = {}
+_MAX_PLANS = 8192
+
+
+def _plan(op: str, first: Tensor, second: Tensor, third: Any, static: Sequence[Any]) -> Any:
+    """(function, problem, algorithm) for these arguments: checked and chosen once for each combination."""
+    ties, stride, padding, dilation, output_padding, transposed, groups, channels_last = static
+    last = suggests_channels_last(first)
+    if third is None:
+        extra: Any = None
+    else:
+        extra = (third.shape, third.dtype, third.device) if op == "fprop" else tuple(third)
+    key = (
+        op, first.shape, second.shape, extra, first.dtype, second.dtype, first.device, second.device, tuple(ties),
+        tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding), transposed, groups, channels_last, last,
+        dispatch.pinned(),
+    )  # fmt: skip
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) >= _MAX_PLANS:
+            _plans.clear()
+        input_size, weight_size, _ = _sizes(op, first, second, third, static[:7])
+        device = first.device.type
+        problem = Problem.create(input_size, weight_size, *static, last, first.dtype, device)
+        choice = dispatch.choose(problem, op)
+        plan = _plans[key] = (getattr(choice.backend, op), problem, choice.algorithm)
+    return plan
+
+
+def _real_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, *static: Any) -> Tensor:
+    run, problem, algorithm = _plan("fprop", input, weight, bias, static)
+    return run(problem, algorithm, input, weight, bias)
+
+
+def _real_dgrad(grad_output: Tensor, weight: Tensor, input_size: Any, *static: Any) -> Tensor:
+    run, problem, algorithm = _plan("dgrad", grad_output, weight, input_size, static)
+    return run(problem, algorithm, grad_output, weight)
+
+
+def _real_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: Any) -> Tensor:
+    run, problem, algorithm = _plan("wgrad", grad_output, input, weight_size, static)
+    return run(problem, algorithm, grad_output, input)
+
+
+# --- derivatives ---------------------------------------------------------------------------------------------------
+# Not torch.library.register_autograd: that cannot be reached under torch.func.grad, and forward-mode AD over it
+# silently gives zeros. ctx holds no tensors but those of save_for_backward, only sizes and flags.
+
+
+def _either_last(a: Tensor, b: Tensor) -> bool:
+    """torch's rule for the layout of a convolution's result."""
+    return suggests_channels_last(a) or suggests_channels_last(b)
+
+
+class SymconvFprop(_SingleLevelFunction):
+    """y = fprop(x, w, b): gx = dgrad(gy, w), gw = wgrad(gy, x), gb = sum of gy over all but the channels."""
+
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, input: Tensor, weight: Tensor, bias: Any, *static: Any) -> Tensor:
+        _, need_input, need_weight = ctx.needs_input_grad[:3]
+        ctx.save_for_backward(input if need_weight else None, weight if need_input else None)
+        ctx.sizes, ctx.static = (input.shape, weight.shape), static
+        ctx.weight_last = suggests_channels_last(weight)
+        ctx.set_materialize_grads(False)
+        return _below(fprop, keyset, input, weight, bias, static)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        _, need_input, need_weight, need_bias = ctx.needs_input_grad[:4]
+        grads: list[Any] = [None, None, None]
+        if grad is not None:
+            input, weight = ctx.saved_tensors
+            geometry = ctx.static[:7]
+            if need_input:
+                grads[0] = dgrad(grad, weight, ctx.sizes[0], *ctx.static)
+            if need_weight:
+                grads[1] = wgrad(grad, input, ctx.sizes[1], *geometry, ctx.weight_last)
+            if need_bias:
+                grads[2] = grad.sum([d for d in range(grad.dim()) if d != 1])
+        return (None, *grads, *[None] * 8)
+
+
+class SymconvDgrad(_SingleLevelFunction):
+    """gx = dgrad(gy, w): for the upstream gradient g, ggy = fprop(g, w) and gw = wgrad(gy, g)."""
+
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, grad_output: Tensor, weight: Tensor, size: Any, *static: Any) -> Tensor:
+        _, need_grad, need_weight = ctx.needs_input_grad[:3]
+        ctx.save_for_backward(grad_output if need_weight else None, weight if need_grad else None)
+        ctx.weight_size, ctx.static = weight.shape, static
+        ctx.weight_last = suggests_channels_last(weight)
+        ctx.set_materialize_grads(False)
+        return _below(dgrad, keyset, grad_output, weight, size, static)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        _, need_grad, need_weight = ctx.needs_input_grad[:3]
+        grads: list[Any] = [None, None]
+        if grad is not None:
+            grad_output, weight = ctx.saved_tensors
+            geometry = ctx.static[:7]
+            if need_grad:
+                grads[0] = fprop(grad, weight, None, *geometry, suggests_channels_last(grad) or ctx.weight_last)
+            if need_weight:
+                grads[1] = wgrad(grad_output, grad, ctx.weight_size, *geometry, ctx.weight_last)
+        return (None, *grads, *[None] * 9)
+
+
+class SymconvWgrad(_SingleLevelFunction):
+    """gw = wgrad(gy, x): for the upstream gradient g, ggy = fprop(x, g) and gx = dgrad(gy, g)."""
+
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, grad_output: Tensor, input: Tensor, size: Any, *static: Any) -> Tensor:
+        _, need_grad, need_input = ctx.needs_input_grad[:3]
+        ctx.save_for_backward(grad_output if need_input else None, input if need_grad else None)
+        ctx.input_size, ctx.static = input.shape, static
+        ctx.input_last = suggests_channels_last(input)
+        ctx.set_materialize_grads(False)
+        return _below(wgrad, keyset, grad_output, input, size, static)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        _, need_grad, need_input = ctx.needs_input_grad[:3]
+        grads: list[Any] = [None, None]
+        if grad is not None:
+            grad_output, input = ctx.saved_tensors
+            geometry = ctx.static[:7]
+            last = ctx.input_last or suggests_channels_last(grad)
+            if need_grad:
+                grads[0] = fprop(input, grad, None, *geometry, last)
+            if need_input:
+                grads[1] = dgrad(grad_output, grad, ctx.input_size, *geometry, last)
+        return (None, *grads, *[None] * 9)
+
+
+def _below(op: Any, keyset: Any, first: Tensor, second: Tensor, third: Any, static: Sequence[Any]) -> Tensor:
+    """Call `op` again beneath autograd."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, first, second, third, *static)
+
+
+def _autograd_kernel(op: Any, function: Any) -> Callable[..., Tensor]:
+    """The Autograd kernel of `op`: refuses forward mode, records `function` only where a gradient is wanted."""
+
+    def kernel(keyset: Any, first: Tensor, second: Tensor, third: Any, *static: Any) -> Tensor:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(first, second, third)
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(first, second, third)):
+            return _below(op, keyset, first, second, third, static)
+        if not torch._C._are_functorch_transforms_active():
+            return function.apply(keyset, first, second, third, *static)
+        # Under torch.func.grad this kernel already runs at one level of the transforms, where an autograd.Function
+        # of a single level is what is needed; torch wants to be told that this is so.
+        allowed = torch._C._functorch.get_single_level_autograd_function_allowed()
+        torch._C._functorch.set_single_level_autograd_function_allowed(True)
+        try:
+            return function.apply(keyset, first, second, third, *static)
+        finally:
+            torch._C._functorch.set_single_level_autograd_function_allowed(allowed)
+
+    return kernel
+
+
+def _refuse_tangents(*tensors: Any) -> None:
+    """Forward mode over operators in Python would give zeros without a word."""
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                "symconv_fast does not implement forward-mode automatic differentiation (torch.func.jvp, jacfwd, "
+                "dual tensors); use reverse mode: torch.autograd.grad, torch.func.vjp or jacrev"
+            )
+
+
+# --- torch.vmap ----------------------------------------------------------------------------------------------------
+
+
+def _vmap_rule(op: Any) -> Callable[..., tuple[Tensor, int]]:
+    """Batch over the first tensor alone folds into N (one call); any other batch is a loop of calls."""
+
+    def rule(info: Any, in_dims: Sequence[Any], first: Tensor, second: Tensor, third: Any, *static: Any) -> Any:
+        tensors, dims = (first, second, third), in_dims[:3]
+        if op is not wgrad and dims[0] is not None and dims[1] is None and not isinstance(dims[2], int):
+            folded = first.movedim(dims[0], 0).flatten(0, 1)
+            if op is dgrad:
+                third = [third[0] * info.batch_size, *third[1:]]
+            return op(folded, second, third, *static).unflatten(0, (info.batch_size, -1)), 0
+        results = []
+        for i in range(info.batch_size):
+            args = (t.select(d, i) if isinstance(d, int) else t for t, d in zip(tensors, dims))
+            results.append(op(*args, *static))
+        return torch.stack(results), 0
+
+    return rule
+
+
+# --- FLOP counts for torch.utils.flop_counter -----------------------------------------------------------------------
+
+
+def _flops(input_size: Any, weight_size: Any, static: Sequence[Any]) -> int:
+    """2 x the folded multiply-accumulates: what the tied layer needs, whichever backend runs it."""
+    out = output_size(input_size, weight_size, *static[:7])
+    return 2 * macs(input_size, weight_size, out[2:], static[5])
+
+
+def _flops_fprop(input: Any, weight: Any, bias: Any, *static: Any, **_: Any) -> int:
+    return _flops(input, weight, static)
+
+
+def _flops_dgrad(grad_output: Any, weight: Any, input_size: Any, *static: Any, **_: Any) -> int:
+    return _flops(input_size, weight, static)
+
+
+def _flops_wgrad(grad_output: Any, input: Any, weight_size: Any, *static: Any, **_: Any) -> int:
+    return _flops(input, weight_size, static)
+
+
+def _register() -> None:
+    rows = (
+        ("fprop", fprop, _real_fprop, _fake_fprop, SymconvFprop, _flops_fprop),
+        ("dgrad", dgrad, _real_dgrad, _fake_dgrad, SymconvDgrad, _flops_dgrad),
+        ("wgrad", wgrad, _real_wgrad, _fake_wgrad, SymconvWgrad, _flops_wgrad),
+    )
+    for name, op, real, fake, function, flops in rows:
+        qualified = f"symconv_fast::{name}"
+        # Any device that torch has: the choice of backend, the reference included, is made inside.
+        _LIBRARY.impl(name, real, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, _autograd_kernel(op, function), "Autograd", with_keyset=True)
+        torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+        torch.library.register_vmap(qualified, _vmap_rule(op), lib=_LIBRARY)
+        register_flop_formula(getattr(torch.ops.symconv_fast, name))(flops)
+
+
+_register()

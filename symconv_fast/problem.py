@@ -1,0 +1,360 @@
+"""One convolution, frozen: sizes, stride, dtype, layout and ties; its output shape, memory format and cost.
+
+Everything that a backend, a fake kernel or a user must agree on is computed here and only here. The size functions
+also take the symbolic integers of torch.compile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .symmetry import COPIES, Segment, Ties, orbit_size
+
+SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OPS = ("fprop", "dgrad", "wgrad")
+
+
+class ShapeError(ValueError, RuntimeError):
+    """A shape that does not fit: a ValueError, and a RuntimeError because torch's own layers raise that."""
+
+
+def suggests_channels_last(tensor: Tensor) -> bool:
+    """c10's suggest_memory_format != contiguous: are the strides of a (N, C, *spatial) tensor like channels last?
+
+    Only 4-D and 5-D tensors can be. Where a tensor is both (C = 1, or one pixel) the answer is that of c10.
+    """
+    ndim = tensor.dim()
+    if ndim != 4 and ndim != 5:
+        return False
+    sizes, strides = tensor.shape, tensor.stride()
+    if strides[1] == 0:
+        return False
+    smallest = 0
+    for d in (1, 3, 2, 0) if ndim == 4 else (1, 4, 3, 2, 0):
+        if sizes[d] == 0 or strides[d] < smallest:
+            return False
+        # N111 with equal strides is both; contiguous wins.
+        if d == 0 and smallest == strides[1]:
+            return False
+        smallest = strides[d]
+        if sizes[d] > 1:
+            smallest *= sizes[d]
+    return True
+
+
+def memory_format(ndim: int, channels_last: bool) -> torch.memory_format:
+    """torch's memory format of a tensor with `ndim` spatial dims."""
+    if not channels_last or ndim == 1:
+        return torch.contiguous_format
+    return torch.channels_last if ndim == 2 else torch.channels_last_3d
+
+
+def allocate(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
+    """An uninitialised result (N, C, *spatial) with the dtype and device of `like`; real and fake kernels use it."""
+    fmt = memory_format(len(shape) - 2, channels_last)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=fmt)
+
+
+def as_result(tensor: Tensor, channels_last: bool) -> Tensor:
+    """`tensor` with exactly the strides that `allocate` gives, copied only if its layout differs."""
+    fmt = memory_format(tensor.dim() - 2, channels_last)
+    if not tensor.is_contiguous(memory_format=fmt):
+        return tensor.contiguous(memory_format=fmt)
+    if 1 not in tensor.shape:
+        return tensor
+    # Dimensions of size 1 may carry any stride; torch.compile compares them all the same.
+    expected = torch.empty(tensor.shape, device="meta", memory_format=fmt).stride()
+    return tensor if tensor.stride() == expected else tensor.as_strided(tensor.shape, expected)
+
+
+def out_spatial(
+    spatial: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    transposed: bool,
+) -> list[int]:
+    """Spatial output sizes of a convolution, as torch.nn.Conv2d and ConvTranspose2d document them."""
+    if transposed:
+        return [
+            (n - 1) * s - 2 * p + d * (k - 1) + o + 1
+            for n, k, s, p, d, o in zip(spatial, kernel, stride, padding, dilation, output_padding)
+        ]
+    return [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(spatial, kernel, stride, padding, dilation)
+    ]
+
+
+def output_size(
+    input_size: Sequence[int],
+    weight_size: Sequence[int],
+    ties: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    transposed: bool,
+    groups: int,
+) -> list[int]:
+    """Shape (N, out_channels, *out_spatial) of the layer's output; checks that everything fits.
+
+    Args:
+        input_size: (N, C, *spatial) of the layer's input.
+        weight_size: (U, C/groups, *K) of the reduced weight, (C, U/groups, *K) if transposed.
+        ties: [mask, rows, ...] as in `Ties.flat`.
+
+    Raises:
+        ShapeError: (a ValueError and a RuntimeError) naming the expected and the given shape.
+    """
+    ndim = len(weight_size) - 2
+    _check_geometry(ndim, stride, padding, dilation, output_padding, groups)
+    unique = _check_ties(ndim, ties, groups)
+    if len(input_size) != ndim + 2:
+        raise ShapeError(f"expected input of shape (N, C, {ndim} spatial sizes), got {list(input_size)}")
+    rows = weight_size[1] * groups if transposed else weight_size[0]
+    if rows != unique:
+        raise ShapeError(f"symmetry needs {unique} rows of weight, got weight of shape {list(weight_size)}")
+    channels = weight_size[0] if transposed else weight_size[1] * groups
+    if input_size[1] != channels:
+        raise ShapeError(
+            f"given groups={groups} and weight of shape {list(weight_size)}, expected input of shape "
+            f"(N, {channels}, ...), but got {list(input_size)} with {input_size[1]} channels instead"
+        )
+    kernel, spatial = weight_size[2:], input_size[2:]
+    out = out_spatial(spatial, kernel, stride, padding, dilation, output_padding, transposed)
+    _check_extent(spatial, kernel, padding, dilation, out, transposed)
+    return [input_size[0], sum(r * orbit_size(m) for m, r in zip(ties[::2], ties[1::2])), *out]
+
+
+def _check_ties(ndim: int, ties: Sequence[int], groups: int) -> int:
+    """U of flat ties; a kernel indexes memory by them, so nothing malformed may pass."""
+    if len(ties) % 2 or not ties:
+        raise ShapeError(f"ties must be [mask, rows, ...], got {list(ties)}")
+    for mask, rows in zip(ties[::2], ties[1::2]):
+        if mask not in COPIES or mask >> ndim or rows < 0 or rows % groups:
+            raise ShapeError(
+                f"ties {list(ties)} do not fit {ndim} dims and groups={groups}: each mask must be below {1 << ndim} "
+                f"and each number of rows divisible by groups"
+            )
+    return sum(ties[1::2])
+
+
+def _check_geometry(
+    ndim: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+) -> None:
+    """Lengths and ranges of the integer arguments; `ndim` values each."""
+    if ndim not in (1, 2, 3):
+        raise ShapeError(f"weight must have 3, 4 or 5 dims (1-D, 2-D or 3-D convolution), got {ndim + 2}")
+    named = {"stride": (stride, 1), "padding": (padding, 0), "dilation": (dilation, 1), "output_padding": (output_padding, 0)}
+    for name, (values, least) in named.items():
+        if len(values) != ndim or any(v < least for v in values):
+            raise ShapeError(f"{name}={list(values)} must be {ndim} values of at least {least}, such as {[least] * ndim}")
+    if groups < 1:
+        raise ShapeError(f"groups={groups} must be at least 1")
+    for o, s, d in zip(output_padding, stride, dilation):
+        if o > 0 and o >= s and o >= d:
+            raise ShapeError(
+                f"output_padding={list(output_padding)} must be smaller than stride={list(stride)} or "
+                f"dilation={list(dilation)}"
+            )
+
+
+def _check_extent(
+    spatial: Sequence[int],
+    kernel: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out: Sequence[int],
+    transposed: bool,
+) -> None:
+    if any(k < 1 for k in kernel) or any(n < 1 for n in spatial):
+        raise ShapeError(
+            f"kernel and spatial sizes must be at least 1, got kernel {list(kernel)} and input {list(spatial)}"
+        )
+    if all(n > 0 for n in out):
+        return
+    if transposed:
+        raise ShapeError(f"input of {list(spatial)} is too small: the output size would be {list(out)}")
+    padded = [n + 2 * p for n, p in zip(spatial, padding)]
+    effective = [d * (k - 1) + 1 for k, d in zip(kernel, dilation)]
+    raise ShapeError(
+        f"padded input size per channel: {padded}; kernel size (dilated): {effective}. "
+        "Kernel size can't be greater than actual input size"
+    )
+
+
+def check_tensors(first: Tensor, second: Tensor, bias: Tensor | None, out_channels: int) -> None:
+    """Dtypes and devices of the two tensors of an operator and its bias.
+
+    Raises:
+        TypeError: a dtype that is not supported. RuntimeError: dtypes or devices differ, as torch's layers say it.
+        ShapeError: bias is not (out_channels,).
+    """
+    for tensor in (first, second):
+        if tensor.dtype not in SUPPORTED_DTYPES or tensor.is_quantized:
+            names = ", ".join(str(dtype)[6:] for dtype in SUPPORTED_DTYPES)
+            raise TypeError(f"dtype {str(tensor.dtype)[6:]} is not supported; supported dtypes: {names}")
+    others = (("weight", second),) if bias is None else (("weight", second), ("bias", bias))
+    for name, other in others:
+        if other.dtype != first.dtype:
+            raise RuntimeError(
+                f"Input type ({str(first.dtype)[6:]}) and {name} type ({str(other.dtype)[6:]}) should be the same"
+            )
+        if other.device != first.device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but input is on {first.device} and "
+                f"{name} is on {other.device}"
+            )
+    if bias is not None and tuple(bias.shape) != (out_channels,):
+        raise ShapeError(f"expected bias of shape ({out_channels},), got {tuple(bias.shape)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One convolution with tied filters, frozen and hashable: what an operator computes.
+
+    `spatial` are the sizes of the layer's input, `kernel` those of a filter, `ties` is ((mask, rows), ...) with rows
+    counted over all groups. `channels_last` is the memory format of the result, `input_channels_last` that of the
+    operator's first tensor argument (the input for fprop, the output gradient for dgrad and wgrad).
+    """
+
+    batch: int
+    in_channels: int
+    spatial: tuple[int, ...]
+    unique: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    transposed: bool
+    groups: int
+    ties: tuple[tuple[int, int], ...]
+    dtype: torch.dtype
+    device: str
+    channels_last: bool
+    input_channels_last: bool
+
+    @classmethod
+    def create(
+        cls,
+        input_size: Sequence[int],
+        weight_size: Sequence[int],
+        ties: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        output_padding: Sequence[int],
+        transposed: bool,
+        groups: int,
+        channels_last: bool,
+        input_channels_last: bool,
+        dtype: torch.dtype,
+        device: str,
+    ) -> Problem:
+        """From the arguments of an operator; raises ShapeError as `output_size` does."""
+        geometry = (ties, stride, padding, dilation, output_padding, transposed, groups)
+        out = output_size(input_size, weight_size, *geometry)
+        return cls(
+            batch=input_size[0],
+            in_channels=input_size[1],
+            spatial=tuple(input_size[2:]),
+            unique=sum(ties[1::2]),
+            out_channels=out[1],
+            kernel=tuple(weight_size[2:]),
+            stride=tuple(stride),
+            padding=tuple(padding),
+            dilation=tuple(dilation),
+            output_padding=tuple(output_padding),
+            transposed=transposed,
+            groups=groups,
+            ties=tuple(zip(ties[::2], ties[1::2])),
+            dtype=dtype,
+            device=device,
+            channels_last=channels_last,
+            input_channels_last=input_channels_last,
+        )
+
+    @property
+    def ndim(self) -> int:
+        """Spatial dims: 1, 2 or 3."""
+        return len(self.kernel)
+
+    @property
+    def out_spatial(self) -> tuple[int, ...]:
+        """Spatial sizes of the layer's output."""
+        sizes = (self.spatial, self.kernel, self.stride, self.padding, self.dilation, self.output_padding)
+        return tuple(out_spatial(*sizes, self.transposed))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(N, C, *spatial)."""
+        return (self.batch, self.in_channels, *self.spatial)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(N, out_channels, *out_spatial)."""
+        return (self.batch, self.out_channels, *self.out_spatial)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Of the reduced weight: (U, C/groups, *K), or (C, U/groups, *K) if transposed."""
+        return self._filters_shape(self.unique)
+
+    @property
+    def expanded_shape(self) -> tuple[int, ...]:
+        """Of the ordinary filters: (out_channels, C/groups, *K), or (C, out_channels/groups, *K) if transposed."""
+        return self._filters_shape(self.out_channels)
+
+    def _filters_shape(self, rows: int) -> tuple[int, ...]:
+        if self.transposed:
+            return (self.in_channels, rows // self.groups, *self.kernel)
+        return (rows, self.in_channels // self.groups, *self.kernel)
+
+    @property
+    def layer_ties(self) -> Ties:
+        """The ties with the methods that expand and reduce filters."""
+        return Ties(self.ndim, self.groups, tuple(Segment(*segment) for segment in self.ties))
+
+    @property
+    def macs_folded(self) -> int:
+        """Multiply-accumulates of one pass with the fold: those of the reduced weight (any of the three passes)."""
+        return macs(self.input_shape, self.weight_shape, self.out_spatial, self.transposed)
+
+    @property
+    def macs_dense(self) -> int:
+        """Multiply-accumulates of one pass of the ordinary convolution with expanded filters."""
+        return macs(self.input_shape, self.expanded_shape, self.out_spatial, self.transposed)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of input, output and reduced weight, each moved once."""
+        shapes = (self.input_shape, self.output_shape, self.weight_shape)
+        return self.dtype.itemsize * sum(math.prod(shape) for shape in shapes)
+
+    def result_shape(self, op: str) -> tuple[int, ...]:
+        """Shape of what `op` returns: "fprop" the output, "dgrad" the input's gradient, "wgrad" the weight's."""
+        return {"fprop": self.output_shape, "dgrad": self.input_shape, "wgrad": self.weight_shape}[op]
+
+    def empty_result(self, op: str, like: Tensor) -> Tensor:
+        """An uninitialised tensor of the shape and memory format of the result of `op`, on the device of `like`."""
+        return allocate(self.result_shape(op), like, self.channels_last)
+
+
+def macs(input_size: Sequence[int], weight_size: Sequence[int], out: Sequence[int], transposed: bool) -> int:
+    """Multiply-accumulates of a convolution with filters of `weight_size`: each filter tap once a position."""
+    positions = math.prod(input_size[2:]) if transposed else math.prod(out)
+    return input_size[0] * positions * math.prod(weight_size)
