@@ -28,7 +28,7 @@ class Call(NamedTuple):
 
     def run(self) -> Tensor:
         """The layer's output."""
-        output = ops.fprop(self.input, self.weight, self.bias, *self.static)
+        output = ops.call_fprop(self.input, self.weight, self.bias, self.static)
         return output.squeeze(0) if self.unbatched else output
 
     def problem(self) -> Problem:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils.flop_counter import register_flop_formula
@@ -124,7 +125,7 @@ class SymconvFprop(_SingleLevelFunction):
         ctx.sizes, ctx.static = (input.shape, weight.shape), static
         ctx.weight_last = suggests_channels_last(weight)
         ctx.set_materialize_grads(False)
-        return _below(fprop, keyset, input, weight, bias, static)
+        return _record(fprop, keyset, input, weight, bias, static)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
@@ -152,7 +153,7 @@ class SymconvDgrad(_SingleLevelFunction):
         ctx.weight_size, ctx.static = weight.shape, static
         ctx.weight_last = suggests_channels_last(weight)
         ctx.set_materialize_grads(False)
-        return _below(dgrad, keyset, grad_output, weight, size, static)
+        return _record(dgrad, keyset, grad_output, weight, size, static)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
@@ -178,7 +179,7 @@ class SymconvWgrad(_SingleLevelFunction):
         ctx.input_size, ctx.static = input.shape, static
         ctx.input_last = suggests_channels_last(input)
         ctx.set_materialize_grads(False)
-        return _below(wgrad, keyset, grad_output, input, size, static)
+        return _record(wgrad, keyset, grad_output, input, size, static)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
@@ -201,6 +202,15 @@ def _below(op: Any, keyset: Any, first: Tensor, second: Tensor, third: Any, stat
         return op.redispatch(keyset & torch._C._after_autograd_keyset, first, second, third, *static)
 
 
+def _record(op: Any, keyset: Any, first: Tensor, second: Tensor, third: Any, static: Sequence[Any]) -> Tensor:
+    """`_below` from the forward of an autograd.Function, which has turned both modes of differentiation off."""
+    if not torch._C._are_functorch_transforms_active():
+        return _below(op, keyset, first, second, third, static)
+    # Beneath this level of the transforms there may be another one that differentiates.
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        return _below(op, keyset, first, second, third, static)
+
+
 def _autograd_kernel(op: Any, function: Any) -> Callable[..., Tensor]:
     """The Autograd kernel of `op`: refuses forward mode, records `function` only where a gradient is wanted."""
 
@@ -213,12 +223,8 @@ def _autograd_kernel(op: Any, function: Any) -> Callable[..., Tensor]:
             return function.apply(keyset, first, second, third, *static)
         # Under torch.func.grad this kernel already runs at one level of the transforms, where an autograd.Function
         # of a single level is what is needed; torch wants to be told that this is so.
-        allowed = torch._C._functorch.get_single_level_autograd_function_allowed()
-        torch._C._functorch.set_single_level_autograd_function_allowed(True)
-        try:
+        with enable_single_level_autograd_function():
             return function.apply(keyset, first, second, third, *static)
-        finally:
-            torch._C._functorch.set_single_level_autograd_function_allowed(allowed)
 
     return kernel
 
@@ -231,6 +237,36 @@ def _refuse_tangents(*tensors: Any) -> None:
                 "symconv_fast does not implement forward-mode automatic differentiation (torch.func.jvp, jacfwd, "
                 "dual tensors); use reverse mode: torch.autograd.grad, torch.func.vjp or jacrev"
             )
+
+
+# --- the short way for eager inference ------------------------------------------------------------------------------
+
+_PLAIN_TENSOR = torch._C._dispatch_keys(torch.empty(0))
+_PLAIN_THREAD = torch._C._dispatch_tls_local_include_set()
+
+
+def call_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, static: Sequence[Any]) -> Tensor:
+    """`fprop`, past the dispatcher where it would do nothing: plain CPU tensors, no gradient, no mode, no transform.
+
+    The trip through the dispatcher and two Python kernels costs about 10 us, as much as a tiny convolution.
+    """
+    if torch.compiler.is_compiling() or not _is_plain(input, weight, bias):
+        return fprop(input, weight, bias, *static)
+    return _real_fprop(input, weight, bias, *static)
+
+
+def _is_plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    keys = torch._C._dispatch_keys
+    return (
+        all(type(t) in (Tensor, torch.nn.Parameter) and keys(t) == _PLAIN_TENSOR for t in tensors)
+        and torch._C._dispatch_tls_local_include_set() == _PLAIN_THREAD
+        and forward_ad._current_level < 0
+        and not torch.autograd._profiler_enabled()
+        and torch._C._get_tracing_state() is None
+    )
 
 
 # --- torch.vmap ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -327,7 +328,7 @@ class Problem:
     @property
     def layer_ties(self) -> Ties:
         """The ties with the methods that expand and reduce filters."""
-        return Ties(self.ndim, self.groups, tuple(Segment(*segment) for segment in self.ties))
+        return _layer_ties(len(self.kernel), self.groups, self.ties)
 
     @property
     def macs_folded(self) -> int:
@@ -352,6 +353,11 @@ class Problem:
     def empty_result(self, op: str, like: Tensor) -> Tensor:
         """An uninitialised tensor of the shape and memory format of the result of `op`, on the device of `like`."""
         return allocate(self.result_shape(op), like, self.channels_last)
+
+
+@lru_cache(maxsize=1024)
+def _layer_ties(ndim: int, groups: int, ties: tuple[tuple[int, int], ...]) -> Ties:
+    return Ties(ndim, groups, tuple(Segment(*segment) for segment in ties))
 
 
 def macs(input_size: Sequence[int], weight_size: Sequence[int], out: Sequence[int], transposed: bool) -> int:
