@@ -1,0 +1,86 @@
+// What has to be computed, as index maps: which source positions and channels feed which slot.
+//
+// Two kinds of plan cover every pass. A *fold* plan (forward) sums mirrored positions of one tensor,
+// once for each parity. A *sum* plan (both gradients) sums the orbit members of one tensor, each at
+// its own mirrored position. A slot is one such sum: a block of rows of the contraction.
+// Strided scatters are split into phases, so that in every phase the source position on an axis is
+//   a * t + b[tap]   for the anchors t = 0 .. count-1,   and the destination is   first + step * t.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace symconv {
+
+constexpr int kAxes = 3;  // 0 = depth, 1 = height, 2 = width; 1-D and 2-D have extent 1 in front
+using Triple = std::array<int64_t, kAxes>;
+using Taps = std::array<int, kAxes>;
+
+// All orbits of a layer with the same tie. Rows and channels count inside one group of the layer.
+struct Segment {
+  int mask;        // tied axes: bit 0 width, bit 1 height, bit 2 depth
+  int64_t rows;    // orbits
+  int64_t first;   // first row of the reduced weight
+  int64_t copies;  // first output channel of the mirrored copies
+};
+
+struct Problem {
+  int64_t batch, groups;
+  int64_t channels;  // input channels of one group
+  int64_t orbits;    // U of one group
+  int64_t filters;   // output channels of one group
+  Triple in, out, kernel, stride, padding, dilation;
+  bool transposed;
+  std::vector<Segment> segments;
+};
+
+struct AxisMap {
+  int64_t count = 0, a = 1, extent = 0, first = 0, step = 1;
+  std::vector<int64_t> b;     // by tap
+  std::vector<char> present;  // taps that contribute in this phase
+};
+
+struct Slot {
+  int parity;        // fold: compressed parity; sum: 0
+  int segment;
+  int64_t row;       // first orbit inside the segment (sum)
+  int64_t channels;  // rows of the contraction that the slot covers
+  Taps tap;          // representative tap of the weights; that of the offset axis is set later
+};
+
+// Sources that are loaded together. Fold: source s is mirrored on the subset s of the paired axes,
+// and there are as many slots as sources. Sum: source s is orbit member s, and there is one slot.
+struct Group {
+  int log_sources = 0;
+  Taps tap[8];
+  int64_t channel[8];  // first channel of the source, inside its group of the layer
+  int slot[8];
+  int64_t channels = 0;
+};
+
+struct Plan {
+  bool fold = true;
+  int parities = 1;
+  int offset_axis = -1;  // its taps are shifts of the panel and need no slots of their own
+  std::vector<Slot> slots;  // parity-major
+  std::vector<Group> groups;
+  std::vector<AxisMap> axes[kAxes];  // by residue of the destination position
+};
+
+// Tied axes of a mask, width first; returns how many.
+int tied_axes(int mask, int (&axes)[kAxes]);
+
+// First output channel of an orbit member, given as a subset of the tied axes (bit i: i-th tied axis).
+int64_t member_channel(const Segment& segment, int member);
+
+// Axis on which a plan over these segments may shift the panel, or -1.
+int choose_offset_axis(const Problem& p, bool fold, const Segment* segments, size_t count, bool planes);
+
+Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis);
+
+// `part` of `parts`: the orbits of every segment are cut into that many ranges.
+Plan sum_plan(const Problem& p, int part, int parts, int offset_axis);
+
+}  // namespace symconv

@@ -1,0 +1,26 @@
+// Inner loops for x86-64 with AVX2: compiled with its own target, called only where the CPU has it.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+#define SYMCONV_ISA avx2
+#define SYMCONV_BYTES 32
+#define SYMCONV_ROWS1 12
+#define SYMCONV_ROWS2 6
+#define SYMCONV_ROWS3 4
+#include "kernels_impl.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif

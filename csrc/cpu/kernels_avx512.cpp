@@ -1,0 +1,26 @@
+// Inner loops for x86-64 with AVX512: compiled with its own target, called only where the CPU has it.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
+#endif
+
+#define SYMCONV_ISA avx512
+#define SYMCONV_BYTES 64
+#define SYMCONV_ROWS1 14
+#define SYMCONV_ROWS2 14
+#define SYMCONV_ROWS3 8
+#include "kernels_impl.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif

@@ -1,0 +1,260 @@
+// Cutting the work into tiles, and packing the panel of one tile.
+#include "panel.h"
+
+#include <algorithm>
+
+namespace symconv {
+
+namespace {
+
+// Bytes of a panel: it is written once and read once for every block of columns, so it should stay
+// in the second-level cache beside the weights of one block.
+constexpr int64_t kPanelBytes = 384 << 10;
+constexpr int64_t kMaxPixels = 256;
+constexpr int64_t kMinPixels = 14;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Equal blocks of at most `limit`.
+int64_t even_block(int64_t count, int64_t limit) {
+  limit = std::clamp<int64_t>(limit, 1, std::max<int64_t>(count, 1));
+  return ceil_div(count, ceil_div(count, limit));
+}
+
+void set_block(Tiling& t, int axis, int64_t limit) {
+  t.block[axis] = std::max<int64_t>(1, even_block(t.count[axis], limit));
+  t.blocks[axis] = ceil_div(t.count[axis], t.block[axis]);
+}
+
+void choose_blocks(Tiling& t, int64_t slot_bytes, bool planes) {
+  const int64_t pixels =
+      std::clamp<int64_t>(kPanelBytes / std::max<int64_t>(slot_bytes, 1), kMinPixels, kMaxPixels);
+  if (t.span == 0) {
+    set_block(t, 2, pixels);
+    set_block(t, 1, pixels / t.block[2]);
+    set_block(t, 0, pixels / (t.block[2] * t.block[1]));
+    return;
+  }
+  // Halo lines are packed again for every tile: at least four times as many lines as halo.
+  const int64_t lines = std::min<int64_t>(t.count[0], 4 * t.span) + t.span;
+  set_block(t, 2, std::max<int64_t>(planes ? 32 : kMinPixels, pixels / lines));
+  set_block(t, 1, 1);
+  set_block(t, 0, std::max<int64_t>(1, pixels / t.block[2] - t.span));
+}
+
+// More, smaller tiles until the threads share them evenly or there are plenty.
+void balance(Tiling& t, int64_t outer, int64_t threads) {
+  for (int round = 0; round < 8; ++round) {
+    const int64_t tasks = outer * t.tiles();
+    if (tasks % threads == 0 || tasks >= 8 * threads) return;
+    int axis = 0;
+    while (axis < kAxes && t.block[axis] <= 1) ++axis;
+    if (axis == kAxes) return;
+    const int64_t block = ceil_div(t.count[axis], t.blocks[axis] + 1);
+    t.block[axis] = block < t.block[axis] ? block : t.block[axis] - 1;
+    t.blocks[axis] = ceil_div(t.count[axis], t.block[axis]);
+  }
+}
+
+Tiling make_tiling(const Plan& plan, const Phase& phase, int64_t outer, int64_t slot_bytes, int64_t threads,
+                   bool planes) {
+  Tiling t;
+  int n = 0;
+  if (plan.offset_axis >= 0) t.order[n++] = plan.offset_axis;
+  for (int axis = 0; axis < kAxes; ++axis)
+    if (axis != plan.offset_axis) t.order[n++] = axis;
+  for (int i = 0; i < kAxes; ++i) t.count[i] = phase.axis[t.order[i]]->count;
+  if (plan.offset_axis >= 0) {
+    const AxisMap& m = *phase.axis[plan.offset_axis];
+    bool any = false;
+    int64_t low = 0, high = 0;
+    for (size_t k = 0; k < m.b.size(); ++k) {
+      if (!m.present[k]) continue;
+      low = any ? std::min(low, m.b[k]) : m.b[k];
+      high = any ? std::max(high, m.b[k]) : m.b[k];
+      any = true;
+    }
+    t.b_min = low;
+    t.span = high - low;
+  }
+  choose_blocks(t, slot_bytes, planes);
+  balance(t, outer, threads);
+  return t;
+}
+
+int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+// One source of a group on one line of the tile: base pointer at inner anchor 0, or absent.
+struct LineSource {
+  bool valid;
+  int64_t base;   // element offset at inner position 0 of the source
+  int64_t b;      // inner source position = a * t + b
+};
+
+template <class T>
+struct Packer {
+  const Kernels<T>& kernels;
+  const Plan& plan;
+  const Phase& phase;
+  const Tile& tile;
+  const PanelLayout& layout;
+  const View<const T>& source;
+  int64_t source_channel, channels;
+  bool planes;
+  const T* zeros;
+  T* panel;
+  int64_t ld;
+
+  int inner() const { return phase.tiling.order[2]; }
+
+  // Position of a source on an outer axis of the tiling, or -1 outside the map.
+  int64_t position(int level, int64_t index, const Taps& tap) const {
+    const int axis = phase.tiling.order[level];
+    const AxisMap& m = *phase.axis[axis];
+    const int64_t t = tile.begin[level] + index;
+    const int64_t at = axis == plan.offset_axis ? t + phase.tiling.b_min : m.a * t + m.b[tap[axis]];
+    return at >= 0 && at < m.extent ? at : -1;
+  }
+
+  LineSource line_source(const Group& g, int s, int64_t i0, int64_t i1) const {
+    const Taps& tap = g.tap[s];
+    const int64_t at0 = position(0, i0, tap), at1 = position(1, i1, tap);
+    const bool valid = at0 >= 0 && at1 >= 0 && source_present(plan, phase, g, s);
+    const int64_t base = source.batch_stride * tile.image + source.stride[phase.tiling.order[0]] * at0 +
+                         source.stride[phase.tiling.order[1]] * at1 +
+                         (source_channel + g.channel[s]) * source.channel_stride;
+    return {valid, base, phase.axis[inner()]->b[tap[inner()]]};
+  }
+
+  void run(const Group& g, const LineSource (&from)[8], int64_t pixel, int64_t t, int64_t positions) const {
+    const AxisMap& m = *phase.axis[inner()];
+    const int64_t step = source.stride[inner()];
+    const int sources = 1 << g.log_sources;
+    RunArgs<T> r;
+    r.ld = ld;
+    r.positions = positions;
+    r.channels = plan.fold ? channels : g.channels;
+    for (int s = 0; s < sources; ++s) {
+      const int64_t at = m.a * t + from[s].b;
+      const bool valid = from[s].valid && at >= 0 && at < m.extent;
+      r.source[s] = valid ? source.data + from[s].base + at * step : zeros;
+      r.position_step[s] = valid ? m.a * step : planes ? 1 : 0;
+      r.channel_step[s] = valid ? source.channel_stride : 0;
+      if (plan.fold || s == 0) {
+        const int64_t row = layout.offset[g.slot[s]];
+        r.out[s] = planes ? panel + row * ld + pixel : panel + pixel * ld + row;
+      } else {
+        r.out[s] = r.out[0];
+      }
+    }
+    const auto& table = plan.fold ? (planes ? kernels.fold_planes : kernels.fold_pixels)
+                                  : (planes ? kernels.sum_planes : kernels.sum_pixels);
+    table[g.log_sources](r);
+  }
+
+  // Anchors whose sources all lie in the map form one run; those at the border go one by one.
+  void pack_line(const Group& g, int64_t i0, int64_t i1) const {
+    const AxisMap& m = *phase.axis[inner()];
+    const int64_t begin = tile.begin[2], end = begin + tile.size[2];
+    LineSource from[8];
+    int64_t low = begin, high = end;
+    for (int s = 0; s < 1 << g.log_sources; ++s) {
+      from[s] = line_source(g, s, i0, i1);
+      if (!from[s].valid) continue;
+      low = std::max(low, -floor_div(from[s].b, m.a));
+      high = std::min(high, floor_div(m.extent - 1 - from[s].b, m.a) + 1);
+    }
+    if (low >= high) low = high = end;
+    const int64_t pixel = (i0 * tile.size[1] + i1) * tile.size[2] - begin;
+    for (int64_t t = begin; t < low; ++t) run(g, from, pixel + t, t, 1);
+    if (high > low) run(g, from, pixel + low, low, high - low);
+    for (int64_t t = high; t < end; ++t) run(g, from, pixel + t, t, 1);
+  }
+
+  void pack() const {
+    for (int64_t i0 = 0; i0 < tile.size[0] + phase.tiling.span; ++i0)
+      for (int64_t i1 = 0; i1 < tile.size[1]; ++i1)
+        for (const Group& g : plan.groups)
+          if (layout.offset[g.slot[0]] >= 0) pack_line(g, i0, i1);
+  }
+};
+
+}  // namespace
+
+std::vector<Phase> make_phases(const Plan& plan, const Problem& p, int64_t slot_bytes, int64_t threads,
+                               bool planes) {
+  std::vector<Phase> phases;
+  for (const AxisMap& d : plan.axes[0])
+    for (const AxisMap& h : plan.axes[1])
+      for (const AxisMap& w : plan.axes[2]) {
+        if (d.count == 0 || h.count == 0 || w.count == 0) continue;
+        Phase phase{{&d, &h, &w}, {}};
+        phase.tiling = make_tiling(plan, phase, p.batch * p.groups, slot_bytes, threads, planes);
+        phases.push_back(phase);
+      }
+  return phases;
+}
+
+Tile tile_at(const Tiling& t, int64_t index) {
+  Tile tile;
+  int64_t at[kAxes];
+  for (int i = kAxes - 1; i >= 0; --i) at[i] = index % t.blocks[i], index /= t.blocks[i];
+  tile.image = index;
+  for (int i = 0; i < kAxes; ++i) {
+    tile.begin[i] = at[i] * t.block[i];
+    tile.size[i] = std::min(t.block[i], t.count[i] - tile.begin[i]);
+  }
+  return tile;
+}
+
+bool source_present(const Plan& plan, const Phase& phase, const Group& g, int source) {
+  for (int axis = 0; axis < kAxes; ++axis)
+    if (axis != plan.offset_axis && !phase.axis[axis]->present[g.tap[source][axis]]) return false;
+  return true;
+}
+
+PanelLayout panel_layout(const Plan& plan, const Phase& phase, const Chunk& chunk) {
+  PanelLayout layout;
+  layout.offset.assign(plan.slots.size(), -1);
+  for (const Group& g : plan.groups) {
+    bool fed = false;
+    for (int s = 0; s < 1 << g.log_sources; ++s) fed = fed || source_present(plan, phase, g, s);
+    if (!fed) continue;
+    for (int s = 0; s < (plan.fold ? 1 << g.log_sources : 1); ++s) layout.offset[g.slot[s]] = 0;
+  }
+  for (size_t i = 0; i < plan.slots.size(); ++i) {
+    if (layout.offset[i] < 0) continue;
+    layout.offset[i] = layout.total;
+    layout.total += chunk.width(plan, plan.slots[i]);
+  }
+  return layout;
+}
+
+void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_stride, const Triple& stride,
+                         int64_t* out) {
+  int64_t first[kAxes], step[kAxes];
+  for (int i = 0; i < kAxes; ++i) {
+    const int axis = phase.tiling.order[i];
+    const AxisMap& m = *phase.axis[axis];
+    first[i] = (m.first + m.step * tile.begin[i]) * stride[axis];
+    step[i] = m.step * stride[axis];
+  }
+  for (int64_t i0 = 0; i0 < tile.size[0]; ++i0)
+    for (int64_t i1 = 0; i1 < tile.size[1]; ++i1)
+      for (int64_t i2 = 0; i2 < tile.size[2]; ++i2)
+        *out++ = batch_stride * tile.image + first[0] + first[1] + first[2] + i0 * step[0] + i1 * step[1] + i2 * step[2];
+}
+
+template <class T>
+void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase, const Tile& tile,
+                const PanelLayout& layout, const View<const T>& source, int64_t source_channel, int64_t channels,
+                bool planes, const T* zeros, T* panel, int64_t ld) {
+  Packer<T>{kernels, plan, phase, tile, layout, source, source_channel, channels, planes, zeros, panel, ld}.pack();
+}
+
+template void pack_panel<float>(const Kernels<float>&, const Plan&, const Phase&, const Tile&, const PanelLayout&,
+                                const View<const float>&, int64_t, int64_t, bool, const float*, float*, int64_t);
+template void pack_panel<double>(const Kernels<double>&, const Plan&, const Phase&, const Tile&, const PanelLayout&,
+                                 const View<const double>&, int64_t, int64_t, bool, const double*, double*, int64_t);
+
+}  // namespace symconv

@@ -1,0 +1,73 @@
+// Tiles of anchors, and the panel: the folded or summed source of one tile, ready to be multiplied.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "geometry.h"
+#include "kernels.h"
+
+namespace symconv {
+
+// Strided view of an activation, in elements.
+template <class T>
+struct View {
+  T* data;
+  int64_t batch_stride, channel_stride;
+  Triple stride;
+};
+
+// How the anchors of a phase are cut into boxes. Axis order[0] is outermost; with an offset axis it
+// is that one, so that a tap on it is a whole number of lines.
+struct Tiling {
+  int order[kAxes];
+  Triple count;   // anchors, in that order
+  Triple block;   // of a tile
+  Triple blocks;  // number of tiles
+  int64_t span = 0;       // halo lines of the panel along order[0]
+  int64_t b_min = 0;      // source offset of line 0 from anchor 0 on the offset axis
+  int64_t tiles() const { return blocks[0] * blocks[1] * blocks[2]; }
+};
+
+struct Tile {
+  int64_t image;
+  Triple begin, size;  // in tiling order
+  int64_t line() const { return size[1] * size[2]; }
+  int64_t pixels() const { return size[0] * line(); }
+};
+
+struct Phase {
+  const AxisMap* axis[kAxes];  // by axis, not by order
+  Tiling tiling;
+};
+
+// Where a panel keeps its slots: row (pixels: column) of each, -1 where nothing feeds it in a phase.
+struct PanelLayout {
+  std::vector<int64_t> offset;
+  int64_t total = 0;
+};
+
+// Channels [begin, end) of a fold plan; sum plans have one chunk, which covers every slot whole.
+struct Chunk {
+  int64_t begin, end;
+  int64_t width(const Plan& plan, const Slot& slot) const { return plan.fold ? end - begin : slot.channels; }
+};
+
+std::vector<Phase> make_phases(const Plan& plan, const Problem& p, int64_t slot_bytes, int64_t tasks_at_least,
+                               bool planes);
+Tile tile_at(const Tiling& tiling, int64_t index);
+bool source_present(const Plan& plan, const Phase& phase, const Group& g, int source);
+PanelLayout panel_layout(const Plan& plan, const Phase& phase, const Chunk& chunk);
+
+// Offset of every anchor of the tile in the destination.
+void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_stride, const Triple& stride,
+                         int64_t* out);
+
+// Fills the panel. `first` and `channels` cut the channels of fold plans; `zeros` is as long as the
+// longest run. planes: panel[row * ld + pixel], else panel[pixel * ld + row].
+template <class T>
+void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase, const Tile& tile,
+                const PanelLayout& layout, const View<const T>& source, int64_t source_channel, int64_t channels,
+                bool planes, const T* zeros, T* panel, int64_t ld);
+
+}  // namespace symconv

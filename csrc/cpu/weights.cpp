@@ -1,0 +1,157 @@
+// Packing of the reduced weights.
+#include "weights.h"
+
+#include <algorithm>
+
+namespace symconv {
+
+namespace {
+
+constexpr int64_t kOthers = 16;  // contraction rows packed together: their taps share cache lines
+
+// Vectors of the column block that holds vector v, and its first vector.
+ColumnBlock block_of(int64_t vector, int64_t total) {
+  const bool odd = total % 2 == 1 && total >= 3;
+  const int64_t tail = odd ? total - 3 : total;
+  if (vector >= tail) return {tail, 3};
+  return {vector / 2 * 2, static_cast<int>(std::min<int64_t>(2, total - vector / 2 * 2))};
+}
+
+int64_t vectors_of(int64_t columns, int lanes) { return (columns + lanes - 1) / lanes; }
+
+template <class T>
+struct WeightPacker {
+  const Kernels<T>& kernels;
+  const Problem& p;
+  const Plan& plan;
+  const WeightLayout& layout;
+  const WeightView<const T>& w;
+  bool planes;
+  T* out;
+
+  int64_t column_stride() const { return plan.fold ? w.orbit_stride : w.channel_stride; }
+  int64_t row_stride() const { return plan.fold ? w.channel_stride : w.orbit_stride; }
+
+  // Contraction rows [begin, begin + count) of a group, columns [column, column + lanes).
+  void pack(const Group& g, size_t chunk, int64_t shift, int64_t begin, int64_t count, int64_t column) const {
+    const Slot& slot = plan.slots[g.slot[0]];
+    const Segment& segment = p.segments[slot.segment];
+    const int64_t first_row = plan.fold ? layout.chunks[chunk].begin : segment.first + slot.row;
+    const int64_t first_column = plan.fold ? segment.first : 0;
+    const int sources = plan.fold ? 1 << g.log_sources : 1;
+    WeightArgs<T> a;
+    a.source = w.data + (first_row + begin) * row_stride() + (first_column + column) * column_stride();
+    a.scale = T(1) / T(sources);
+    for (int s = 0; s < sources; ++s) {
+      a.tap[s] = 0;
+      for (int axis = 0; axis < kAxes; ++axis)
+        a.tap[s] += (axis == plan.offset_axis ? shift : g.tap[s][axis]) * w.tap_stride[axis];
+      const int parity = plan.slots[g.slot[s]].parity;
+      const int64_t row =
+          layout.rows[chunk].row[g.slot[s]] + shift * layout.rows[chunk].shift_stride[parity] + begin;
+      a.out[s] = out + layout.offset[parity] + destination(parity, row, column);
+    }
+    if (planes) {
+      a.lane_stride = row_stride(), a.other_stride = column_stride();
+      a.others = std::min<int64_t>(kernels.lanes, layout.columns - column);
+      a.lanes = a.stored = static_cast<int>(count);
+      pack_planes(a, g, sources);
+    } else {
+      a.lane_stride = column_stride(), a.other_stride = row_stride();
+      a.others = count;
+      a.lanes = static_cast<int>(std::min<int64_t>(kernels.lanes, layout.columns - column));
+      a.stored = kernels.lanes;
+      a.out_stride = block_of(column / kernels.lanes, vectors_of(layout.columns, kernels.lanes)).vectors *
+                     kernels.lanes;
+      kernels.fold_weights[plan.fold ? g.log_sources : 0](a);
+    }
+  }
+
+  // The parities of a group may differ in leading dimension: one call for each column.
+  void pack_planes(WeightArgs<T> a, const Group& g, int sources) const {
+    const int64_t columns = a.others;
+    a.others = 1;
+    for (int64_t c = 0; c < columns; ++c) {
+      kernels.fold_weights[plan.fold ? g.log_sources : 0](a);
+      a.source += a.other_stride;
+      for (int s = 0; s < sources; ++s) a.out[s] += layout.ld[plan.slots[g.slot[s]].parity];
+    }
+  }
+
+  int64_t destination(int parity, int64_t row, int64_t column) const {
+    if (planes) return column * layout.ld[parity] + row;
+    const int64_t total = vectors_of(layout.columns, kernels.lanes), v = column / kernels.lanes;
+    const ColumnBlock block = block_of(v, total);
+    return block.vector * kernels.lanes * layout.total_rows[parity] + row * block.vectors * kernels.lanes +
+           (v - block.vector) * kernels.lanes;
+  }
+
+  void pack_piece(int64_t column) const {
+    const int64_t step = planes ? kernels.lanes : kOthers;
+    for (size_t chunk = 0; chunk < layout.chunks.size(); ++chunk)
+      for (int64_t begin = 0;; begin += step) {
+        bool more = false;
+        for (const Group& g : plan.groups) {
+          const int64_t width = layout.chunks[chunk].width(plan, plan.slots[g.slot[0]]);
+          if (begin >= width) continue;
+          more = true;
+          for (int64_t shift = 0; shift < layout.shifts; ++shift)
+            pack(g, chunk, shift, begin, std::min(step, width - begin), column);
+        }
+        if (!more) break;
+      }
+  }
+};
+
+}  // namespace
+
+std::vector<ColumnBlock> column_blocks(int64_t columns, int lanes) {
+  std::vector<ColumnBlock> blocks;
+  const int64_t total = vectors_of(columns, lanes);
+  for (int64_t v = 0; v < total; v += blocks.back().vectors) blocks.push_back(block_of(v, total));
+  return blocks;
+}
+
+int64_t weight_pieces(const WeightLayout& layout, int lanes) { return vectors_of(layout.columns, lanes); }
+
+WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns, const std::vector<Chunk>& chunks,
+                           int lanes, bool planes) {
+  WeightLayout w{};
+  w.columns = columns;
+  w.chunks = chunks;
+  w.shifts = plan.offset_axis >= 0 ? p.kernel[plan.offset_axis] : 1;
+  for (const Chunk& chunk : chunks) {
+    WeightRows rows;
+    int64_t used[8] = {};
+    for (const Slot& slot : plan.slots) {
+      rows.row.push_back(w.total_rows[slot.parity] + used[slot.parity]);
+      used[slot.parity] += chunk.width(plan, slot);
+    }
+    for (int parity = 0; parity < plan.parities; ++parity) {
+      rows.shift_stride[parity] = used[parity];
+      w.total_rows[parity] += used[parity] * w.shifts;
+    }
+    w.rows.push_back(rows);
+  }
+  for (int parity = 0; parity < plan.parities; ++parity) {
+    // Rows a power of two apart would collide in the first-level cache.
+    w.ld[parity] = w.total_rows[parity] % 256 == 0 ? w.total_rows[parity] + lanes : w.total_rows[parity];
+    w.offset[parity] = w.elements;
+    w.elements += planes ? columns * w.ld[parity] : vectors_of(columns, lanes) * lanes * w.total_rows[parity];
+    w.elements = (w.elements + lanes - 1) / lanes * lanes;
+  }
+  return w;
+}
+
+template <class T>
+void pack_weights(const Kernels<T>& kernels, const Problem& p, const Plan& plan, const WeightLayout& layout,
+                  const WeightView<const T>& weight, bool planes, int64_t piece, T* out) {
+  WeightPacker<T>{kernels, p, plan, layout, weight, planes, out}.pack_piece(piece * kernels.lanes);
+}
+
+template void pack_weights<float>(const Kernels<float>&, const Problem&, const Plan&, const WeightLayout&,
+                                  const WeightView<const float>&, bool, int64_t, float*);
+template void pack_weights<double>(const Kernels<double>&, const Problem&, const Plan&, const WeightLayout&,
+                                   const WeightView<const double>&, bool, int64_t, double*);
+
+}  // namespace symconv

@@ -1,0 +1,55 @@
+// The reduced weights as the right-hand side of a multiplication: folded by parity, or as they are.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "geometry.h"
+#include "kernels.h"
+#include "panel.h"
+
+namespace symconv {
+
+// Strided view of the reduced weight of one group of the layer, in elements.
+template <class T>
+struct WeightView {
+  T* data;
+  int64_t orbit_stride, channel_stride;
+  Triple tap_stride;
+};
+
+// Row of every slot in the packed weights of its parity, for one chunk of channels.
+struct WeightRows {
+  std::vector<int64_t> row;            // by slot, at tap 0 of the offset axis
+  int64_t shift_stride[8];             // rows from one tap of the offset axis to the next, by parity
+};
+
+// Columns are orbits (fold) or input channels (sum). Pixels: blocks of at most kMaxVectors vectors,
+// [block][row][lanes]. Planes: [column][row], leading dimension `ld`.
+struct WeightLayout {
+  int64_t columns;
+  int64_t shifts;                      // taps of the offset axis
+  std::vector<Chunk> chunks;
+  std::vector<WeightRows> rows;        // by chunk
+  int64_t total_rows[8];               // by parity
+  int64_t ld[8];                       // planes
+  int64_t offset[8];                   // first element, by parity
+  int64_t elements;
+};
+
+struct ColumnBlock {
+  int64_t vector;  // first
+  int vectors;
+};
+std::vector<ColumnBlock> column_blocks(int64_t columns, int lanes);
+
+WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns, const std::vector<Chunk>& chunks,
+                           int lanes, bool planes);
+
+// Packs one piece of the columns (pixels: one vector of them); pieces can run in parallel.
+template <class T>
+void pack_weights(const Kernels<T>& kernels, const Problem& p, const Plan& plan, const WeightLayout& layout,
+                  const WeightView<const T>& weight, bool planes, int64_t piece, T* out);
+int64_t weight_pieces(const WeightLayout& layout, int lanes);
+
+}  // namespace symconv

@@ -1,0 +1,263 @@
+// The multiplication behind the weight gradient: positions are the contraction.
+#include "wgrad.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "scratch.h"
+
+namespace symconv {
+
+namespace {
+
+constexpr int64_t kPixelsPerSplit = 1024;  // below it a private accumulator costs more than it gives
+constexpr int64_t kOrbitsPerPart = 16;
+
+int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+// One phase of one part of the orbits, with the place of its accumulator.
+struct PhaseWork {
+  Phase phase;
+  PanelLayout layout;
+  std::vector<int64_t> taps;  // of the offset axis, those present
+  int64_t offset;             // of the accumulator, elements
+  int64_t panel_ld, row_ld, acc_ld, shift_stride;
+};
+
+template <class T>
+class Accumulator {
+ public:
+  explicit Accumulator(const Wgrad<T>& w)
+      : w_(w), p_(w.problem), kernels_(select_kernels<T>()), lanes_(kernels_.lanes) {
+    choose_split();
+    for (int part = 0; part < parts_; ++part) add_part(part);
+  }
+
+  void operator()() {
+    const int64_t tasks = p_.groups * parts_ * splits_;
+    Scratch<T> acc(elements_ * splits_ * p_.groups);
+    const int64_t slices = std::min(tasks, thread_count());
+    const int64_t each = local_elements(), pixels = most_pixels_;
+    Scratch<T> memory(each * slices);
+    Scratch<int64_t> offsets((pixels + p_.channels) * slices);
+    parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
+      Local local;
+      local.panel = memory.data() + slice * each;
+      local.rows = local.panel + most_panel_;
+      local.zeros = local.rows + most_rows_;
+      local.offset = offsets.data() + slice * (pixels + p_.channels);
+      local.channel = local.offset + pixels;
+      std::fill(local.zeros, local.zeros + zeros(), T(0));
+      for (int64_t c = 0; c < p_.channels; ++c) local.channel[c] = c * w_.input.channel_stride;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t split = i % splits_, part = i / splits_ % parts_, group = i / splits_ / parts_;
+        T* into = acc.data() + (group * splits_ + split) * elements_;
+        for (const PhaseWork& work : work_[part]) accumulate(*plans_[part], work, group, split, into, local);
+      }
+    });
+    const int64_t blocks = (p_.channels + kBlock - 1) / kBlock;
+    parallel_slices(p_.groups * blocks, thread_count(), [&](int64_t begin, int64_t end, int64_t) {
+      for (int64_t i = begin; i < end; ++i)
+        reduce(acc.data() + i / blocks * splits_ * elements_, i / blocks, i % blocks * kBlock);
+    });
+  }
+
+ private:
+  static constexpr int64_t kBlock = 16;  // input channels reduced together
+
+  struct Local {
+    T *panel, *rows, *zeros;
+    int64_t *offset, *channel;
+  };
+
+  // Splitting positions costs an accumulator and its reduction; splitting orbits costs reading the
+  // input again. Large maps split positions, small maps orbits.
+  void choose_split() {
+    const int64_t want = std::max<int64_t>(1, thread_count() / p_.groups);
+    const int64_t positions = p_.batch * p_.in[0] * p_.in[1] * p_.in[2];
+    splits_ = std::clamp<int64_t>(positions / kPixelsPerSplit, 1, want);
+    while (want % splits_) --splits_;
+    int64_t most = 1;
+    for (const Segment& s : p_.segments) most = std::max(most, s.rows);
+    parts_ = static_cast<int>(std::clamp<int64_t>(want / splits_, 1, std::max<int64_t>(1, most / kOrbitsPerPart)));
+  }
+
+  void add_part(int part) {
+    const int axis = choose_offset_axis(p_, false, p_.segments.data(), p_.segments.size(), w_.planes);
+    plans_.push_back(std::make_unique<Plan>(sum_plan(p_, part, parts_, axis)));
+    const Plan& plan = *plans_.back();
+    int64_t widest = 0;
+    for (const Slot& slot : plan.slots) widest += slot.channels;
+    std::vector<PhaseWork> works;
+    for (const Phase& phase : make_phases(plan, p_, widest * static_cast<int64_t>(sizeof(T)), 1, w_.planes)) {
+      PhaseWork work{phase, panel_layout(plan, phase, {0, 0}), {}, elements_, 0, 0, 0, 0};
+      const int64_t taps = axis >= 0 ? p_.kernel[axis] : 1;
+      for (int64_t k = 0; k < taps; ++k)
+        if (axis < 0 || phase.axis[axis]->present[k]) work.taps.push_back(k);
+      set_sizes(work);
+      works.push_back(work);
+    }
+    work_.push_back(works);
+  }
+
+  void set_sizes(PhaseWork& work) {
+    const Tiling& t = work.phase.tiling;
+    const int64_t pixels = t.block[0] * t.block[1] * t.block[2];
+    const int64_t halo = (t.block[0] + t.span) * t.block[1] * t.block[2];
+    const int64_t total = work.layout.total;
+    if (w_.planes) {
+      work.panel_ld = round_up(halo, lanes_) + lanes_;
+      work.row_ld = round_up(p_.channels, lanes_);
+      work.acc_ld = work.row_ld;
+      work.shift_stride = total * work.acc_ld;
+    } else {
+      work.panel_ld = round_up(total, lanes_) + (total % 256 < 16 ? lanes_ : 0);
+      work.row_ld = round_up(pixels, lanes_) + lanes_;
+      work.shift_stride = round_up(total, lanes_);
+      work.acc_ld = work.shift_stride * static_cast<int64_t>(work.taps.size());
+    }
+    elements_ += w_.planes ? work.shift_stride * static_cast<int64_t>(work.taps.size()) : work.acc_ld * p_.channels;
+    most_pixels_ = std::max(most_pixels_, pixels);
+    most_panel_ = std::max(most_panel_, (w_.planes ? total : halo) * work.panel_ld + lanes_);
+    most_rows_ = std::max(most_rows_, (w_.planes ? pixels : p_.channels) * work.row_ld);
+  }
+
+  int64_t zeros() const { return std::max(p_.orbits, most_pixels_) + lanes_; }
+  int64_t local_elements() const { return round_up(most_panel_ + most_rows_ + zeros(), lanes_); }
+
+  void accumulate(const Plan& plan, const PhaseWork& work, int64_t group, int64_t split, T* into,
+                  const Local& local) const {
+    const int64_t tiles = p_.batch * work.phase.tiling.tiles();
+    const int64_t begin = tiles * split / splits_, end = tiles * (split + 1) / splits_;
+    T* acc = into + work.offset;
+    if (begin == end) {
+      const int64_t size = work.shift_stride * static_cast<int64_t>(work.taps.size());
+      std::fill(acc, acc + (w_.planes ? size : work.acc_ld * p_.channels), T(0));
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tile_at(work.phase.tiling, i);
+      pack_panel(kernels_, plan, work.phase, tile, work.layout, w_.grad, group * p_.filters, 0, w_.planes,
+                 local.zeros, local.panel, work.panel_ld);
+      pack_input(work, tile, group, local);
+      for (size_t j = 0; j < work.taps.size(); ++j) {
+        int64_t shift = 0, p0 = 0, p1 = tile.pixels();
+        if (plan.offset_axis >= 0) {
+          const AxisMap& map = *work.phase.axis[plan.offset_axis];
+          const int64_t b = map.b[work.taps[j]];
+          shift = (b - work.phase.tiling.b_min) * tile.line();
+          p0 = std::clamp<int64_t>(-b - tile.begin[0], 0, tile.size[0]) * tile.line();
+          p1 = std::clamp<int64_t>(map.extent - b - tile.begin[0], 0, tile.size[0]) * tile.line();
+        }
+        product(work, local, acc + static_cast<int64_t>(j) * work.shift_stride, shift, p0, p1, i > begin);
+      }
+    }
+  }
+
+  struct Term {
+    const T* data;
+    int64_t orbit_stride, channel_stride;
+  };
+
+  // The input of the tile: [channel][pixel] beside a panel of pixels, [pixel][channel] beside planes.
+  void pack_input(const PhaseWork& work, const Tile& tile, int64_t group, const Local& local) const {
+    destination_offsets(work.phase, tile, w_.input.batch_stride, w_.input.stride, local.offset);
+    const T* input = w_.input.data + group * p_.channels * w_.input.channel_stride;
+    if (!w_.planes) {
+      kernels_.gather_rows(input, local.offset, tile.pixels(), w_.input.channel_stride, p_.channels, local.rows,
+                           work.row_ld);
+      return;
+    }
+    const int axis = work.phase.tiling.order[2];
+    const int64_t step = work.phase.axis[axis]->step * w_.input.stride[axis];
+    for (int64_t p = 0; p < tile.pixels(); p += tile.size[2])
+      kernels_.gather_rows(input + local.offset[p], local.channel, p_.channels, step, tile.size[2],
+                           local.rows + p * work.row_ld, work.row_ld);
+  }
+
+  void product(const PhaseWork& work, const Local& local, T* acc, int64_t shift, int64_t p0, int64_t p1,
+               bool add) const {
+    const int64_t rows = w_.planes ? work.layout.total : p_.channels;
+    const int64_t columns = w_.planes ? p_.channels : work.layout.total;
+    const int64_t zero = 0, k = p1 - p0;
+    GemmArgs<T> g{};
+    g.a_offset = g.b_offset = &zero;
+    g.k = &k, g.segments = k > 0 ? 1 : 0;
+    g.lda = w_.planes ? work.panel_ld : work.row_ld;
+    g.ldb = w_.planes ? work.row_ld : work.panel_ld;
+    g.ldc = work.acc_ld;
+    g.add = add;
+    const T* a = w_.planes ? local.panel + shift + p0 : local.rows + p0;
+    const T* b = w_.planes ? local.rows + p0 * g.ldb : local.panel + (shift + p0) * g.ldb;
+    for (const ColumnBlock& block : column_blocks(columns, lanes_)) {
+      const int64_t most = kernels_.max_rows[block.vectors], pieces = (rows + most - 1) / most;
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
+        g.a = a + r0 * g.lda;
+        g.b = b + block.vector * lanes_;
+        g.c = acc + r0 * g.ldc + block.vector * lanes_;
+        kernels_.gemm(static_cast<int>(r1 - r0), block.vectors, g);
+      }
+    }
+  }
+
+  // out[m, c, k] = sum over splits and phases, in fixed order, for a block of input channels.
+  void reduce(const T* acc, int64_t group, int64_t c0) const {
+    const int64_t c1 = std::min(p_.channels, c0 + kBlock);
+    std::vector<Term> terms;
+    for (int part = 0; part < parts_; ++part) {
+      const Plan& plan = *plans_[part];
+      const int64_t shifts = plan.offset_axis >= 0 ? p_.kernel[plan.offset_axis] : 1;
+      for (size_t i = 0; i < plan.slots.size(); ++i)
+        for (int64_t shift = 0; shift < shifts; ++shift) reduce_slot(acc, part, i, shift, group, c0, c1, terms);
+    }
+  }
+
+  void reduce_slot(const T* acc, int part, size_t i, int64_t shift, int64_t group, int64_t c0, int64_t c1,
+                   std::vector<Term>& terms) const {
+    const Plan& plan = *plans_[part];
+    const Slot& slot = plan.slots[i];
+    T* out = w_.out.data + group * w_.out_group_stride +
+             (p_.segments[slot.segment].first + slot.row) * w_.out.orbit_stride;
+    for (int axis = 0; axis < kAxes; ++axis)
+      out += (axis == plan.offset_axis ? shift : slot.tap[axis]) * w_.out.tap_stride[axis];
+    terms.clear();
+    for (const PhaseWork& work : work_[part]) {
+      const auto at = std::find(work.taps.begin(), work.taps.end(), shift);
+      if (at == work.taps.end() || work.layout.offset[i] < 0) continue;
+      const int64_t m_stride = w_.planes ? work.acc_ld : 1, c_stride = w_.planes ? 1 : work.acc_ld;
+      const T* base = acc + work.offset + (at - work.taps.begin()) * work.shift_stride +
+                      work.layout.offset[i] * m_stride;
+      for (int64_t s = 0; s < splits_; ++s) terms.push_back({base + s * elements_, m_stride, c_stride});
+    }
+    for (int64_t m = 0; m < slot.channels; ++m)
+      for (int64_t c = c0; c < c1; ++c) {
+        T sum = 0;
+        for (const Term& t : terms) sum += t.data[m * t.orbit_stride + c * t.channel_stride];
+        out[m * w_.out.orbit_stride + c * w_.out.channel_stride] = sum;
+      }
+  }
+
+  const Wgrad<T>& w_;
+  const Problem& p_;
+  const Kernels<T>& kernels_;
+  int lanes_;
+  int64_t splits_ = 1;
+  int parts_ = 1;
+  std::vector<std::unique_ptr<Plan>> plans_;
+  std::vector<std::vector<PhaseWork>> work_;
+  int64_t elements_ = 0;
+  int64_t most_pixels_ = 0, most_panel_ = 0, most_rows_ = 0;
+};
+
+}  // namespace
+
+template <class T>
+void wgrad(const Wgrad<T>& w) {
+  Accumulator<T> run(w);
+  run();
+}
+
+template void wgrad<float>(const Wgrad<float>&);
+template void wgrad<double>(const Wgrad<double>&);
+
+}  // namespace symconv

@@ -1,0 +1,25 @@
+// Weight gradient: the gather-sum of the upstream gradients times the input, orbit by orbit.
+#pragma once
+
+#include <cstdint>
+
+#include "geometry.h"
+#include "panel.h"
+#include "weights.h"
+
+namespace symconv {
+
+template <class T>
+struct Wgrad {
+  const Problem& problem;
+  View<const T> grad;       // upstream gradient; channels of all groups
+  View<const T> input;
+  WeightView<T> out;        // reduced weight gradient of group 0
+  int64_t out_group_stride;
+  bool planes;
+};
+
+template <class T>
+void wgrad(const Wgrad<T>& w);
+
+}  // namespace symconv
