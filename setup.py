@@ -157,7 +157,7 @@ def build_command() -> type[SetuptoolsBuildExt]:
                 self.extensions = []
                 say(
                     f"symconv_fast: installing without the native CPU module, because {reason}.\n"
-                    "  Every layer works, on the reference backend, without the speed-up. Build again when it is mended."
+                    "  Every layer works, on the reference backend, without the speed-up. Then build again."
                 )
 
     return OptionalBuild
@@ -187,4 +187,5 @@ def main() -> None:
     setup(license="BSD-3-Clause", ext_modules=extensions(), cmdclass={"build_ext": build_command()})
 
 
-main()
+if __name__ == "__main__":
+    main()

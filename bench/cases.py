@@ -220,18 +220,17 @@ def rms(tensor: Tensor) -> float:
 
 def chosen(bench: Bench) -> tuple[str, str]:
     """Backend and algorithm that run in this case; for a step, those of the forward, dgrad and wgrad."""
-    explained = symconv_fast.explain(bench.layer, bench.x)
     ops = {"fwd": ("fprop",), "step": ("fprop", "dgrad", "wgrad")}.get(
         bench.case.direction, (bench.case.direction,)
     )
-    choices = [explained.choices[op] for op in ops]
-    backends = list(dict.fromkeys(choice.backend for choice in choices))
-    algorithms = list(dict.fromkeys(choice.algorithm for choice in choices))
+    passes = [chosen for chosen in symconv_fast.explain(bench.layer, bench.x).passes if chosen.op in ops]
+    backends = dict.fromkeys(str(chosen.backend) for chosen in passes)
+    algorithms = dict.fromkeys(str(chosen.algorithm) for chosen in passes)
     return "+".join(backends), "+".join(algorithms)
 
 
-def run(case: Case, seconds: float = 2.0, compiled: bool = False) -> dict[str, object]:
-    """Check and measure one case.
+def run(case: Case, seconds: float = 2.0, compiled: bool = False, memory: bool = True) -> dict[str, object]:
+    """Check and measure one case; with `compiled` also against torch.compile, with `memory` also its peak memory.
 
     Returns:
         The row that is stored: case, milliseconds, MAC rates (in 1e9 a second), ratio to the best expanded
@@ -258,8 +257,8 @@ def run(case: Case, seconds: float = 2.0, compiled: bool = False) -> dict[str, o
         "baseline": baseline, "baseline_ms": timings[baseline].p50, "ratio": ratio,
         "orbit": bench.orbit, "fraction": ratio / bench.orbit, "error": error,
         "all_ms": {name: timing.p50 for name, timing in timings.items()},
-        "peak_extra_bytes": peak_extra_bytes(calls["ours"]),
-        "baseline_peak_extra_bytes": peak_extra_bytes(calls[baseline]),
+        "peak_extra_bytes": peak_extra_bytes(calls["ours"]) if memory else None,
+        "baseline_peak_extra_bytes": peak_extra_bytes(calls[baseline]) if memory else None,
         "activation_bytes": bench.x.nbytes + bench.macs_dense // bench.expanded[0].numel() * bench.x.element_size(),
         **provenance(),
     }  # fmt: skip

@@ -63,21 +63,21 @@ def summary(rows: list[Row]) -> list[Row]:
 
 def _cells(row: Row) -> list[str]:
     """Cells of the printed table, in the order of HEAD."""
-    extra = row["peak_extra_bytes"] / row["activation_bytes"]
+    extra = [row[key] / row["activation_bytes"] for key in ("peak_extra_bytes", "baseline_peak_extra_bytes")]
     return [
         row["shape"], row["tie"], PASS_NAMES[row["pass"]], row["layout"], f"{row['backend']} {row['algorithm']}",
         f"{row['ms_p50']:.3f}", f"{row['baseline_ms']:.3f}", f"{row['ratio']:.2f}", f"{row['fraction']:.0%}",
-        f"{row['gmacs_folded']:.0f}", f"{row['gmacs_dense']:.0f}", f"{extra:.0%}",
+        f"{row['gmacs_folded']:.0f}", f"{row['gmacs_dense']:.0f}", f"{extra[0]:.0%} / {extra[1]:.0%}",
     ]  # fmt: skip
 
 
 HEAD = [
     "shape", "tie", "pass", "layout", "runs on", "ms", "expanded ms", "ratio", "of limit", "GMAC/s", "dense-equiv.",
-    "extra memory",
+    "memory: ours / expanded",  # extra at the peak, as shares of input and output
 ]  # fmt: skip
 
 
-def _aligned(lines: list[list[str]]) -> str:
+def aligned(lines: list[list[str]]) -> str:
     """Lines of cells as columns of text."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = (map(str.ljust, line, widths) for line in lines)
@@ -86,7 +86,7 @@ def _aligned(lines: list[list[str]]) -> str:
 
 def text(rows: list[Row]) -> str:
     """The table of a run with its means, its worst case, and everything that is slower than the baseline."""
-    parts = [_aligned([HEAD, *map(_cells, rows)]), "\n"]
+    parts = [aligned([HEAD, *map(_cells, rows)]), "\n"]
     for group in summary(rows):
         parts.append(
             f"{PASS_NAMES[group['pass']]}, {group['tie']}, {group['layout']}, {group['dtype']}: geometric mean "
@@ -111,16 +111,24 @@ def markdown(rows: list[Row]) -> str:
     """Tables for the README: means first, then every shape by pass, with where it was measured."""
     one = rows[0]
     parts = [
-        f"{one['device']}, {one['threads']} pinned threads, torch {one['torch']}, {one['dtype']}, commit {one['git']}.\n"
+        f"{one['device']}, {one['threads']} pinned threads, torch {one['torch']}, {one['dtype']}, "
+        f"commit {one['git']}.\n"
         "Ratio: time of `F.convNd` on filters expanded beforehand, in its faster layout, over that of the symmetric "
         "layer.\n\n"
     ]
     means = [
-        [PASS_NAMES[g["pass"]], g["tie"], g["layout"], f"{g['mean']:.2f}", str(g["limit"])]
-        + [f"{g['worst']:.2f} ({g['worst_shape']})"]
+        [
+            PASS_NAMES[g["pass"]],
+            g["tie"],
+            g["layout"],
+            f"{g['mean']:.2f}",
+            str(g["limit"]),
+            f"{g['worst']:.2f}",
+            g["worst_shape"],
+        ]
         for g in summary(rows)
     ]
-    parts.append(_table(["pass", "tie", "layout", "geometric mean", "limit", "worst of all shapes"], means))
+    parts.append(_table(["pass", "tie", "layout", "geometric mean", "limit", "worst", "worst shape"], means))
     for direction in dict.fromkeys(row["pass"] for row in rows):
         parts.append(f"\n{PASS_NAMES[direction].capitalize()}: ratio (time, backend)\n\n")
         parts.append(_by_shape([row for row in rows if row["pass"] == direction]))
@@ -172,19 +180,19 @@ def bars(axis: Any, rows: list[Row]) -> None:
     """Draw the ratios of one pass: a group a shape and layout, a bar a tie, and a line at 1."""
     place = [(f"{row['shape']}\n{row['layout']}", row["tie"]) for row in rows]
     names, ties = list(dict.fromkeys(name for name, _ in place)), list(dict.fromkeys(tie for _, tie in place))
-    width = 0.8 / len(ties)
-    for i, tie in enumerate(ties):
-        mine = [
-            (names.index(name), row["ratio"])
-            for (name, at), row in zip(place, rows, strict=True)
-            if at == tie
+    here = {name: [tie for at, tie in place if at == name] for name in names}
+    width = 0.8 / max(map(len, here.values()))
+    for tie in ties:
+        mine = [(name, row["ratio"]) for (name, at), row in zip(place, rows, strict=True) if at == tie]
+        xs = [
+            names.index(name) + (here[name].index(tie) - (len(here[name]) - 1) / 2) * width
+            for name, _ in mine
         ]
-        xs = [x + (i - (len(ties) - 1) / 2) * width for x, _ in mine]
         axis.bar(xs, [ratio for _, ratio in mine], width, label=tie)
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(names)), names, fontsize=7)
     axis.set_ylabel("times faster")
-    axis.legend(title="tie")
+    axis.legend(title="tie", loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def main() -> None:
