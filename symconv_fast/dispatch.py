@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from .problem import OPS, Problem, suggests_channels_last
@@ -35,7 +36,9 @@ class Backend(Protocol):
     def estimate(self, problem: Problem, op: str, algorithm: str) -> float:
         """Seconds, the smaller the better."""
 
-    def fprop(self, problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def fprop(
+        self, problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """The layer's output."""
 
     def dgrad(self, problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
@@ -71,11 +74,13 @@ class Choice(NamedTuple):
 
 _pinned: ContextVar[Pin | None] = ContextVar("symconv_fast_pinned", default=None)
 _environment = Pin(
-    os.environ.get(ENV_BACKEND) or None, os.environ.get(ENV_ALGORITHM) or None, f"{ENV_BACKEND}/{ENV_ALGORITHM}"
+    os.environ.get(ENV_BACKEND) or None,
+    os.environ.get(ENV_ALGORITHM) or None,
+    f"{ENV_BACKEND}/{ENV_ALGORITHM}",
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> Any | str:
     """The module of a backend, or, as text, why it is not available. Quiet: who needs it gives the reason."""
     try:
@@ -122,15 +127,16 @@ def choose(problem: Problem, op: str) -> Choice:
     Raises:
         RuntimeError: what is pinned cannot run, with the reason. ValueError: the environment names no backend.
     """
-    return _choose(problem, op, pinned())
+    return _choose(problem, op, pinned(), torch.get_num_threads())
 
 
 @lru_cache(maxsize=4096)
-def _choose(problem: Problem, op: str, pin: Pin) -> Choice:
+def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
+    # `threads` is part of the key alone: estimates may depend on it.
     _check_names(pin)
     if _is_empty(problem):
         module = load("reference")
-        return Choice(module, module.ALGORITHMS[0])
+        return Choice(module, "expand")
     if problem.device == "cpu" and pin.name != "reference":
         _say_once_if_native_is_missing()
     allowed = [c for c in candidates(problem, op) if _matches(c, pin)]
@@ -172,13 +178,17 @@ def _is_empty(problem: Problem) -> bool:
 
 def _check_names(pin: Pin) -> None:
     if pin.name is not None and pin.name not in BACKENDS:
-        raise ValueError(f"{pin.origin}: backend {pin.name!r} does not exist; there are: {', '.join(BACKENDS)}")
+        raise ValueError(
+            f"{pin.origin}: backend {pin.name!r} does not exist; there are: {', '.join(BACKENDS)}"
+        )
     if pin.algorithm is None:
         return
     modules = [m for n, m in available().items() if pin.name in (None, n)]
     names = sorted({a for module in modules for a in module.ALGORITHMS})
     if modules and pin.algorithm not in names:
-        raise ValueError(f"{pin.origin}: algorithm {pin.algorithm!r} does not exist; there are: {', '.join(names)}")
+        raise ValueError(
+            f"{pin.origin}: algorithm {pin.algorithm!r} does not exist; there are: {', '.join(names)}"
+        )
 
 
 @lru_cache(maxsize=1)
@@ -211,10 +221,11 @@ class Explanation:
 
     def __str__(self) -> str:
         p = self.problem
-        dtype = str(p.dtype)[6:]
+        kind = "transposed convolution" if p.transposed else "convolution"
+        layout = "channels last" if p.channels_last else "contiguous"
         lines = [
-            f"{'transposed ' if p.transposed else ''}convolution {p.input_shape} -> {p.output_shape}, kernel {p.kernel}, "
-            f"{dtype} on {p.device}, {'channels last' if p.channels_last else 'contiguous'}",
+            f"{kind} {p.input_shape} -> {p.output_shape}, kernel {p.kernel}, "
+            f"{str(p.dtype)[6:]} on {p.device}, {layout}",
             f"{p.unique} rows of weight for {p.out_channels} filters; multiply-accumulates a pass: "
             f"{p.macs_folded:,} folded, {p.macs_dense:,} dense; {p.bytes:,} bytes",
             f"{'pass':<6} {'backend':<10} {'algorithm':<10} {'':<7} estimate or reason",
@@ -223,7 +234,9 @@ class Explanation:
             for c in report.candidates:
                 chosen = (c.backend, c.algorithm) == (report.backend, report.algorithm)
                 why = c.reason if c.seconds is None else f"{c.seconds * 1e6:,.1f} us"
-                lines.append(f"{report.op:<6} {c.backend:<10} {c.algorithm:<10} {'chosen' if chosen else '':<7} {why}")
+                lines.append(
+                    f"{report.op:<6} {c.backend:<10} {c.algorithm:<10} {'chosen' if chosen else '':<7} {why}"
+                )
             if report.error:
                 lines.append(f"{report.op:<6} error: {report.error}")
         return "\n".join(lines)

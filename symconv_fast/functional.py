@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from . import ops
 from .problem import Problem, ShapeError, suggests_channels_last
-from .symmetry import Symmetry, SymmetryLike, Ties, resolve_rows
+from .symmetry import Symmetry, SymmetryLike, resolve_rows
+from .ties import Ties
 
 IntOrInts = Union[int, Sequence[int]]
 TiesLike = Union[SymmetryLike, Ties]
@@ -33,10 +34,8 @@ class Call(NamedTuple):
 
     def problem(self) -> Problem:
         """The same as a `Problem`, computing nothing."""
-        layout = suggests_channels_last(self.input)
-        return Problem.create(
-            self.input.shape, self.weight.shape, *self.static, layout, self.input.dtype, self.input.device.type
-        )
+        x, layout = self.input, suggests_channels_last(self.input)
+        return Problem.create((x.shape, self.weight.shape), self.static, layout, x.dtype, x.device.type)
 
 
 def symmetric_conv1d(
@@ -96,7 +95,7 @@ def symmetric_conv3d(
     *,
     symmetry: TiesLike,
 ) -> Tensor:
-    """`symmetric_conv2d` in three dimensions: input (N, C, D, H, W) or (C, D, H, W), weight (U, C/groups, KD, KH, KW)."""
+    """`symmetric_conv2d` in three dimensions: input ([N,] C, D, H, W), weight (U, C/groups, KD, KH, KW)."""
     return prepare(3, input, weight, bias, stride, padding, dilation, groups, symmetry).run()
 
 
@@ -206,7 +205,9 @@ def _check_weight(ties: Ties, weight: Tensor, groups: int, transposed: bool) -> 
     if ties.groups != groups:
         raise ValueError(f"symmetry was resolved for groups={ties.groups}, but groups={groups} was given")
     if ties.ndim != weight.dim() - 2:
-        raise ValueError(f"symmetry was resolved for {ties.ndim} dims, but weight has shape {list(weight.shape)}")
+        raise ValueError(
+            f"symmetry was resolved for {ties.ndim} dims, but weight has shape {list(weight.shape)}"
+        )
     rows, dim = (ties.unique // groups, 1) if transposed else (ties.unique, 0)
     if weight.shape[dim] != rows:
         raise ShapeError(
@@ -247,7 +248,9 @@ def _named_padding(
     if padding != "same":
         raise ValueError(f"padding={padding!r} is not valid; give ints, 'same' or 'valid'")
     if any(s != 1 for s in stride):
-        raise ShapeError(f"padding='same' is not supported for strided convolutions, got stride={tuple(stride)}")
+        raise ShapeError(
+            f"padding='same' is not supported for strided convolutions, got stride={tuple(stride)}"
+        )
     total = [d * (k - 1) for k, d in zip(kernel, dilation)]
     if any(t % 2 for t in total):
         input = F.pad(input, [side for t in reversed(total) for side in (0, t % 2)])

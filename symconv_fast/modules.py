@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from .functional import Call, IntOrInts, prepare
 from .problem import Problem
-from .symmetry import Symmetry, SymmetryLike, Ties
+from .symmetry import Symmetry, SymmetryLike
+from .ties import Ties
 
 _Layer = TypeVar("_Layer", bound="_Symmetric")
 
@@ -97,9 +97,12 @@ class _Symmetric(nn.modules.conv._ConvNd):
         """
         wanted = _torch_class(cls)
         if not isinstance(conv, wanted) or isinstance(conv, _Symmetric):
-            raise TypeError(f"{cls.__name__}.from_conv needs an ordinary {wanted.__name__}, got {type(conv).__name__}")
-        extra = {"bias": conv.bias is not None, "symmetry": symmetry, "share_bias": share_bias}
-        layer = cls(**_settings(conv), **extra, device=conv.weight.device, dtype=conv.weight.dtype)
+            raise TypeError(
+                f"{cls.__name__}.from_conv needs an ordinary {wanted.__name__}, got {type(conv).__name__}"
+            )
+        settings = _settings(conv) | {"bias": conv.bias is not None}
+        settings |= {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        layer = cls(**settings, symmetry=symmetry, share_bias=share_bias)  # type: ignore[call-arg]
         weight = layer.ties.project(conv.weight.detach(), 1 if layer.transposed else 0)
         layer.weight = nn.Parameter(weight.clone(), conv.weight.requires_grad)
         if conv.bias is not None:
@@ -126,7 +129,8 @@ class _Symmetric(nn.modules.conv._ConvNd):
     def extra_repr(self) -> str:
         """torch's own fields, then the symmetry as it was given and the number of free filters."""
         shared = ", share_bias=True" if self.share_bias else ""
-        return f"{super().extra_repr()}, symmetry={self.symmetry}, unique_out_channels={self.unique_out_channels}{shared}"
+        rows = f"unique_out_channels={self.unique_out_channels}"
+        return f"{super().extra_repr()}, symmetry={self.symmetry}, {rows}{shared}"
 
 
 class _SymmetricTransposed(_Symmetric):
@@ -149,22 +153,8 @@ class _SymmetricTransposed(_Symmetric):
         return self._prepare_transposed(x, None).problem()
 
 
-_CONV_DOC = """A {torch} whose filters are tied by reflection; equals `F.{function}(x, layer.expanded_weight(), ...)`.
-
-    Arguments as for `torch.nn.{torch}`, and:
-        symmetry: {{"h": 2, ...}} with numbers of output channels or percentages, a key such as "h", or None.
-        share_bias: the members of an orbit share one bias; `bias` is then (U,).
-
-    `weight` has shape {shape}. Equivariant as a lift only: mirror the input, and the outputs come mirrored with the
-    members of each orbit exchanged; a stack of two such layers is not equivariant.
-
-    Raises:
-        ValueError, TypeError: `symmetry` does not fit the layer; the message names valid values.
-    """
-
-
 class SymmetricConv1d(_Symmetric, nn.Conv1d):
-    __doc__ = _CONV_DOC.format(torch="Conv1d", function="conv1d", shape="(U, C/groups, K)")
+    """`SymmetricConv2d` in one dimension: weight (U, C/groups, K), symmetry key h."""
 
     def __init__(
         self,
@@ -183,13 +173,35 @@ class SymmetricConv1d(_Symmetric, nn.Conv1d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        shape = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
         nn.Conv1d.__init__(self, *shape, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
 class SymmetricConv2d(_Symmetric, nn.Conv2d):
-    __doc__ = _CONV_DOC.format(torch="Conv2d", function="conv2d", shape="(U, C/groups, KH, KW)")
+    """`nn.Conv2d` whose filters are tied by reflection: `F.conv2d(x, layer.expanded_weight(), layer.bias, ...)`.
+
+    Arguments as for `torch.nn.Conv2d`, and:
+        symmetry: {"h": 2, ...} with numbers of output channels or percentages, a key such as "h", or None.
+        share_bias: the members of an orbit share one bias; `bias` is then (U,).
+
+    `weight` has shape (U, C/groups, KH, KW); that and `bias` are the only parameters. Equivariant as a lift only:
+    mirror the input, and the outputs come mirrored with the members of each orbit exchanged; a stack of two such
+    layers is not equivariant.
+
+    Raises:
+        ValueError, TypeError: `symmetry` does not fit the layer; the message names valid values.
+    """
 
     def __init__(
         self,
@@ -208,13 +220,23 @@ class SymmetricConv2d(_Symmetric, nn.Conv2d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        shape = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
         nn.Conv2d.__init__(self, *shape, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
 class SymmetricConv3d(_Symmetric, nn.Conv3d):
-    __doc__ = _CONV_DOC.format(torch="Conv3d", function="conv3d", shape="(U, C/groups, KD, KH, KW)")
+    """`SymmetricConv2d` in three dimensions: weight (U, C/groups, KD, KH, KW), keys h to hvz."""
 
     def __init__(
         self,
@@ -233,13 +255,23 @@ class SymmetricConv3d(_Symmetric, nn.Conv3d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        shape = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
         nn.Conv3d.__init__(self, *shape, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
 class SymmetricConvTranspose1d(_SymmetricTransposed, nn.ConvTranspose1d):
-    __doc__ = _CONV_DOC.format(torch="ConvTranspose1d", function="conv_transpose1d", shape="(C_in, U/groups, K)")
+    """`SymmetricConvTranspose2d` in one dimension: weight (C_in, U/groups, K), symmetry key h."""
 
     def __init__(
         self,
@@ -259,13 +291,26 @@ class SymmetricConvTranspose1d(_SymmetricTransposed, nn.ConvTranspose1d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation)
+        shape = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+        )
         nn.ConvTranspose1d.__init__(self, *shape, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
 class SymmetricConvTranspose2d(_SymmetricTransposed, nn.ConvTranspose2d):
-    __doc__ = _CONV_DOC.format(torch="ConvTranspose2d", function="conv_transpose2d", shape="(C_in, U/groups, KH, KW)")
+    """`nn.ConvTranspose2d` whose filters are tied: `F.conv_transpose2d(x, layer.expanded_weight(), layer.bias, ...)`.
+
+    `weight` has shape (C_in, U/groups, KH, KW) and is expanded along dim 1. Otherwise as `SymmetricConv2d`.
+    """
 
     def __init__(
         self,
@@ -285,13 +330,23 @@ class SymmetricConvTranspose2d(_SymmetricTransposed, nn.ConvTranspose2d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation)
+        shape = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+        )
         nn.ConvTranspose2d.__init__(self, *shape, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
 class SymmetricConvTranspose3d(_SymmetricTransposed, nn.ConvTranspose3d):
-    __doc__ = _CONV_DOC.format(torch="ConvTranspose3d", function="conv_transpose3d", shape="(C_in, U/groups, KD, KH, KW)")
+    """`SymmetricConvTranspose2d` in three dimensions: weight (C_in, U/groups, KD, KH, KW), keys h to hvz."""
 
     def __init__(
         self,
@@ -311,7 +366,17 @@ class SymmetricConvTranspose3d(_SymmetricTransposed, nn.ConvTranspose3d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation)
+        shape = (
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+        )
         nn.ConvTranspose3d.__init__(self, *shape, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
@@ -323,7 +388,16 @@ def _torch_class(cls: type) -> type[Any]:
 
 def _settings(conv: nn.modules.conv._ConvNd) -> dict[str, Any]:
     """The constructor arguments that any convolution layer shares, as it has them now."""
-    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    names = [
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    ]
     if conv.transposed:
         names.append("output_padding")
     return {name: getattr(conv, name) for name in names}

@@ -36,7 +36,9 @@ wgrad = torch.ops.symconv_fast.wgrad.default
 # --- shapes: one check for fake and real -------------------------------------------------------------------------
 
 
-def _sizes(op: str, first: Tensor, second: Tensor, third: Any, geometry: Sequence[Any]) -> tuple[Any, Any, list[int]]:
+def _sizes(
+    op: str, first: Tensor, second: Tensor, third: Any, geometry: Sequence[Any]
+) -> tuple[Any, Any, list[int]]:
     """(input_size, weight_size, output_size) of the layer from the arguments of `op`; checks tensors and shapes."""
     input_size = first.shape if op == "fprop" else third if op == "dgrad" else second.shape
     weight_size = third if op == "wgrad" else second.shape
@@ -67,7 +69,7 @@ _MAX_PLANS = 8192
 
 def _plan(op: str, first: Tensor, second: Tensor, third: Any, static: Sequence[Any]) -> Any:
     """(function, problem, algorithm) for these arguments: checked and chosen once for each combination."""
-    ties, stride, padding, dilation, output_padding, transposed, groups, channels_last = static
+    ties, stride, padding, dilation, output_padding, *scalars = static
     last = suggests_channels_last(first)
     if third is None:
         extra: Any = None
@@ -75,16 +77,15 @@ def _plan(op: str, first: Tensor, second: Tensor, third: Any, static: Sequence[A
         extra = (third.shape, third.dtype, third.device) if op == "fprop" else tuple(third)
     key = (
         op, first.shape, second.shape, extra, first.dtype, second.dtype, first.device, second.device, tuple(ties),
-        tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding), transposed, groups, channels_last, last,
-        dispatch.pinned(),
+        tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding), *scalars, last, dispatch.pinned(),
+        torch.get_num_threads(),
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
         input_size, weight_size, _ = _sizes(op, first, second, third, static[:7])
-        device = first.device.type
-        problem = Problem.create(input_size, weight_size, *static, last, first.dtype, device)
+        problem = Problem.create((input_size, weight_size), static, last, first.dtype, first.device.type)
         choice = dispatch.choose(problem, op)
         plan = _plans[key] = (getattr(choice.backend, op), problem, choice.algorithm)
     return plan
@@ -120,6 +121,7 @@ class SymconvFprop(_SingleLevelFunction):
 
     @staticmethod
     def forward(ctx: Any, keyset: Any, input: Tensor, weight: Tensor, bias: Any, *static: Any) -> Tensor:
+        """The output; saves what the wanted gradients need."""
         _, need_input, need_weight = ctx.needs_input_grad[:3]
         ctx.save_for_backward(input if need_weight else None, weight if need_input else None)
         ctx.sizes, ctx.static = (input.shape, weight.shape), static
@@ -129,6 +131,7 @@ class SymconvFprop(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        """Gradients of the tensor arguments, those that are wanted."""
         _, need_input, need_weight, need_bias = ctx.needs_input_grad[:4]
         grads: list[Any] = [None, None, None]
         if grad is not None:
@@ -147,7 +150,10 @@ class SymconvDgrad(_SingleLevelFunction):
     """gx = dgrad(gy, w): for the upstream gradient g, ggy = fprop(g, w) and gw = wgrad(gy, g)."""
 
     @staticmethod
-    def forward(ctx: Any, keyset: Any, grad_output: Tensor, weight: Tensor, size: Any, *static: Any) -> Tensor:
+    def forward(
+        ctx: Any, keyset: Any, grad_output: Tensor, weight: Tensor, size: Any, *static: Any
+    ) -> Tensor:
+        """The gradient; saves what its own wanted gradients need."""
         _, need_grad, need_weight = ctx.needs_input_grad[:3]
         ctx.save_for_backward(grad_output if need_weight else None, weight if need_grad else None)
         ctx.weight_size, ctx.static = weight.shape, static
@@ -157,13 +163,16 @@ class SymconvDgrad(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        """Gradients of the tensor arguments, those that are wanted."""
         _, need_grad, need_weight = ctx.needs_input_grad[:3]
         grads: list[Any] = [None, None]
         if grad is not None:
             grad_output, weight = ctx.saved_tensors
             geometry = ctx.static[:7]
             if need_grad:
-                grads[0] = fprop(grad, weight, None, *geometry, suggests_channels_last(grad) or ctx.weight_last)
+                grads[0] = fprop(
+                    grad, weight, None, *geometry, suggests_channels_last(grad) or ctx.weight_last
+                )
             if need_weight:
                 grads[1] = wgrad(grad_output, grad, ctx.weight_size, *geometry, ctx.weight_last)
         return (None, *grads, *[None] * 9)
@@ -174,6 +183,7 @@ class SymconvWgrad(_SingleLevelFunction):
 
     @staticmethod
     def forward(ctx: Any, keyset: Any, grad_output: Tensor, input: Tensor, size: Any, *static: Any) -> Tensor:
+        """The gradient; saves what its own wanted gradients need."""
         _, need_grad, need_input = ctx.needs_input_grad[:3]
         ctx.save_for_backward(grad_output if need_input else None, input if need_grad else None)
         ctx.input_size, ctx.static = input.shape, static
@@ -183,6 +193,7 @@ class SymconvWgrad(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        """Gradients of the tensor arguments, those that are wanted."""
         _, need_grad, need_input = ctx.needs_input_grad[:3]
         grads: list[Any] = [None, None]
         if grad is not None:
@@ -275,7 +286,9 @@ def _is_plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _vmap_rule(op: Any) -> Callable[..., tuple[Tensor, int]]:
     """Batch over the first tensor alone folds into N (one call); any other batch is a loop of calls."""
 
-    def rule(info: Any, in_dims: Sequence[Any], first: Tensor, second: Tensor, third: Any, *static: Any) -> Any:
+    def rule(
+        info: Any, in_dims: Sequence[Any], first: Tensor, second: Tensor, third: Any, *static: Any
+    ) -> Any:
         tensors, dims = (first, second, third), in_dims[:3]
         if op is not wgrad and dims[0] is not None and dims[1] is None and not isinstance(dims[2], int):
             folded = first.movedim(dims[0], 0).flatten(0, 1)

@@ -10,11 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .symmetry import COPIES, Segment, Ties, orbit_size
+from .ties import COPIES, Segment, Ties, orbit_size
 
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPS = ("fprop", "dgrad", "wgrad")
@@ -89,7 +90,8 @@ def out_spatial(
             for n, k, s, p, d, o in zip(spatial, kernel, stride, padding, dilation, output_padding)
         ]
     return [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(spatial, kernel, stride, padding, dilation)
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(spatial, kernel, stride, padding, dilation)
     ]
 
 
@@ -158,10 +160,18 @@ def _check_geometry(
     """Lengths and ranges of the integer arguments; `ndim` values each."""
     if ndim not in (1, 2, 3):
         raise ShapeError(f"weight must have 3, 4 or 5 dims (1-D, 2-D or 3-D convolution), got {ndim + 2}")
-    named = {"stride": (stride, 1), "padding": (padding, 0), "dilation": (dilation, 1), "output_padding": (output_padding, 0)}
-    for name, (values, least) in named.items():
+    named = (
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+        ("output_padding", output_padding, 0),
+    )
+    for name, values, least in named:
         if len(values) != ndim or any(v < least for v in values):
-            raise ShapeError(f"{name}={list(values)} must be {ndim} values of at least {least}, such as {[least] * ndim}")
+            valid = [least] * ndim
+            raise ShapeError(
+                f"{name}={list(values)} must be {ndim} values of at least {least}, such as {valid}"
+            )
     if groups < 1:
         raise ShapeError(f"groups={groups} must be at least 1")
     for o, s, d in zip(output_padding, stride, dilation):
@@ -252,23 +262,19 @@ class Problem:
     @classmethod
     def create(
         cls,
-        input_size: Sequence[int],
-        weight_size: Sequence[int],
-        ties: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        output_padding: Sequence[int],
-        transposed: bool,
-        groups: int,
-        channels_last: bool,
+        sizes: tuple[Sequence[int], Sequence[int]],
+        static: Sequence[Any],
         input_channels_last: bool,
         dtype: torch.dtype,
         device: str,
     ) -> Problem:
-        """From the arguments of an operator; raises ShapeError as `output_size` does."""
-        geometry = (ties, stride, padding, dilation, output_padding, transposed, groups)
-        out = output_size(input_size, weight_size, *geometry)
+        """From (input_size, weight_size) and the static arguments of an operator, `ties` to `channels_last`.
+
+        Raises ShapeError as `output_size` does.
+        """
+        input_size, weight_size = sizes
+        ties, stride, padding, dilation, output_padding, transposed, groups, channels_last = static
+        out = output_size(input_size, weight_size, *static[:7])
         return cls(
             batch=input_size[0],
             in_channels=input_size[1],

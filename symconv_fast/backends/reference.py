@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,14 +69,14 @@ def _expand(problem: Problem, weight: Tensor) -> Tensor:
 def _backward(problem: Problem, grad_output: Tensor, input: Tensor, filters: Tensor, which: int) -> Tensor:
     mask = [which == 0, which == 1, False]
     with _no_autocast(input):
-        grads = torch.ops.aten.convolution_backward(grad_output, input, filters, None, *_geometry(problem), mask)
-    grad: Tensor = grads[which]
+        args = (grad_output, input, filters, None, *_geometry(problem), mask)
+        grad: Tensor = torch.ops.aten.convolution_backward(*args)[which]
     return grad
 
 
-def _geometry(problem: Problem) -> tuple[tuple[int, ...], ...]:
+def _geometry(problem: Problem) -> tuple[Any, ...]:
     p = problem
-    return p.stride, p.padding, p.dilation, p.transposed, p.output_padding, p.groups  # type: ignore[return-value]
+    return p.stride, p.padding, p.dilation, p.transposed, p.output_padding, p.groups
 
 
 def _no_autocast(tensor: Tensor) -> AbstractContextManager[None]:
