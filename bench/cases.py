@@ -32,8 +32,9 @@ SYMMETRIC = {
 }
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 PASSES = ("fwd", "dgrad", "wgrad", "step")
-# Times the error of torch's own convolution of the same dtype, both against float64 (root mean square).
-ERROR_FACTOR = {torch.float64: 2.0, torch.float32: 2.0, torch.bfloat16: 2.5, torch.float16: 2.5}
+# Times the error of torch's own convolution of the same dtype, both against float64 (root mean square). Above it a
+# result is wrong and is not timed; what is merely less exact than the project allows is timed and listed.
+WRONG = 10.0
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,11 @@ class Bench:
         """Compare every tensor of our result with float64.
 
         Returns:
-            The largest error as a multiple of that of torch's own convolution of the same dtype (root mean squares).
+            The largest error as a multiple of that of torch's own convolution of the same dtype (root mean squares),
+            or of one rounding of the result where that is more.
 
         Raises:
-            AssertionError: more than ERROR_FACTOR times the error of torch, and more than one rounding of the result.
+            AssertionError: a result is wrong, or not a number.
         """
         direction = self.case.direction
         mine = self.ours().call(direction)()
@@ -202,14 +204,11 @@ class Bench:
         exact = Row(self._expand_inside, leaves[0], tuple(leaves[1:]), upstream).call(direction)()
         worst = 0.0
         for index, (got, torchs, true) in enumerate(zip(mine, theirs, exact, strict=True)):
-            error, allowed = rms(got.double() - true), rms(torchs.double() - true)
             rounding = torch.finfo(self.case.dtype).eps * rms(true)
-            limit = max(ERROR_FACTOR[self.case.dtype] * allowed, rounding)
-            assert error <= limit, (  # also false for NaN
-                f"{self.case.name}: result {index} is wrong, so it is not timed: "
-                f"error {error:.3g}, allowed {limit:.3g}"
-            )
-            worst = max(worst, error / max(allowed, rounding))
+            error = rms(got.double() - true) / max(rms(torchs.double() - true), rounding)
+            text = f"{self.case.name}: result {index} is wrong, so it is not timed: {error:.3g} times torch's error"
+            assert error <= WRONG, text  # also false for NaN
+            worst = max(worst, error)
         return worst
 
 

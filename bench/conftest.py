@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--ties", default="", help="only these ties, such as h,hv")
     group.addoption("--layouts", default="", help="channels_last, contiguous or both, with a comma")
     group.addoption("--dtype", default="float32", choices=["float64", "float32", "bfloat16", "float16"])
-    group.addoption("--seconds", type=float, default=2.0, help="time to spend on the measurement of one case")
+    group.addoption("--seconds", type=float, default=3.0, help="time to spend on the measurement of one case")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -20,6 +20,12 @@ from bench import shapes
 
 Row = dict[str, Any]
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+LESS_EXACT = {
+    "float64": 2.0,
+    "float32": 2.0,
+    "bfloat16": 2.5,
+    "float16": 2.5,
+}  # times the error of torch: the limit
 NOT_SLOWER = 0.97  # below this a fallback should have run: more than what noise explains
 PASS_NAMES = {
     "fwd": "forward",
@@ -97,9 +103,17 @@ def text(rows: list[Row]) -> str:
     parts.append("\nbelow 1.00: " + ("nothing\n" if not slower else "\n"))
     for row in slower:
         mark = f"  BELOW {NOT_SLOWER}" if row["ratio"] < NOT_SLOWER else ""
-        what = f"{row['shape']} {row['tie']} {PASS_NAMES[row['pass']]} {row['layout']}"
-        parts.append(f"  {row['ratio']:.2f}  {what}{mark}\n")
+        parts.append(f"  {row['ratio']:.2f}  {_what(row)}{mark}\n")
+    inexact = [row for row in rows if row["error"] > LESS_EXACT[row["dtype"]]]
+    if inexact:
+        parts.append("\nless exact than allowed (error against float64, as a multiple of torch's):\n")
+    parts.extend(f"  {row['error']:.1f}  {_what(row)}\n" for row in inexact)
     return "".join(parts)
+
+
+def _what(row: Row) -> str:
+    """A case in words."""
+    return f"{row['shape']} {row['tie']} {PASS_NAMES[row['pass']]} {row['layout']}"
 
 
 def _table(head: list[str], lines: Iterable[list[str]]) -> str:

@@ -26,7 +26,7 @@ print(json.dumps(row))
 right = cases.Bench.ours
 def wrong(self):
     good = right(self)
-    return cases.Row(lambda x, *_: good.run(x) * (1 + 1e-4), good.input, good.parameters, good.upstream)
+    return cases.Row(lambda x, *_: good.run(x) * (1 + 1e-3), good.input, good.parameters, good.upstream)
 cases.Bench.ours = wrong
 try:
     cases.run(case, seconds=0.01)
@@ -52,8 +52,8 @@ def report():
 def rows() -> list[dict[str, object]]:
     """Two shapes of the mean and one that is not in it."""
     base = {
-        "pass": "fwd", "tie": "h", "layout": "channels_last", "dtype": "float32", "orbit": 2, "backend": "cpu",
-        "algorithm": "fold", "ms_p50": 1.0, "baseline_ms": 2.0, "fraction": 0.5, "gmacs_folded": 1.0,
+        "pass": "fwd", "tie": "h", "layout": "channels_last", "dtype": "float32", "orbit": 2, "error": 1.0,
+        "backend": "cpu", "algorithm": "fold", "ms_p50": 1.0, "baseline_ms": 2.0, "fraction": 0.5, "gmacs_folded": 1.0,
         "gmacs_dense": 2.0, "peak_extra_bytes": 10, "baseline_peak_extra_bytes": 0, "activation_bytes": 100,
         "device": "a CPU", "threads": 2, "torch": "2", "git": "abc",
     }  # fmt: skip
@@ -97,6 +97,12 @@ def test_text_lists_what_is_slower(report):
     text = report.text(rows())
     assert "0.50  4x512@7 h forward channels_last  BELOW 0.97" in text
     assert "below 1.00: nothing" in report.text(rows()[:2])
+
+
+def test_text_lists_what_is_less_exact(report):
+    inexact, *rest = rows()
+    assert "2.5  4x64@56 h forward channels_last" in report.text([inexact | {"error": 2.5}, *rest])
+    assert "less exact" not in report.text(rows())
 
 
 def test_readme_region_is_replaced_and_nothing_else(report, tmp_path):
