@@ -180,7 +180,8 @@ def prepare(
         padding = _tuple(padding, ndim, "padding")
     if bias is not None:
         bias = _full_bias(bias, ties)
-    if torch.is_autocast_enabled(input.device.type):
+    device = input.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         input, weight, bias = _autocast(input, weight, bias)
     channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
     extra = _tuple(output_padding, ndim, "output_padding")
