@@ -91,10 +91,15 @@ def _check_case(case: Case, dtype: torch.dtype, last: bool) -> Iterator[tuple[st
             for algorithm in module.ALGORITHMS:
                 if module.can_run(problem, op, algorithm) is not None:
                     continue
-                result = _run(module, problem, op, algorithm, tensors)
-                error = float((result.double() - exact[op]).abs().max() / exact[op].abs().max())
                 layout = "channels last" if last else "contiguous"
                 what = f"{name}/{algorithm} {op} {case.title}, {str(dtype)[6:]}, {layout}"
+                try:
+                    result = _run(module, problem, op, algorithm, tensors)
+                except Exception as failure:  # a report must reach its end
+                    message = (str(failure).splitlines() or [""])[0]
+                    yield f"{what}: {type(failure).__name__}: {message}", False
+                    continue
+                error = float((result.double() - exact[op]).abs().max() / exact[op].abs().max())
                 yield f"{what}: relative error {error:.1e}", error <= _TOLERANCE[dtype]
 
 

@@ -193,7 +193,7 @@ def _check_names(pin: Pin) -> None:
 
 @lru_cache(maxsize=1)
 def _say_once_if_native_is_missing() -> None:
-    reason = load("cpu")
+    reason = load("cpu") if "cpu" in BACKENDS else None
     if isinstance(reason, str):
         warnings.warn(
             f"symconv_fast: {reason}; CPU layers run on the reference backend (correct, but not faster than torch)",

@@ -11,11 +11,18 @@ from torch import Tensor
 
 from . import ops
 from .problem import Problem, ShapeError, suggests_channels_last
-from .symmetry import Symmetry, SymmetryLike, resolve_rows
+from .symmetry import Symmetry, SymmetryLike, compute_rows, resolve_rows
 from .ties import Ties
 
 IntOrInts = Union[int, Sequence[int]]
 TiesLike = Union[SymmetryLike, Ties]
+
+# Asked once: torch.compile would put the question into every graph. torch raises for devices without autocast ("meta").
+_AUTOCAST_DEVICES = frozenset(
+    device
+    for device in ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")
+    if torch.amp.is_autocast_available(device)
+)
 
 
 class Call(NamedTuple):
@@ -181,7 +188,7 @@ def prepare(
     if bias is not None:
         bias = _full_bias(bias, ties)
     device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
         input, weight, bias = _autocast(input, weight, bias)
     channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
     extra = _tuple(output_padding, ndim, "output_padding")
@@ -221,11 +228,8 @@ def _resolve(symmetry: SymmetryLike, ndim: int, weight: Tensor, groups: int, tra
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
         raise ValueError(f"groups={groups!r} must be a positive int")
     rows = weight.shape[1] * groups if transposed else weight.shape[0]
-    return resolve_rows(_counts(symmetry, ndim), ndim, rows, groups)
-
-
-def _counts(symmetry: SymmetryLike, ndim: int) -> Any:
-    return Symmetry(symmetry, ndim=ndim).counts
+    resolve = compute_rows if torch.compiler.is_compiling() else resolve_rows
+    return resolve(Symmetry(symmetry, ndim=ndim).counts, ndim, rows, groups)
 
 
 def _tuple(value: Any, ndim: int, name: str) -> tuple[int, ...]:

@@ -189,8 +189,7 @@ def _check_count(mask: int, filters: int, out_channels: int | None, groups: int)
     )
 
 
-@lru_cache(maxsize=4096)
-def _resolve(counts: tuple[tuple[int, int | str], ...], ndim: int, out_channels: int, groups: int) -> Ties:
+def _compute(counts: tuple[tuple[int, int | str], ...], ndim: int, out_channels: int, groups: int) -> Ties:
     if ndim not in KEYS:
         raise ValueError(f"ndim={ndim} is not supported; a layer has 1, 2 or 3 spatial dims")
     if groups < 1 or out_channels < 0 or out_channels % groups:
@@ -215,9 +214,11 @@ def _resolve(counts: tuple[tuple[int, int | str], ...], ndim: int, out_channels:
     return Ties(ndim, groups, tuple(segments))
 
 
-@lru_cache(maxsize=4096)
-def resolve_rows(counts: tuple[tuple[int, int | str], ...], ndim: int, rows: int, groups: int) -> Ties:
-    """`Symmetry.resolve_rows` on the bare counts, which torch.compile can take as a constant."""
+_resolve = lru_cache(maxsize=4096)(_compute)
+
+
+def compute_rows(counts: tuple[tuple[int, int | str], ...], ndim: int, rows: int, groups: int) -> Ties:
+    """`Symmetry.resolve_rows` on the bare counts, without a cache, as torch.compile wants to trace it."""
     if rows % groups:
         raise ValueError(f"weight has {rows} rows, which must be divisible by groups={groups}")
     fixed = [(mask, count) for mask, count in counts if isinstance(count, int)]
@@ -230,11 +231,15 @@ def resolve_rows(counts: tuple[tuple[int, int | str], ...], ndim: int, rows: int
             f"symmetry counts { {mask_name(m): c for m, c in fixed} } need at least {tied} rows of weight, got {rows}"
         )
     if len(fixed) == len(counts):
-        return _resolve(counts, ndim, rows + sum(c - c // orbit_size(m) for m, c in fixed), groups)
+        return _compute(counts, ndim, rows + sum(c - c // orbit_size(m) for m, c in fixed), groups)
     largest = rows * max(orbit_size(mask) for mask, _ in counts)
     for out_channels in range(largest, rows - 1, -groups):
         sizes = [(m, _filters(m, c, out_channels, groups)) for m, c in counts]
         saved = sum(n - n // orbit_size(m) for m, n in sizes)
         if sum(n for _, n in sizes) <= out_channels and out_channels - saved == rows:
-            return _resolve(counts, ndim, out_channels, groups)
+            return _compute(counts, ndim, out_channels, groups)
     raise ValueError(f"no number of output channels has {rows} rows of weight for symmetry counts {counts}")
+
+
+resolve_rows = lru_cache(maxsize=4096)(compute_rows)
+"""`compute_rows`, remembered."""

@@ -1,0 +1,387 @@
+"""The choice of backends, pinning, the environment, explain(), and the self-check."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import symconv_fast as sf
+from symconv_fast import __main__ as report
+from symconv_fast import dispatch
+from symconv_fast.backends import reference
+from symconv_fast.problem import OPS
+
+ROOT = Path(__file__).parent.parent
+
+
+def layer_and_input(batch: int = 2) -> tuple[sf.SymmetricConv2d, torch.Tensor]:
+    layer = sf.SymmetricConv2d(4, 16, 3, padding=1, symmetry={"h": 4, "hv": 8})
+    return layer, torch.randn(batch, 4, 6, 7, requires_grad=True)
+
+
+class Fake(types.ModuleType):
+    """A backend that is the reference in disguise and remembers what it ran."""
+
+    NAME = "fake"
+    ALGORITHMS = ("fold", "direct")
+
+    def __init__(self, seconds: float = 1e-9) -> None:
+        super().__init__("fake")
+        self.seconds = seconds
+        self.ran: list[tuple[str, str]] = []
+        self.refused: dict[tuple[str, str], str] = {}
+
+    def can_run(self, problem, op, algorithm):
+        return self.refused.get((op, algorithm))
+
+    def estimate(self, problem, op, algorithm):
+        return self.seconds * (2 if algorithm == "direct" else 1)
+
+    def __getattr__(self, op):
+        if op not in OPS:
+            raise AttributeError(op)
+
+        def run(problem, algorithm, *tensors):
+            self.ran.append((op, algorithm))
+            return getattr(reference, op)(problem, "expand", *tensors)
+
+        return run
+
+
+@pytest.fixture
+def fake(monkeypatch) -> Fake:
+    """The fake beside the reference, with empty caches before and after."""
+    module = Fake()
+    modules = {"fake": module, "reference": reference}
+    monkeypatch.setattr(dispatch, "BACKENDS", tuple(modules))
+    monkeypatch.setattr(dispatch, "load", modules.__getitem__)
+    clear()
+    yield module
+    clear()
+
+
+def clear() -> None:
+    dispatch._choose.cache_clear()
+    sf.ops._plans.clear()
+
+
+# --- choosing ------------------------------------------------------------------------------------------------------
+
+
+def test_the_lowest_estimate_runs_all_three_passes(fake):
+    layer, x = layer_and_input()
+    layer(x).sum().backward()
+    assert fake.ran == [("fprop", "fold"), ("dgrad", "fold"), ("wgrad", "fold")]
+    fake.ran.clear()
+    fake.seconds = 1e9
+    clear()
+    layer(x).sum().backward()
+    assert fake.ran == []
+
+
+def test_what_cannot_run_is_passed_over(fake):
+    layer, x = layer_and_input()
+    fake.refused = {("fprop", "fold"): "no fold today", ("dgrad", "fold"): "no", ("dgrad", "direct"): "no"}
+    layer(x).sum().backward()
+    assert fake.ran == [("fprop", "direct"), ("wgrad", "fold")]
+
+
+def test_empty_tensors_always_go_to_the_reference(fake):
+    layer, x = layer_and_input(0)
+    layer(x).sum().backward()
+    with sf.backend("fake"):
+        layer(x).sum().backward()
+    assert fake.ran == []
+    assert torch.equal(layer.weight.grad, torch.zeros_like(layer.weight))
+
+
+def test_the_choice_is_made_once_a_shape(fake, monkeypatch):
+    layer, x = layer_and_input()
+    asked = []
+    can_run = fake.can_run
+    monkeypatch.setattr(fake, "can_run", lambda *args: asked.append(args) or can_run(*args))
+    for _ in range(3):
+        layer(x).sum().backward()
+    assert len(asked) == 3 * len(fake.ALGORITHMS)
+    layer(x[:1])
+    assert len(asked) == 4 * len(fake.ALGORITHMS)
+
+
+def test_the_choice_follows_the_number_of_threads(fake):
+    layer, x = layer_and_input()
+    threads = torch.get_num_threads()
+    layer(x)
+    fake.refused = {("fprop", "fold"): "changed"}
+    try:
+        torch.set_num_threads(threads + 1)
+        layer(x)
+    finally:
+        torch.set_num_threads(threads)
+    assert fake.ran == [("fprop", "fold"), ("fprop", "direct")]
+
+
+# --- pinning -------------------------------------------------------------------------------------------------------
+
+
+def test_pin_holds_in_backward_and_ends_with_the_block(fake):
+    layer, x = layer_and_input()
+    with sf.backend("reference"):
+        y = layer(x)
+    y.sum().backward()
+    assert fake.ran == [("dgrad", "fold"), ("wgrad", "fold")]
+    fake.ran.clear()
+    with sf.backend("reference"):
+        layer(x).sum().backward()
+    assert fake.ran == []
+    with sf.backend("fake", algorithm="direct"):
+        layer(x).sum().backward()
+    assert fake.ran == [("fprop", "direct"), ("dgrad", "direct"), ("wgrad", "direct")]
+
+
+def test_innermost_pin_counts_and_errors_do_not_leak(fake):
+    layer, x = layer_and_input()
+    with sf.backend("reference"):
+        with sf.backend(algorithm="direct"):
+            layer(x)
+        with sf.backend():
+            layer(x)
+        with pytest.raises(KeyError), sf.backend("fake"):
+            raise KeyError
+        assert dispatch.pinned().name == "reference"
+        layer(x)
+    assert fake.ran == [("fprop", "direct"), ("fprop", "fold")]
+    assert dispatch.pinned() == dispatch._environment
+
+
+def test_pin_is_of_the_thread(fake):
+    layer, x = layer_and_input()
+    with sf.backend("reference"):
+        thread = threading.Thread(target=layer, args=(x,))
+        thread.start()
+        thread.join()
+    assert fake.ran == [("fprop", "fold")]
+
+
+def test_pinned_backend_that_cannot_run_raises_with_the_reason(fake):
+    layer, x = layer_and_input()
+    layer(x)  # a choice made without the pin must not be remembered for it
+    fake.refused = {("fprop", "fold"): "the moon is wrong", ("wgrad", "fold"): "no wgrad yet"}
+    with sf.backend("fake", algorithm="fold"):
+        with pytest.raises(
+            RuntimeError, match=r"backend\(\) pins .*cannot run fprop here: fake/fold: the moon is wrong"
+        ):
+            layer(x)
+        with pytest.raises(RuntimeError, match="cannot run fprop"), torch.no_grad():
+            layer(x)
+    y = layer(x)
+    with (
+        sf.backend(algorithm="fold"),
+        pytest.raises(RuntimeError, match="cannot run wgrad here: fake/fold: no wgrad yet"),
+    ):
+        y.sum().backward()
+
+
+def test_names_are_checked_when_entering():
+    with (
+        pytest.raises(ValueError, match="backend 'cudnn' does not exist; there are: cpu, reference"),
+        sf.backend("cudnn"),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="algorithm 'fast' does not exist; there are: .*expand"),
+        sf.backend(algorithm="fast"),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="algorithm 'fold' does not exist; there are: expand"),
+        sf.backend("reference", algorithm="fold"),
+    ):
+        pass
+
+
+# --- environment and installation ----------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+import warnings
+{before}
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as caught:
+    import torch, symconv_fast as sf
+    layer = sf.SymmetricConv2d(4, 16, 3, symmetry="hv")
+    for _ in range(2):
+        try:
+            layer(torch.randn(1, 4, 6, 6)).sum().backward()
+        except Exception as error:
+            print(type(error).__name__, error)
+    report = sf.explain(layer, torch.randn(1, 4, 6, 6))
+    print("runs", *(p.backend for p in report.passes))
+print("warnings", *(str(w.message) for w in caught if "symconv" in str(w.message)), sep="|")
+"""
+HIDE_NATIVE = 'sys.modules["symconv_fast._cpu"] = None'  # makes the import fail, as if it had not been built
+
+
+def run_script(before: str = "", **environment: str) -> str:
+    found = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(before=before)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_environment_pins():
+    assert "runs reference reference reference" in run_script(SYMCONV_FAST_BACKEND="reference")
+    assert "runs reference reference reference" in run_script(SYMCONV_FAST_ALGORITHM="expand")
+
+
+def test_environment_with_a_wrong_name_says_which_variable():
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import symconv_fast as s, torch; s.SymmetricConv2d(1, 2, 1)(torch.ones(1, 1, 1, 1))",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SYMCONV_FAST_BACKEND": "quantum"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert out.returncode == 1
+    assert "SYMCONV_FAST_BACKEND/SYMCONV_FAST_ALGORITHM: backend 'quantum' does not exist" in out.stderr
+
+
+def test_without_the_native_module_it_works_and_says_so_once():
+    out = run_script(HIDE_NATIVE)
+    assert "runs reference reference reference" in out
+    messages = [line for line in out.splitlines() if line.startswith("warnings|")]
+    assert len(messages) == 1
+    assert messages[0].count("the cpu backend is not available") == 1
+    # Who asked for the reference is not told.
+    assert "not available" not in run_script(HIDE_NATIVE, SYMCONV_FAST_BACKEND="reference")
+
+
+def test_pinning_a_backend_that_is_not_there_raises_with_the_reason():
+    out = run_script(HIDE_NATIVE, SYMCONV_FAST_BACKEND="cpu")
+    assert out.count("RuntimeError") == 2
+    assert "cannot run fprop here: cpu/-: the cpu backend is not available in this installation" in out
+    assert "runs None None None" in out
+
+
+# --- explain -------------------------------------------------------------------------------------------------------
+
+
+def test_explain_shows_choices_reasons_and_costs(fake):
+    layer, x = layer_and_input()
+    fake.refused = {("dgrad", "fold"): "it rains", ("dgrad", "direct"): "it snows"}
+    found = sf.explain(layer, x)
+    assert fake.ran == []  # nothing was computed
+    assert [(p.op, p.backend, p.algorithm) for p in found.passes] == [
+        ("fprop", "fake", "fold"), ("dgrad", "reference", "expand"), ("wgrad", "fake", "fold"),
+    ]  # fmt: skip
+    text = str(found)
+    assert "convolution (2, 4, 6, 7) -> (2, 16, 6, 7), kernel (3, 3), float32 on cpu, contiguous" in text
+    assert "8 rows of weight for 16 filters" in text
+    assert f"{2 * 42 * 8 * 4 * 9:,} folded, {2 * 42 * 16 * 4 * 9:,} dense" in text
+    assert f"{4 * (2 * 4 * 42 + 2 * 16 * 42 + 8 * 4 * 9):,} bytes" in text
+    rows = [line.split() for line in text.splitlines()[3:]]
+    assert ["dgrad", "fake", "fold", "it", "rains"] in rows
+    assert ["dgrad", "fake", "direct", "it", "snows"] in rows
+    assert sum(row[3] == "chosen" for row in rows) == 3
+    assert len(rows) == 9
+
+
+def test_explain_under_a_pin_that_cannot_run(fake):
+    layer, x = layer_and_input()
+    fake.refused = {("fprop", "fold"): "closed"}
+    with sf.backend("fake", algorithm="fold"):
+        found = sf.explain(layer, x)
+    assert found.passes[0].backend is None
+    assert "fprop  error: backend() pins" in str(found)
+    assert found.passes[1].backend == "fake"
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_explain_describes_the_problems_that_run(fake, monkeypatch, channels_last):
+    """The problem of each pass, layouts included, is the one that a backend gets."""
+    layer, x = layer_and_input()
+    if channels_last:
+        x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    asked = {}
+    monkeypatch.setattr(fake, "can_run", lambda problem, op, algorithm: asked.update({op: problem}))
+    sf.explain(layer, x)
+    explained = dict(asked)
+    clear()
+    y = layer(x)
+    y.backward(torch.randn_like(y))
+    assert asked == explained
+    assert explained["fprop"].channels_last == channels_last
+
+
+def test_explain_of_every_kind_of_layer():
+    padded = sf.SymmetricConv2d(4, 16, 4, padding="same", padding_mode="circular", symmetry="hv")
+    assert sf.explain(padded, torch.randn(4, 6, 7)).problem.output_shape == (1, 16, 6, 7)
+    up = sf.SymmetricConvTranspose3d(4, 16, 3, stride=2, symmetry="hvz")
+    found = sf.explain(up, torch.randn(2, 4, 3, 3, 3))
+    assert "transposed convolution (2, 4, 3, 3, 3) -> (2, 16, 7, 7, 7)" in str(found)
+    assert str(sf.explain(found.problem)) == str(found)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert sf.explain(padded, torch.randn(4, 6, 7)).problem.dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="needs the input"):
+        sf.explain(up)
+
+
+# --- python -m symconv_fast ----------------------------------------------------------------------------------------
+
+
+def test_self_check_passes_here(capsys):
+    assert report.main() == 0
+    out = capsys.readouterr().out
+    for backend in dispatch.available():
+        for op in OPS:
+            for tie in ("h", "v", "hv", "hvz", "mixed"):
+                assert any(
+                    line.startswith(f"PASS  {backend}/") and f" {op} {tie}, " in line
+                    for line in out.splitlines()
+                )
+    assert "FAIL" not in out
+    assert f"torch {torch.__version__}" in out
+
+
+@pytest.mark.parametrize("damage", [1e-3, float("nan")])
+def test_self_check_fails_when_one_number_is_wrong(fake, monkeypatch, capsys, damage):
+    def broken(problem, algorithm, *tensors):
+        grad = reference.wgrad(problem, "expand", *tensors)
+        grad.view(-1)[0] += damage * grad.abs().max()
+        return grad
+
+    fake.wgrad = broken
+    assert report.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line for line in lines if line.startswith("FAIL")]
+    assert failed
+    assert all("fake/" in line and " wgrad " in line for line in failed)
+    assert lines[-1] == f"{len(failed)} checks failed"
+
+
+def test_self_check_as_a_program():
+    found = subprocess.run(
+        [sys.executable, "-m", "symconv_fast"],
+        cwd=ROOT,
+        env={**os.environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout.rstrip().endswith("all checks passed")
