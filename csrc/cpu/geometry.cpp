@@ -67,6 +67,16 @@ void add_axes(const Problem& p, Plan& plan) {
   }
 }
 
+Plan empty_plan(const Problem& p, bool fold, int offset_axis, Filtering filtering) {
+  Plan plan;
+  plan.fold = fold;
+  plan.offset_axis = offset_axis;
+  plan.reversed = !is_gather(p, fold);
+  plan.filtering = can_filter(p, offset_axis) ? filtering : kPlain;
+  add_axes(p, plan);
+  return plan;
+}
+
 // Calls f(tap) for every tap with tap[axis] < limit[axis].
 template <class F>
 void for_taps(const Triple& limit, F f) {
@@ -99,10 +109,13 @@ int choose_offset_axis(const Problem& p, bool fold, const Segment* segments, siz
   return best;
 }
 
-Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis) {
-  Plan plan;
-  plan.fold = true;
-  plan.offset_axis = offset_axis;
+bool can_filter(const Problem& p, int offset_axis) {
+  return offset_axis >= 0 && p.kernel[offset_axis] == 3 && p.stride[offset_axis] == 1 &&
+         p.dilation[offset_axis] == 1;
+}
+
+Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis, Filtering filtering) {
+  Plan plan = empty_plan(p, true, offset_axis, filtering);
   int tied[kAxes];
   const int ties = tied_axes(p.segments[segment].mask, tied);
   plan.parities = 1 << ties;
@@ -141,14 +154,11 @@ Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis)
       if (2 * g.tap[0][tied[i]] + 1 != p.kernel[tied[i]]) position[paired++] = i;
     for (int s = 0; s < 1 << paired; ++s) g.slot[s] += base[expand_subset(s, position, paired)];
   }
-  add_axes(p, plan);
   return plan;
 }
 
-Plan sum_plan(const Problem& p, int part, int parts, int offset_axis) {
-  Plan plan;
-  plan.fold = false;
-  plan.offset_axis = offset_axis;
+Plan sum_plan(const Problem& p, int part, int parts, int offset_axis, Filtering filtering) {
+  Plan plan = empty_plan(p, false, offset_axis, filtering);
   Triple limit = p.kernel;
   if (offset_axis >= 0) limit[offset_axis] = 1;
   for (size_t i = 0; i < p.segments.size(); ++i) {
@@ -172,7 +182,6 @@ Plan sum_plan(const Problem& p, int part, int parts, int offset_axis) {
       plan.slots.push_back({0, static_cast<int>(i), begin, end - begin, tap});
     });
   }
-  add_axes(p, plan);
   return plan;
 }
 

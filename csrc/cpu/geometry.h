@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels.h"
+
 namespace symconv {
 
 constexpr int kAxes = 3;  // 0 = depth, 1 = height, 2 = width; 1-D and 2-D have extent 1 in front
@@ -64,6 +66,8 @@ struct Plan {
   bool fold = true;
   int parities = 1;
   int offset_axis = -1;  // its taps are shifts of the panel and need no slots of their own
+  bool reversed = false;  // shifts grow as its taps fall
+  Filtering filtering = kPlain;  // along the offset axis
   std::vector<Slot> slots;  // parity-major
   std::vector<Group> groups;
   std::vector<AxisMap> axes[kAxes];  // by residue of the destination position
@@ -78,9 +82,12 @@ int64_t member_channel(const Segment& segment, int member);
 // Axis on which a plan over these segments may shift the panel, or -1.
 int choose_offset_axis(const Problem& p, bool fold, const Segment* segments, size_t count, bool planes);
 
-Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis);
+// Can three taps on that axis be filtered with fewer products?
+bool can_filter(const Problem& p, int offset_axis);
+
+Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis, Filtering filtering);
 
 // `part` of `parts`: the orbits of every segment are cut into that many ranges.
-Plan sum_plan(const Problem& p, int part, int parts, int offset_axis);
+Plan sum_plan(const Problem& p, int part, int parts, int offset_axis, Filtering filtering);
 
 }  // namespace symconv

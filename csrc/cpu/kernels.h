@@ -10,6 +10,16 @@ namespace symconv {
 
 constexpr int kMaxSources = 8;  // mirrored taps of one group, at most 2^3
 constexpr int kMaxVectors = 3;  // columns of a matrix tile, in vectors
+constexpr int kMaxLines = 6;    // input lines of one minimal-filtering tile, F(4,3)
+
+// Minimal filtering along lines for three taps: kPlain is none, kF2 makes 2 results from 4 products
+// and kF4 makes 4 from 6. See winograd.h.
+enum Filtering { kPlain = 0, kF2 = 1, kF4 = 2, kFilterings = 3 };
+constexpr int kLinesIn[kFilterings] = {1, 4, 6};   // also the number of products
+constexpr int kLinesOut[kFilterings] = {1, 2, 4};
+
+// Entry of the filter transform: what tap `tap` contributes to product `product`.
+double filter_coefficient(Filtering filtering, int product, int tap);
 
 // C[rows, vectors * lanes] (+)= sum over segments s of A_s[rows, k] * B_s[k, vectors * lanes].
 // A is read one broadcast scalar at a time, so its rows may start anywhere; B row by row.
@@ -31,28 +41,32 @@ struct GemmArgs {
 // One run of packing: sources that move together along a line of positions.
 //   fold: out[s] = sum over t of (-1)^|s & t| * source[t]   (as many outputs as sources)
 //   sum:  out[0] = sum over t of source[t]
+// With minimal filtering this is done for each of the input lines, which are then transformed.
 // "Pixels": channels are contiguous in the source and in the panel, panel rows are positions.
 // "Planes": positions are contiguous in the panel, panel rows are channels.
 template <class T>
 struct RunArgs {
-  const T* source[kMaxSources];
-  int64_t position_step[kMaxSources];  // from one position to the next, 0 where a source is absent
-  int64_t channel_step[kMaxSources];   // planes only; 0 where a source is absent
+  const T* source[kMaxLines][kMaxSources];
+  int64_t position_step[kMaxLines][kMaxSources];  // from one position to the next, 0 where absent
+  int64_t channel_step[kMaxLines][kMaxSources];   // planes only; 0 where a source is absent
   T* out[kMaxSources];
-  int64_t ld;  // leading dimension of the panel
+  int64_t product_stride;  // in the panel, from one product to the next
+  int64_t ld;              // leading dimension of the panel
   int64_t positions;
   int64_t channels;
 };
 
-// Butterfly over the parities of a tile of results, bias, and the store to each orbit member.
+// Result lines of minimal filtering, butterfly over the parities of a tile of results, bias, and the store to each orbit member.
 template <class T>
 struct StoreArgs {
-  const T* tile;           // [parities][rows][ld]
-  int64_t parity_stride;
+  const T* tile;           // [parities][products][rows][ld]
+  int64_t parity_stride, product_stride;
   int64_t ld;
   int64_t rows;
   int64_t cols;
   T* out[kMaxSources];     // one for each member, at row 0, column 0
+  int64_t line_stride;     // in the output, from one result line to the next
+  int lines;               // result lines that exist
   const int64_t* row_offset;
   const int64_t* col_offset;     // null: columns are contiguous
   const T* bias[kMaxSources];    // null without bias
@@ -67,11 +81,26 @@ struct WeightArgs {
   int64_t other_stride;
   int64_t others;
   int64_t tap[kMaxSources];
+  int64_t tap_stride;  // minimal filtering: from one of the three taps to the next, in order of shift
   T* out[kMaxSources];
+  int64_t product_stride[kMaxSources];
   int64_t out_stride;  // from one `other` to the next
   int lanes;           // lanes that exist
   int stored;          // lanes to write; those past `lanes` are zero
   T scale;
+};
+
+// out[product][c][p] = transform over lines of source[offset[p] + line * line_stride + c * channel_stride].
+template <class T>
+struct GatherArgs {
+  const T* source;
+  const int64_t* offset;
+  int64_t positions;
+  int64_t channel_stride, channels;
+  int64_t line_stride;
+  int lines;  // result lines that exist; the others count as zero
+  T* out;
+  int64_t product_stride, ld;
 };
 
 template <class T>
@@ -79,15 +108,14 @@ struct Kernels {
   int lanes;                      // elements of a vector
   int max_rows[kMaxVectors + 1];  // rows of a matrix tile by its number of vectors
   void (*gemm)(int rows, int vectors, const GemmArgs<T>&);
-  void (*fold_pixels[4])(const RunArgs<T>&);  // by log2 of the number of sources
-  void (*fold_planes[4])(const RunArgs<T>&);
-  void (*sum_pixels[4])(const RunArgs<T>&);
-  void (*sum_planes[4])(const RunArgs<T>&);
-  void (*store[4])(const StoreArgs<T>&);      // by log2 of the number of members
-  void (*fold_weights[4])(const WeightArgs<T>&);
-  // out[c * ld + p] = source[offset[p] + c * channel_stride]
-  void (*gather_rows)(const T* source, const int64_t* offset, int64_t positions, int64_t channel_stride,
-                      int64_t channels, T* out, int64_t ld);
+  // By filtering and log2 of the number of sources; null where no axis would be left to filter along.
+  void (*fold_pixels[kFilterings][4])(const RunArgs<T>&);
+  void (*fold_planes[kFilterings][4])(const RunArgs<T>&);
+  void (*sum_pixels[kFilterings][4])(const RunArgs<T>&);
+  void (*sum_planes[kFilterings][4])(const RunArgs<T>&);
+  void (*store[kFilterings][4])(const StoreArgs<T>&);  // by log2 of the number of members
+  void (*fold_weights[kFilterings][4])(const WeightArgs<T>&);
+  void (*gather[kFilterings])(const GatherArgs<T>&);
 };
 
 template <class T>

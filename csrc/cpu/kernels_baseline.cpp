@@ -53,6 +53,14 @@ Isa isa() {
 
 }  // namespace
 
+double filter_coefficient(Filtering filtering, int product, int tap) {
+  double g[3] = {}, two[4] = {}, four[6] = {};
+  g[tap] = 1;
+  baseline::F2::filter(g, two);
+  baseline::F4::filter(g, four);
+  return filtering == kF2 ? two[product] : four[product];
+}
+
 template <class T>
 const Kernels<T>& select_kernels() {
 #if defined(__x86_64__)

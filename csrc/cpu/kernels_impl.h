@@ -21,6 +21,14 @@ inline V<T> load(const T* p) { return *reinterpret_cast<const V<T>*>(p); }
 template <class T>
 inline void save(T* p, V<T> v) { *reinterpret_cast<V<T>*>(p) = v; }
 
+// Element type of a value, for constants; never called.
+float scalar(float);
+float scalar(V<float>);
+double scalar(double);
+double scalar(V<double>);
+
+#include "winograd.h"
+
 // Matrix tile. Row addresses are three bases and multiples of lda, so that fourteen rows need
 // five registers and not fourteen.
 template <class T, int R, int N>
@@ -89,161 +97,271 @@ inline X total(X (&v)[S]) {
   return v[0];
 }
 
-template <class T, int S, bool kFold, class X>
-inline void reduce_and_save(X (&v)[S], T* const (&out)[S], int64_t at) {
-  if constexpr (kFold) {
-    butterfly(v);
+// One value of every output: sources of each line reduced, then the lines transformed.
+template <class T, class X, int S, bool kFold, class F>
+inline void reduce_at(const T* const (&in)[F::in][S], T* const (&out)[S], int64_t product_stride, int64_t at,
+                      int64_t step) {  // of the input, 1 or 0
+  constexpr int O = kFold ? S : 1;
+  X folded[O][F::in];
+#pragma GCC unroll 6
+  for (int l = 0; l < F::in; ++l) {
+    X v[S];
 #pragma GCC unroll 8
-    for (int s = 0; s < S; ++s) *reinterpret_cast<X*>(out[s] + at) = v[s];
-  } else {
-    *reinterpret_cast<X*>(out[0] + at) = total(v);
+    for (int s = 0; s < S; ++s) v[s] = *reinterpret_cast<const X*>(in[l][s] + at * step);
+    if constexpr (kFold) {
+      butterfly(v);
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) folded[s][l] = v[s];
+    } else {
+      folded[0][l] = total(v);
+    }
+  }
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) {
+    F::data(folded[o]);
+#pragma GCC unroll 6
+    for (int l = 0; l < F::in; ++l) *reinterpret_cast<X*>(out[o] + l * product_stride + at) = folded[o][l];
   }
 }
 
 // Vectors over `count` contiguous elements; the last vector overlaps the one before it, which
 // writes the same values twice and needs no mask.
-template <class T, int S, bool kFold>
-inline void reduce_line(const T* const (&in)[S], T* const (&out)[S], int64_t count) {
+template <class T, int S, bool kFold, class F>
+inline void reduce_line(const T* const (&in)[F::in][S], T* const (&out)[S], int64_t product_stride, int64_t count) {
   constexpr int L = Vec<T>::lanes;
   if (count >= L) {
-    for (int64_t c = 0;; c += L) {
-      if (c > count - L) {
-        if (c >= count) break;
-        c = count - L;
-      }
-      V<T> v[S];
-#pragma GCC unroll 8
-      for (int s = 0; s < S; ++s) v[s] = load(in[s] + c);
-      reduce_and_save<T, S, kFold>(v, out, c);
-    }
+    for (int64_t c = 0; c + L <= count; c += L) reduce_at<T, V<T>, S, kFold, F>(in, out, product_stride, c, 1);
+    if (count % L) reduce_at<T, V<T>, S, kFold, F>(in, out, product_stride, count - L, 1);
     return;
   }
-  for (int64_t c = 0; c < count; ++c) {
-    T v[S];
-    for (int s = 0; s < S; ++s) v[s] = in[s][c];
-    reduce_and_save<T, S, kFold>(v, out, c);
-  }
+  for (int64_t c = 0; c < count; ++c) reduce_at<T, T, S, kFold, F>(in, out, product_stride, c, 1);
 }
 
-template <class T, int S, bool kFold>
+template <class T, int S, bool kFold, class F>
 void pack_pixels(const RunArgs<T>& r) {
-  const T* in[S];
+  const T* in[F::in][S];
   T* out[S];
-  for (int s = 0; s < S; ++s) in[s] = r.source[s], out[s] = r.out[s];
+  for (int s = 0; s < S; ++s) {
+    out[s] = r.out[s];
+    for (int l = 0; l < F::in; ++l) in[l][s] = r.source[l][s];
+  }
   for (int64_t p = 0; p < r.positions; ++p) {
-    reduce_line<T, S, kFold>(in, out, r.channels);
-    for (int s = 0; s < S; ++s) in[s] += r.position_step[s], out[s] += r.ld;
+    reduce_line<T, S, kFold, F>(in, out, r.product_stride, r.channels);
+    for (int s = 0; s < S; ++s) {
+      out[s] += r.ld;
+      for (int l = 0; l < F::in; ++l) in[l][s] += r.position_step[l][s];
+    }
   }
 }
 
-template <class T, int S, bool kFold>
+template <class T, int S, bool kFold, class F>
 void pack_planes(const RunArgs<T>& r) {
-  const T* in[S];
+  const T* in[F::in][S];
   T* out[S];
-  bool unit = true;
+  bool unit = true;  // absent sources read a line of zeros, or one zero again and again
   for (int s = 0; s < S; ++s) {
-    in[s] = r.source[s], out[s] = r.out[s];
-    unit = unit && r.position_step[s] == 1;
+    out[s] = r.out[s];
+    for (int l = 0; l < F::in; ++l) {
+      in[l][s] = r.source[l][s];
+      unit = unit && (r.position_step[l][s] == 0 || r.position_step[l][s] == 1);
+    }
   }
   for (int64_t c = 0; c < r.channels; ++c) {
     if (unit) {
-      reduce_line<T, S, kFold>(in, out, r.positions);
+      reduce_line<T, S, kFold, F>(in, out, r.product_stride, r.positions);
     } else {
+      const T* at[F::in][S];
+      for (int l = 0; l < F::in; ++l)
+        for (int s = 0; s < S; ++s) at[l][s] = in[l][s];
       for (int64_t p = 0; p < r.positions; ++p) {
-        T v[S];
-        for (int s = 0; s < S; ++s) v[s] = in[s][p * r.position_step[s]];
-        reduce_and_save<T, S, kFold>(v, out, p);
+        reduce_at<T, T, S, kFold, F>(at, out, r.product_stride, p, 0);
+        for (int l = 0; l < F::in; ++l)
+          for (int s = 0; s < S; ++s) at[l][s] += r.position_step[l][s];
       }
     }
-    for (int s = 0; s < S; ++s) in[s] += r.channel_step[s], out[s] += r.ld;
+    for (int s = 0; s < S; ++s) {
+      out[s] += r.ld;
+      for (int l = 0; l < F::in; ++l) in[l][s] += r.channel_step[l][s];
+    }
   }
 }
 
-template <class T, int G>
-inline void store_row(const StoreArgs<T>& a, int64_t r) {
-  constexpr int L = Vec<T>::lanes;
-  const T* tile = a.tile + r * a.ld;
-  T* out[G];
-  for (int g = 0; g < G; ++g) out[g] = a.out[g] + a.row_offset[r];
-  const bool bias = a.bias[0] != nullptr;
-  int64_t c = 0;
-  if (!a.col_offset && a.cols >= L) {
-    for (;; c += L) {
-      if (c > a.cols - L) {
-        if (c >= a.cols) return;
-        c = a.cols - L;
-      }
-      V<T> v[G];
+// Result lines of all members for the columns at `c` of row `r`.
+template <class T, class X, int G, class F>
+inline void store_at(const StoreArgs<T>& a, T* const (&out)[G], const T* tile, int64_t r, int64_t c, int64_t at) {
+  X y[F::out][G];
 #pragma GCC unroll 8
-      for (int g = 0; g < G; ++g) v[g] = load(tile + g * a.parity_stride + c);
-      butterfly(v);
-#pragma GCC unroll 8
-      for (int g = 0; g < G; ++g) {
-        if (bias) v[g] += a.bias_of_row ? a.bias[g][r] - V<T>{} : load(a.bias[g] + c);
-        save(out[g] + c, v[g]);
-      }
-    }
+  for (int g = 0; g < G; ++g) {
+    X m[F::in], lines[F::out];
+#pragma GCC unroll 6
+    for (int i = 0; i < F::in; ++i)
+      m[i] = *reinterpret_cast<const X*>(tile + g * a.parity_stride + i * a.product_stride + c);
+    F::result(m, lines);
+#pragma GCC unroll 4
+    for (int i = 0; i < F::out; ++i) y[i][g] = lines[i];
   }
-  for (; c < a.cols; ++c) {
-    T v[G];
-    for (int g = 0; g < G; ++g) v[g] = tile[g * a.parity_stride + c];
-    butterfly(v);
-    const int64_t at = a.col_offset ? a.col_offset[c] : c;
-    for (int g = 0; g < G; ++g) out[g][at] = bias ? v[g] + a.bias[g][a.bias_of_row ? r : c] : v[g];
+#pragma GCC unroll 4
+  for (int i = 0; i < F::out; ++i) {
+    if (i >= a.lines) break;
+    butterfly(y[i]);
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+      if (a.bias[0]) {
+        if (a.bias_of_row)
+          y[i][g] += a.bias[g][r];
+        else
+          y[i][g] += *reinterpret_cast<const X*>(a.bias[g] + c);
+      }
+      *reinterpret_cast<X*>(out[g] + i * a.line_stride + at) = y[i][g];
+    }
   }
 }
 
-template <class T, int G>
+template <class T, int G, class F>
 void store(const StoreArgs<T>& a) {
-  for (int64_t r = 0; r < a.rows; ++r) store_row<T, G>(a, r);
+  constexpr int L = Vec<T>::lanes;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const T* tile = a.tile + r * a.ld;
+    T* out[G];
+    for (int g = 0; g < G; ++g) out[g] = a.out[g] + a.row_offset[r];
+    if (a.col_offset || a.cols < L) {
+      for (int64_t c = 0; c < a.cols; ++c)
+        store_at<T, T, G, F>(a, out, tile, r, c, a.col_offset ? a.col_offset[c] : c);
+      continue;
+    }
+    for (int64_t c = 0; c + L <= a.cols; c += L) store_at<T, V<T>, G, F>(a, out, tile, r, c, c);
+    if (a.cols % L) store_at<T, V<T>, G, F>(a, out, tile, r, a.cols - L, a.cols - L);
+  }
 }
 
-template <class T, int S>
+template <class T, int S, class F>
 void fold_weights(const WeightArgs<T>& w) {
   constexpr int L = Vec<T>::lanes;
+  constexpr int taps = F::in > 1 ? 3 : 1;
   for (int64_t o = 0; o < w.others; ++o) {
-    const T* source = w.source + o * w.other_stride;
-    T raw[S][L] = {};
-    for (int s = 0; s < S; ++s)
-      for (int l = 0; l < w.lanes; ++l) raw[s][l] = source[l * w.lane_stride + w.tap[s]];
-    V<T> v[S];
-    for (int s = 0; s < S; ++s) v[s] = load(raw[s]) * w.scale;
-    butterfly(v);
+    V<T> g[S][3] = {};
+    for (int t = 0; t < taps; ++t) {
+      V<T> v[S];
+      for (int s = 0; s < S; ++s) {
+        const T* source = w.source + o * w.other_stride + w.tap[s] + t * w.tap_stride;
+        T raw[L] = {};
+        for (int l = 0; l < w.lanes; ++l) raw[l] = source[l * w.lane_stride];
+        v[s] = load(raw) * w.scale;
+      }
+      butterfly(v);
+      for (int s = 0; s < S; ++s) g[s][t] = v[s];
+    }
     for (int s = 0; s < S; ++s) {
-      T* out = w.out[s] + o * w.out_stride;
-      if (w.stored == L) {
-        save(out, v[s]);
-      } else {
-        for (int l = 0; l < w.stored; ++l) out[l] = v[s][l];
+      V<T> products[F::in];
+      F::filter(g[s], products);
+      for (int i = 0; i < F::in; ++i) {
+        T* out = w.out[s] + o * w.out_stride + i * w.product_stride[s];
+        if (w.stored == L) {
+          save(out, products[i]);
+        } else {
+          for (int l = 0; l < w.stored; ++l) out[l] = products[i][l];
+        }
       }
     }
   }
 }
 
-// Blocks of one vector of positions: channel by channel the reads of a block hit the same lines.
+// Vectors a and b, element by element in turn: the first half of the result, or the second.
+template <class T, bool kSecond>
+inline V<T> zip(V<T> a, V<T> b) {
+  constexpr int L = Vec<T>::lanes, h = kSecond ? L / 2 : 0;
+  typedef decltype(V<T>{} < V<T>{}) Mask;
+#if defined(__clang__)
+  V<T> v;
+  for (int i = 0; i < L / 2; ++i) v[2 * i] = a[h + i], v[2 * i + 1] = b[h + i];
+  return v;
+#else
+  Mask order;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) order[i] = h + i / 2 + (i % 2) * L;
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
+// Transpose of L vectors: log2(L) perfect shuffles of row i with row i + L/2.
 template <class T>
-void gather_rows(const T* source, const int64_t* offset, int64_t positions, int64_t channel_stride,
-                 int64_t channels, T* out, int64_t ld) {
+inline void transpose(V<T> (&v)[Vec<T>::lanes]) {
   constexpr int L = Vec<T>::lanes;
-  for (int64_t p0 = 0; p0 < positions; p0 += L) {
-    const int64_t n = positions - p0 < L ? positions - p0 : L;
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t p = p0; p < p0 + n; ++p) out[c * ld + p] = source[offset[p] + c * channel_stride];
+#pragma GCC unroll 4
+  for (int stage = 1; stage < L; stage *= 2) {
+    V<T> next[L];
+#pragma GCC unroll 8
+    for (int i = 0; i < L / 2; ++i) {
+      next[2 * i] = zip<T, false>(v[i], v[i + L / 2]);
+      next[2 * i + 1] = zip<T, true>(v[i], v[i + L / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) v[i] = next[i];
   }
 }
+
+// Products of one value: the lines that exist, spread as the adjoint of `result` does.
+template <class T, class X, class F>
+inline void spread_at(const GatherArgs<T>& g, const T* source, X (&products)[F::in]) {
+  X lines[F::out];
+#pragma GCC unroll 4
+  for (int i = 0; i < F::out; ++i)
+    lines[i] = i < g.lines ? *reinterpret_cast<const X*>(source + i * g.line_stride) : X{};
+  F::spread(lines, products);
+}
+
+template <class T, class F>
+void gather(const GatherArgs<T>& g) {
+  constexpr int L = Vec<T>::lanes;
+  for (int64_t p0 = 0; p0 < g.positions; p0 += L) {
+    const int64_t n = g.positions - p0 < L ? g.positions - p0 : L;
+    int64_t c = 0;
+    if (g.channel_stride == 1 && n == L) {
+      for (; c + L <= g.channels; c += L) {
+        V<T> block[F::in][L];
+        for (int p = 0; p < L; ++p) {
+          V<T> products[F::in];
+          spread_at<T, V<T>, F>(g, g.source + g.offset[p0 + p] + c, products);
+#pragma GCC unroll 6
+          for (int i = 0; i < F::in; ++i) block[i][p] = products[i];
+        }
+        for (int i = 0; i < F::in; ++i) {
+          V<T> v[L];
+#pragma GCC unroll 16
+          for (int p = 0; p < L; ++p) v[p] = block[i][p];
+          transpose<T>(v);
+#pragma GCC unroll 16
+          for (int p = 0; p < L; ++p) save(g.out + i * g.product_stride + (c + p) * g.ld + p0, v[p]);
+        }
+      }
+    }
+    for (; c < g.channels; ++c)
+      for (int64_t p = p0; p < p0 + n; ++p) {
+        T products[F::in];
+        spread_at<T, T, F>(g, g.source + g.offset[p] + c * g.channel_stride, products);
+        for (int i = 0; i < F::in; ++i) g.out[i * g.product_stride + c * g.ld + p] = products[i];
+      }
+  }
+}
+
+#define SYMCONV_ROW4(f, F, ...) \
+  { f<T, 1, ##__VA_ARGS__, F>, f<T, 2, ##__VA_ARGS__, F>, f<T, 4, ##__VA_ARGS__, F>, f<T, 8, ##__VA_ARGS__, F> }
+#define SYMCONV_ROW3(f, F, ...) { f<T, 1, ##__VA_ARGS__, F>, f<T, 2, ##__VA_ARGS__, F>, f<T, 4, ##__VA_ARGS__, F>, nullptr }
+#define SYMCONV_ROWS(f, ...) \
+  { SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), SYMCONV_ROW3(f, F2, ##__VA_ARGS__), SYMCONV_ROW3(f, F4, ##__VA_ARGS__) }
 
 template <class T>
 constexpr Kernels<T> kTable = {
     Vec<T>::lanes,
     {0, SYMCONV_ROWS1, SYMCONV_ROWS2, SYMCONV_ROWS3},
     gemm<T>,
-    {pack_pixels<T, 1, true>, pack_pixels<T, 2, true>, pack_pixels<T, 4, true>, pack_pixels<T, 8, true>},
-    {pack_planes<T, 1, true>, pack_planes<T, 2, true>, pack_planes<T, 4, true>, pack_planes<T, 8, true>},
-    {pack_pixels<T, 1, false>, pack_pixels<T, 2, false>, pack_pixels<T, 4, false>, pack_pixels<T, 8, false>},
-    {pack_planes<T, 1, false>, pack_planes<T, 2, false>, pack_planes<T, 4, false>, pack_planes<T, 8, false>},
-    {store<T, 1>, store<T, 2>, store<T, 4>, store<T, 8>},
-    {fold_weights<T, 1>, fold_weights<T, 2>, fold_weights<T, 4>, fold_weights<T, 8>},
-    gather_rows<T>,
+    SYMCONV_ROWS(pack_pixels, true),
+    SYMCONV_ROWS(pack_planes, true),
+    SYMCONV_ROWS(pack_pixels, false),
+    SYMCONV_ROWS(pack_planes, false),
+    SYMCONV_ROWS(store),
+    SYMCONV_ROWS(fold_weights),
+    {gather<T, Plain>, gather<T, F2>, gather<T, F4>},
 };
 
 const Kernels<float>& table(float) { return kTable<float>; }

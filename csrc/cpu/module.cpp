@@ -82,12 +82,12 @@ bool use_planes(const at::Tensor& source) { return source.stride(1) != 1 && sour
 
 template <class T>
 void fprop(const Problem& p, const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias,
-           const at::Tensor& y) {
+           const at::Tensor& y, symconv::Filtering filtering) {
   const bool planes = use_planes(x);
   for (size_t i = 0; i < p.segments.size(); ++i) {
     const Segment& s = p.segments[i];
     const int axis = symconv::choose_offset_axis(p, true, &s, 1, planes);
-    const symconv::Plan plan = symconv::fold_plan(p, static_cast<int>(i), p.channels, axis);
+    const symconv::Plan plan = symconv::fold_plan(p, static_cast<int>(i), p.channels, axis, filtering);
     std::vector<int64_t> members;
     for (int g = 0; g < plan.parities; ++g) members.push_back(symconv::member_channel(s, g));
     symconv::multiply<T>({p, plan, const_view<T>(x), p.channels,
@@ -98,10 +98,11 @@ void fprop(const Problem& p, const at::Tensor& x, const at::Tensor& w, const std
 }
 
 template <class T>
-void dgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx) {
+void dgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx,
+           symconv::Filtering filtering) {
   const bool planes = use_planes(gy);
   const int axis = symconv::choose_offset_axis(p, false, p.segments.data(), p.segments.size(), planes);
-  const symconv::Plan plan = symconv::sum_plan(p, 0, 1, axis);
+  const symconv::Plan plan = symconv::sum_plan(p, 0, 1, axis, filtering);
   symconv::multiply<T>({p, plan, const_view<T>(gy), p.filters,
                         weight_view(static_cast<const T*>(w.const_data_ptr()), w, p.transposed),
                         weight_group_stride(w, p.groups), view<T>(gx), p.channels, p.channels, p.orbits, {0}, nullptr,
@@ -109,10 +110,18 @@ void dgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& w, const at
 }
 
 template <class T>
-void wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw) {
+void wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
+           symconv::Filtering filtering) {
   symconv::wgrad<T>({p, const_view<T>(gy), const_view<T>(x),
                      weight_view(static_cast<T*>(gw.data_ptr()), gw, p.transposed), weight_group_stride(gw, p.groups),
-                     use_planes(gy)});
+                     filtering, use_planes(gy)});
+}
+
+symconv::Filtering filtering_of(const std::string& algorithm) {
+  if (algorithm == "fold") return symconv::kPlain;
+  if (algorithm == "f2") return symconv::kF2;
+  TORCH_CHECK(algorithm == "f4", "algorithm must be fold, f2 or f4, got ", algorithm);
+  return symconv::kF4;
 }
 
 void check(const at::Tensor& t, const at::Tensor& like, const char* name) {
@@ -136,31 +145,34 @@ void check(const at::Tensor& t, const at::Tensor& like, const char* name) {
 
 void fprop_into(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias, const at::Tensor& y,
                 const Ints& ties, const Ints& stride, const Ints& padding, const Ints& dilation, bool transposed,
-                int64_t groups) {
+                int64_t groups, const std::string& algorithm) {
   check(x, y, "input"), check(w, y, "weight");
   std::optional<at::Tensor> b;
   if (bias) b = bias->contiguous();
   const Problem p = make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), w.sizes(), y.sizes());
+  const symconv::Filtering filtering = filtering_of(algorithm);
   pybind11::gil_scoped_release release;
-  SYMCONV_DISPATCH(y, fprop<scalar>(p, x, w, b, y));
+  SYMCONV_DISPATCH(y, fprop<scalar>(p, x, w, b, y, filtering));
 }
 
 void dgrad_into(const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx, const Ints& ties, const Ints& stride,
-                const Ints& padding, const Ints& dilation, bool transposed, int64_t groups) {
+                const Ints& padding, const Ints& dilation, bool transposed, int64_t groups, const std::string& algorithm) {
   check(gy, gx, "grad_output"), check(w, gx, "weight");
   const Problem p =
       make_problem({ties, stride, padding, dilation, transposed, groups}, gx.sizes(), w.sizes(), gy.sizes());
+  const symconv::Filtering filtering = filtering_of(algorithm);
   pybind11::gil_scoped_release release;
-  SYMCONV_DISPATCH(gx, dgrad<scalar>(p, gy, w, gx));
+  SYMCONV_DISPATCH(gx, dgrad<scalar>(p, gy, w, gx, filtering));
 }
 
 void wgrad_into(const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw, const Ints& ties, const Ints& stride,
-                const Ints& padding, const Ints& dilation, bool transposed, int64_t groups) {
+                const Ints& padding, const Ints& dilation, bool transposed, int64_t groups, const std::string& algorithm) {
   check(gy, gw, "grad_output"), check(x, gw, "input");
   const Problem p =
       make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), gw.sizes(), gy.sizes());
+  const symconv::Filtering filtering = filtering_of(algorithm);
   pybind11::gil_scoped_release release;
-  SYMCONV_DISPATCH(gw, wgrad<scalar>(p, gy, x, gw));
+  SYMCONV_DISPATCH(gw, wgrad<scalar>(p, gy, x, gw, filtering));
 }
 
 pybind11::dict build_info() {

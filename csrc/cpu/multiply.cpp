@@ -14,9 +14,12 @@ constexpr int64_t kMaxPanelBytes = 1 << 20;  // of the smallest tile; above it t
 // One run of contraction rows that lie together in the panel and in the weights.
 struct Run {
   int64_t panel_row, weight_row, rows;
-  int64_t shift;            // lines of the panel
+  int64_t shift;                   // pixels of the panel
   int64_t valid_begin, valid_end;  // pixels of the tile for which the shifted line is in the map
 };
+
+// By product of minimal filtering (else one), then by parity.
+using Runs = std::vector<std::vector<Run>>;
 
 template <class T>
 class Multiplier {
@@ -64,31 +67,48 @@ class Multiplier {
     return chunks;
   }
 
-  int64_t panel_ld(const Phase& phase) const {
+  int64_t panel_rows() const {
     int64_t rows = 0;
     for (const Slot& slot : m_.plan.slots) rows += chunks_[0].width(m_.plan, slot);
-    if (!m_.planes) return rows % 256 < 16 ? rows + 16 : rows;  // rows a KiB apart collide in the L1
+    return rows;
+  }
+
+  // Pixels of the panel for one product, halo included.
+  int64_t panel_pixels(const Phase& phase) const {
     const Triple& b = phase.tiling.block;
-    return ((b[0] + phase.tiling.span) * b[1] * b[2] + 3 * lanes_) / lanes_ * lanes_;
+    const int64_t pixels = (b[0] + phase.tiling.span) * b[1] * b[2];
+    return m_.planes ? (pixels + lanes_ - 1) / lanes_ * lanes_ : pixels;
+  }
+
+  int64_t panel_ld(const Phase& phase) const {
+    if (m_.planes) return phase.tiling.products * panel_pixels(phase) + lanes_;
+    const int64_t rows = panel_rows();
+    return rows % 256 < 16 ? rows + 16 : rows;  // rows a KiB apart collide in the first-level cache
+  }
+
+  int64_t product_stride(const Phase& phase) const {
+    return panel_pixels(phase) * (m_.planes ? 1 : panel_ld(phase));
   }
 
   int64_t panel_elements(const Phase& phase) const {
-    const Triple& b = phase.tiling.block;
-    const int64_t pixels = (b[0] + phase.tiling.span) * b[1] * b[2];
-    int64_t rows = 0;
-    for (const Slot& slot : m_.plan.slots) rows += chunks_[0].width(m_.plan, slot);
-    return (m_.planes ? rows : pixels) * panel_ld(phase) + kMaxVectors * lanes_;
+    const int64_t pixels = phase.tiling.products * panel_pixels(phase);
+    return (m_.planes ? panel_rows() : pixels) * panel_ld(phase) + kMaxVectors * lanes_;
   }
 
-  // Leading dimension of the tile of results and the size of one parity.
-  int64_t result_ld(const Phase& phase) const {
-    const int64_t across = m_.planes ? phase.tiling.block[0] * phase.tiling.block[1] * phase.tiling.block[2]
-                                     : m_.columns;
-    return (across + kMaxVectors * lanes_ - 1) / lanes_ * lanes_;
-  }
-  int64_t result_elements(const Phase& phase) const {
-    const int64_t pixels = phase.tiling.block[0] * phase.tiling.block[1] * phase.tiling.block[2];
-    return (m_.planes ? m_.columns : pixels) * result_ld(phase);
+  // Results: with one chunk of channels a block is stored as soon as it is complete, so that only one
+  // block is ever kept; with several, those of the whole tile are.
+  struct Results {
+    int64_t ld, stride;  // of a row, and of one product of one parity
+  };
+  Results results(const Phase& phase) const {
+    if (chunks_.size() == 1) {
+      const int64_t rows = std::max(kernels_.max_rows[1], std::max(kernels_.max_rows[2], kernels_.max_rows[3]));
+      return {kMaxVectors * lanes_, rows * kMaxVectors * lanes_};
+    }
+    const Triple& b = phase.tiling.block;
+    const int64_t pixels = b[0] * b[1] * b[2], across = m_.planes ? pixels : m_.columns;
+    const int64_t ld = (across + kMaxVectors * lanes_ - 1) / lanes_ * lanes_;
+    return {ld, ld * (m_.planes ? m_.columns : pixels)};
   }
 
   void run_phase(size_t index, const T* packed) {
@@ -98,7 +118,8 @@ class Multiplier {
     const Triple& b = phase.tiling.block;
     const int64_t pixels = b[0] * b[1] * b[2];
     const int64_t zeros = std::max(m_.contraction, std::max(m_.source_channels, pixels)) + lanes_;
-    const int64_t panel = panel_elements(phase), result = result_elements(phase) * m_.plan.parities;
+    const int64_t panel = panel_elements(phase);
+    const int64_t result = results(phase).stride * m_.plan.parities * phase.tiling.products;
     const int64_t each = (panel + result + zeros + lanes_) / lanes_ * lanes_;
     Scratch<T> memory(each * slices);
     Scratch<int64_t> offsets(pixels * slices);
@@ -124,165 +145,205 @@ class Multiplier {
   void run_tile(size_t index, const Tile& tile, int64_t group, const T* packed, const Local& local) const {
     const Phase& phase = phases_[index];
     destination_offsets(phase, tile, m_.out.batch_stride, m_.out.stride, local.offset);
-    const int64_t ld = panel_ld(phase);
     for (size_t c = 0; c < chunks_.size(); ++c) {
       const PanelLayout& layout = layouts_[index][c];
       const int64_t first = group * m_.source_channels + (m_.plan.fold ? chunks_[c].begin : 0);
       pack_panel(kernels_, m_.plan, phase, tile, layout, m_.source, first, chunks_[c].end - chunks_[c].begin,
-                 m_.planes, local.zeros, local.panel, ld);
-      std::vector<Run> runs[8];
-      for (int parity = 0; parity < m_.plan.parities; ++parity)
-        runs[parity] = make_runs(phase, tile, layout, c, parity);
-      const bool last = c + 1 == chunks_.size();
-      if (m_.planes)
-        multiply_planes(phase, tile, group, packed, local, runs, ld, c > 0, last);
-      else
-        multiply_pixels(phase, tile, group, packed, local, runs, ld, c > 0, last);
+                 m_.planes, local.zeros, local.panel, panel_ld(phase), product_stride(phase));
+      Runs runs;
+      for (int product = 0; product < phase.tiling.products; ++product)
+        for (int parity = 0; parity < m_.plan.parities; ++parity)
+          runs.push_back(make_runs(phase, tile, layout, c, parity, product));
+      const Block block{phase, tile, group, packed, local, runs, c > 0, c + 1 == chunks_.size()};
+      m_.planes ? multiply_planes(block) : multiply_pixels(block);
     }
   }
 
+  // Everything that the multiplication of one tile and one chunk of channels needs.
+  struct Block {
+    const Phase& phase;
+    const Tile& tile;
+    int64_t group;
+    const T* packed;
+    const Local& local;
+    const Runs& runs;
+    bool add, last;
+  };
+
   std::vector<Run> make_runs(const Phase& phase, const Tile& tile, const PanelLayout& layout, size_t chunk,
-                             int parity) const {
+                             int parity, int product) const {
     std::vector<Run> runs;
-    const WeightRows& rows = weights_.rows[chunk];
+    if (m_.plan.filtering || m_.plan.offset_axis < 0) {
+      append_runs(runs, layout, chunk, parity, product, {0, 0, 0, 0, 0, tile.pixels()});
+      return runs;
+    }
+    const AxisMap& map = *phase.axis[m_.plan.offset_axis];
     for (int64_t tap = 0; tap < weights_.shifts; ++tap) {
-      int64_t shift = 0, begin = 0, end = tile.pixels();
-      if (m_.plan.offset_axis >= 0) {
-        const AxisMap& map = *phase.axis[m_.plan.offset_axis];
-        if (!map.present[tap]) continue;
-        shift = map.b[tap] - phase.tiling.b_min;
-        const int64_t low = -map.b[tap] - tile.begin[0], high = map.extent - map.b[tap] - tile.begin[0];
-        begin = std::clamp<int64_t>(low, 0, tile.size[0]) * tile.line();
-        end = std::clamp<int64_t>(high, 0, tile.size[0]) * tile.line();
-      }
-      for (size_t i = 0; i < m_.plan.slots.size(); ++i) {
-        const Slot& slot = m_.plan.slots[i];
-        if (slot.parity != parity || layout.offset[i] < 0) continue;
-        const int64_t width = chunks_[chunk].width(m_.plan, slot);
-        const int64_t row = rows.row[i] + tap * rows.shift_stride[parity];
-        if (!runs.empty()) {
-          Run& r = runs.back();
-          if (r.shift == shift && r.panel_row + r.rows == layout.offset[i] && r.weight_row + r.rows == row) {
-            r.rows += width;
-            continue;
-          }
-        }
-        runs.push_back({layout.offset[i], row, width, shift, begin, end});
-      }
+      if (!map.present[tap]) continue;
+      const int64_t low = -map.b[tap] - tile.begin[0], high = map.extent - map.b[tap] - tile.begin[0];
+      append_runs(runs, layout, chunk, parity, tap,
+                  {0, 0, 0, (map.b[tap] - phase.tiling.b_min) * tile.line(),
+                   std::clamp<int64_t>(low, 0, tile.size[0]) * tile.line(),
+                   std::clamp<int64_t>(high, 0, tile.size[0]) * tile.line()});
     }
     return runs;
   }
 
-  // Segments of the matrix kernel for the pixels [p0, p1).
+  // Slots of one parity for one tap (or product), those that lie together joined.
+  void append_runs(std::vector<Run>& runs, const PanelLayout& layout, size_t chunk, int parity, int64_t tap,
+                   const Run& like) const {
+    const WeightRows& rows = weights_.rows[chunk];
+    bool fresh = true;
+    for (size_t i = 0; i < m_.plan.slots.size(); ++i) {
+      if (m_.plan.slots[i].parity != parity || layout.offset[i] < 0) continue;
+      const int64_t width = chunks_[chunk].width(m_.plan, m_.plan.slots[i]);
+      const int64_t row = rows.row[i] + tap * rows.shift_stride[parity];
+      if (!fresh) {
+        Run& r = runs.back();
+        if (r.panel_row + r.rows == layout.offset[i] && r.weight_row + r.rows == row) {
+          r.rows += width;
+          continue;
+        }
+      }
+      Run run = like;
+      run.panel_row = layout.offset[i], run.weight_row = row, run.rows = width;
+      runs.push_back(run);
+      fresh = false;
+    }
+  }
+
+  // Segments of the matrix kernel.
   struct Segments {
     std::vector<int64_t> a, b, k;
-    explicit Segments(size_t n) { a.reserve(n), b.reserve(n), k.reserve(n); }
     void clear() { a.clear(), b.clear(), k.clear(); }
     void attach(GemmArgs<T>& g) const {
       g.a_offset = a.data(), g.b_offset = b.data(), g.k = k.data(), g.segments = static_cast<int64_t>(k.size());
     }
   };
 
-  void multiply_pixels(const Phase& phase, const Tile& tile, int64_t group, const T* packed, const Local& local,
-                       const std::vector<Run>* runs, int64_t ld, bool add, bool last) const {
-    const int64_t pixels = tile.pixels(), result_stride = result_elements(phase);
-    Segments segments(64);
+  void multiply_pixels(const Block& x) const {
+    const int64_t pixels = x.tile.pixels(), ld = panel_ld(x.phase), step = product_stride(x.phase);
+    const Results r = results(x.phase);
+    const bool whole = chunks_.size() > 1;
+    Segments segments;
     GemmArgs<T> g{};
-    g.lda = ld, g.ldc = result_ld(phase), g.add = add, g.a = local.panel;
+    g.lda = ld, g.ldc = r.ld, g.add = x.add;
     for (const ColumnBlock& block : blocks_) {
       const int64_t width = block.vectors * lanes_, column = block.vector * lanes_;
-      const int64_t pieces = (pixels + kernels_.max_rows[block.vectors] - 1) / kernels_.max_rows[block.vectors];
+      const int64_t most = kernels_.max_rows[block.vectors], pieces = (pixels + most - 1) / most;
+      g.ldb = width;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t p0 = pixels * piece / pieces, p1 = pixels * (piece + 1) / pieces;
-        for (int parity = 0; parity < m_.plan.parities; ++parity) {
+        T* tile = x.local.result + (whole ? p0 * r.ld + column : 0);
+        for (size_t i = 0; i < x.runs.size(); ++i) {
+          const size_t parity = i % m_.plan.parities, product = i / m_.plan.parities;
           segments.clear();
-          for (const Run& r : runs[parity]) {
-            if (p1 <= r.valid_begin || p0 >= r.valid_end) continue;
-            segments.a.push_back((p0 + r.shift * tile.line()) * ld + r.panel_row);
-            segments.b.push_back(r.weight_row * width);
-            segments.k.push_back(r.rows);
+          for (const Run& run : x.runs[i]) {
+            if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
+            segments.a.push_back((p0 + run.shift) * ld + run.panel_row);
+            segments.b.push_back(run.weight_row * width);
+            segments.k.push_back(run.rows);
           }
           segments.attach(g);
-          g.ldb = width;
-          g.b = packed + weights_.offset[parity] + column * weights_.total_rows[parity];
-          g.c = local.result + parity * result_stride + p0 * g.ldc + column;
+          g.a = x.local.panel + product * step;
+          g.b = x.packed + weights_.offset[parity] + column * weights_.total_rows[parity];
+          g.c = tile + (parity * x.phase.tiling.products + product) * r.stride;
           kernels_.gemm(static_cast<int>(p1 - p0), block.vectors, g);
         }
-        if (last) store_pixels(group, local, p0, p1, column, width, g.ldc, result_stride);
+        if (x.last) store_pixels(x, tile, p0, p1, column, width);
       }
     }
   }
 
-  void store_pixels(int64_t group, const Local& local, int64_t p0, int64_t p1, int64_t column, int64_t width,
-                    int64_t ld, int64_t parity_stride) const {
+  StoreArgs<T> store_args(const Block& x) const {
+    const Results r = results(x.phase);
     StoreArgs<T> s{};
-    s.tile = local.result + p0 * ld + column;
-    s.parity_stride = parity_stride, s.ld = ld;
-    s.rows = p1 - p0, s.cols = std::min(width, m_.columns - column);
-    s.row_offset = local.offset + p0;
-    s.col_offset = m_.out.channel_stride == 1 ? nullptr : channel_offset_.data();
-    finish_store(s, group, column, 0);
+    s.product_stride = r.stride, s.parity_stride = r.stride * x.phase.tiling.products, s.ld = r.ld;
+    const int axis = x.phase.tiling.order[0];
+    s.line_stride = m_.out.stride[axis] * x.phase.axis[axis]->step;
+    s.lines = x.phase.tiling.lines_out;
+    return s;
   }
 
-  void multiply_planes(const Phase& phase, const Tile& tile, int64_t group, const T* packed, const Local& local,
-                       const std::vector<Run>* runs, int64_t ld, bool add, bool last) const {
-    const int64_t pixels = tile.pixels(), result_stride = result_elements(phase);
-    Segments segments(64);
+  void store_pixels(const Block& x, const T* tile, int64_t p0, int64_t p1, int64_t column, int64_t width) const {
+    StoreArgs<T> s = store_args(x);
+    s.cols = std::min(width, m_.columns - column);
+    s.col_offset = m_.out.channel_stride == 1 ? nullptr : channel_offset_.data();
+    const int64_t full = std::clamp(x.tile.full_pixels(x.phase.tiling), p0, p1);
+    for (const auto& [from, to] : {std::pair{p0, full}, std::pair{full, p1}}) {
+      if (from == to) continue;
+      if (from == full) s.lines = x.tile.lines_of_last(x.phase.tiling);
+      s.tile = tile + (from - p0) * s.ld;
+      s.rows = to - from;
+      s.row_offset = x.local.offset + from;
+      finish_store(x, s, column, 0);
+    }
+  }
+
+  void multiply_planes(const Block& x) const {
+    const int64_t pixels = x.tile.pixels(), ld = panel_ld(x.phase), step = product_stride(x.phase);
+    const Results r = results(x.phase);
+    const bool whole = chunks_.size() > 1;
+    Segments segments;
     GemmArgs<T> g{};
-    g.ldb = ld, g.ldc = result_ld(phase), g.add = add, g.b = local.panel;
+    g.ldb = ld, g.ldc = r.ld, g.add = x.add;
     for (const ColumnBlock& block : column_blocks(pixels, lanes_)) {
       const int64_t p0 = block.vector * lanes_, p1 = std::min(pixels, p0 + block.vectors * lanes_);
-      const int64_t rows = kernels_.max_rows[block.vectors], pieces = (m_.columns + rows - 1) / rows;
+      const int64_t most = kernels_.max_rows[block.vectors], pieces = (m_.columns + most - 1) / most;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t u0 = m_.columns * piece / pieces, u1 = m_.columns * (piece + 1) / pieces;
-        for (int parity = 0; parity < m_.plan.parities; ++parity) {
+        T* tile = x.local.result + (whole ? u0 * r.ld + p0 : 0);
+        for (size_t i = 0; i < x.runs.size(); ++i) {
+          const size_t parity = i % m_.plan.parities, product = i / m_.plan.parities;
           segments.clear();
-          for (const Run& r : runs[parity]) {
-            if (p1 <= r.valid_begin || p0 >= r.valid_end) continue;
-            segments.a.push_back(r.weight_row);
-            segments.b.push_back(r.panel_row * ld + r.shift * tile.line() + p0);
-            segments.k.push_back(r.rows);
+          for (const Run& run : x.runs[i]) {
+            if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
+            segments.a.push_back(run.weight_row);
+            segments.b.push_back(run.panel_row * ld + run.shift + p0);
+            segments.k.push_back(run.rows);
           }
           segments.attach(g);
           g.lda = weights_.ld[parity];
-          g.a = packed + weights_.offset[parity] + u0 * g.lda;
-          g.c = local.result + parity * result_stride + u0 * g.ldc + p0;
+          g.a = x.packed + weights_.offset[parity] + u0 * g.lda;
+          g.b = x.local.panel + product * step;
+          g.c = tile + (parity * x.phase.tiling.products + product) * r.stride;
           kernels_.gemm(static_cast<int>(u1 - u0), block.vectors, g);
         }
-        if (last) store_planes(group, local, u0, u1, p0, p1, g.ldc, result_stride);
+        if (x.last) store_planes(x, tile, u0, u1, p0, p1);
       }
     }
   }
 
-  void store_planes(int64_t group, const Local& local, int64_t u0, int64_t u1, int64_t p0, int64_t p1, int64_t ld,
-                    int64_t parity_stride) const {
-    StoreArgs<T> s{};
-    s.tile = local.result + u0 * ld + p0;
-    s.parity_stride = parity_stride, s.ld = ld;
-    s.rows = u1 - u0, s.cols = p1 - p0;
+  // Columns are pixels: stored in runs that are contiguous in the destination.
+  void store_planes(const Block& x, const T* tile, int64_t u0, int64_t u1, int64_t p0, int64_t p1) const {
+    StoreArgs<T> s = store_args(x);
+    s.rows = u1 - u0;
     s.row_offset = channel_offset_.data();
     s.bias_of_row = true;
-    const int64_t* at = local.offset + p0;
-    const bool contiguous = at[s.cols - 1] - at[0] == s.cols - 1 && is_run(at, s.cols);
-    s.col_offset = contiguous ? nullptr : at;
-    finish_store(s, group, u0, contiguous ? at[0] : 0);
+    const int64_t full = x.tile.full_pixels(x.phase.tiling);
+    const int64_t* at = x.local.offset;
+    for (int64_t from = p0, to; from < p1; from = to) {
+      const int64_t end = from < full ? std::min(p1, full) : p1;
+      for (to = from + 1; to < end && at[to] == at[to - 1] + 1;) ++to;
+      const bool contiguous = to - from >= lanes_ || to == end;
+      if (!contiguous) to = end;
+      s.lines = from < full ? x.phase.tiling.lines_out : x.tile.lines_of_last(x.phase.tiling);
+      s.tile = tile + (from - p0);
+      s.cols = to - from;
+      s.col_offset = contiguous ? nullptr : at + from;
+      finish_store(x, s, u0, contiguous ? at[from] : 0);
+    }
   }
 
-  static bool is_run(const int64_t* at, int64_t n) {
-    for (int64_t i = 1; i < n; ++i)
-      if (at[i] != at[i - 1] + 1) return false;
-    return true;
-  }
-
-  void finish_store(StoreArgs<T>& s, int64_t group, int64_t column, int64_t base) const {
+  void finish_store(const Block& x, StoreArgs<T>& s, int64_t column, int64_t base) const {
     int members = static_cast<int>(m_.member_channel.size()), log = 0;
     while (1 << log < members) ++log;
     for (int i = 0; i < members; ++i) {
-      const int64_t channel = group * m_.out_channels + m_.member_channel[i] + column;
+      const int64_t channel = x.group * m_.out_channels + m_.member_channel[i] + column;
       s.out[i] = m_.out.data + base + channel * m_.out.channel_stride;
       s.bias[i] = m_.bias ? m_.bias + channel : nullptr;
     }
-    kernels_.store[log](s);
+    kernels_.store[m_.plan.filtering][log](s);
   }
 
   const Multiply<T>& m_;

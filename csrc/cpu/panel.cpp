@@ -27,9 +27,10 @@ void set_block(Tiling& t, int axis, int64_t limit) {
 }
 
 void choose_blocks(Tiling& t, int64_t slot_bytes, bool planes) {
-  const int64_t pixels =
+  int64_t pixels =
       std::clamp<int64_t>(kPanelBytes / std::max<int64_t>(slot_bytes, 1), kMinPixels, kMaxPixels);
   if (t.span == 0) {
+    pixels = std::max<int64_t>(pixels / t.products, kMinPixels);
     set_block(t, 2, pixels);
     set_block(t, 1, pixels / t.block[2]);
     set_block(t, 0, pixels / (t.block[2] * t.block[1]));
@@ -75,8 +76,12 @@ Tiling make_tiling(const Plan& plan, const Phase& phase, int64_t outer, int64_t 
       any = true;
     }
     t.b_min = low;
-    t.span = high - low;
+    t.lines_out = kLinesOut[plan.filtering];
+    t.products = kLinesIn[plan.filtering];
+    t.span = plan.filtering ? 0 : high - low;
   }
+  t.lines = t.count[0];
+  t.count[0] = ceil_div(t.lines, t.lines_out);
   choose_blocks(t, slot_bytes, planes);
   balance(t, outer, threads);
   return t;
@@ -103,22 +108,23 @@ struct Packer {
   bool planes;
   const T* zeros;
   T* panel;
-  int64_t ld;
+  int64_t ld, product_stride;
 
   int inner() const { return phase.tiling.order[2]; }
 
   // Position of a source on an outer axis of the tiling, or -1 outside the map.
-  int64_t position(int level, int64_t index, const Taps& tap) const {
+  int64_t position(int level, int64_t index, int line, const Taps& tap) const {
     const int axis = phase.tiling.order[level];
     const AxisMap& m = *phase.axis[axis];
     const int64_t t = tile.begin[level] + index;
-    const int64_t at = axis == plan.offset_axis ? t + phase.tiling.b_min : m.a * t + m.b[tap[axis]];
+    const int64_t at = axis == plan.offset_axis ? t * phase.tiling.lines_out + line + phase.tiling.b_min
+                                                : m.a * t + m.b[tap[axis]];
     return at >= 0 && at < m.extent ? at : -1;
   }
 
-  LineSource line_source(const Group& g, int s, int64_t i0, int64_t i1) const {
+  LineSource line_source(const Group& g, int s, int line, int64_t i0, int64_t i1) const {
     const Taps& tap = g.tap[s];
-    const int64_t at0 = position(0, i0, tap), at1 = position(1, i1, tap);
+    const int64_t at0 = position(0, i0, line, tap), at1 = position(1, i1, line, tap);
     const bool valid = at0 >= 0 && at1 >= 0 && source_present(plan, phase, g, s);
     const int64_t base = source.batch_stride * tile.image + source.stride[phase.tiling.order[0]] * at0 +
                          source.stride[phase.tiling.order[1]] * at1 +
@@ -126,44 +132,45 @@ struct Packer {
     return {valid, base, phase.axis[inner()]->b[tap[inner()]]};
   }
 
-  void run(const Group& g, const LineSource (&from)[8], int64_t pixel, int64_t t, int64_t positions) const {
+  void run(const Group& g, const LineSource (&from)[kMaxLines][kMaxSources], int64_t pixel, int64_t t, int64_t positions) const {
     const AxisMap& m = *phase.axis[inner()];
     const int64_t step = source.stride[inner()];
     const int sources = 1 << g.log_sources;
     RunArgs<T> r;
     r.ld = ld;
+    r.product_stride = product_stride;
     r.positions = positions;
     r.channels = plan.fold ? channels : g.channels;
-    for (int s = 0; s < sources; ++s) {
-      const int64_t at = m.a * t + from[s].b;
-      const bool valid = from[s].valid && at >= 0 && at < m.extent;
-      r.source[s] = valid ? source.data + from[s].base + at * step : zeros;
-      r.position_step[s] = valid ? m.a * step : planes ? 1 : 0;
-      r.channel_step[s] = valid ? source.channel_stride : 0;
-      if (plan.fold || s == 0) {
-        const int64_t row = layout.offset[g.slot[s]];
-        r.out[s] = planes ? panel + row * ld + pixel : panel + pixel * ld + row;
-      } else {
-        r.out[s] = r.out[0];
+    for (int line = 0; line < phase.tiling.products; ++line)
+      for (int s = 0; s < sources; ++s) {
+        const int64_t at = m.a * t + from[line][s].b;
+        const bool valid = from[line][s].valid && at >= 0 && at < m.extent;
+        r.source[line][s] = valid ? source.data + from[line][s].base + at * step : zeros;
+        r.position_step[line][s] = valid ? m.a * step : 0;
+        r.channel_step[line][s] = valid ? source.channel_stride : 0;
       }
+    for (int s = 0; s < sources; ++s) {
+      const int64_t row = layout.offset[g.slot[plan.fold ? s : 0]];
+      r.out[s] = planes ? panel + row * ld + pixel : panel + pixel * ld + row;
     }
     const auto& table = plan.fold ? (planes ? kernels.fold_planes : kernels.fold_pixels)
                                   : (planes ? kernels.sum_planes : kernels.sum_pixels);
-    table[g.log_sources](r);
+    table[plan.filtering][g.log_sources](r);
   }
 
   // Anchors whose sources all lie in the map form one run; those at the border go one by one.
   void pack_line(const Group& g, int64_t i0, int64_t i1) const {
     const AxisMap& m = *phase.axis[inner()];
     const int64_t begin = tile.begin[2], end = begin + tile.size[2];
-    LineSource from[8];
+    LineSource from[kMaxLines][kMaxSources];
     int64_t low = begin, high = end;
-    for (int s = 0; s < 1 << g.log_sources; ++s) {
-      from[s] = line_source(g, s, i0, i1);
-      if (!from[s].valid) continue;
-      low = std::max(low, -floor_div(from[s].b, m.a));
-      high = std::min(high, floor_div(m.extent - 1 - from[s].b, m.a) + 1);
-    }
+    for (int line = 0; line < phase.tiling.products; ++line)
+      for (int s = 0; s < 1 << g.log_sources; ++s) {
+        const LineSource& f = from[line][s] = line_source(g, s, line, i0, i1);
+        if (!f.valid) continue;
+        low = std::max(low, -floor_div(f.b, m.a));
+        high = std::min(high, floor_div(m.extent - 1 - f.b, m.a) + 1);
+      }
     if (low >= high) low = high = end;
     const int64_t pixel = (i0 * tile.size[1] + i1) * tile.size[2] - begin;
     for (int64_t t = begin; t < low; ++t) run(g, from, pixel + t, t, 1);
@@ -236,8 +243,9 @@ void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_str
   for (int i = 0; i < kAxes; ++i) {
     const int axis = phase.tiling.order[i];
     const AxisMap& m = *phase.axis[axis];
-    first[i] = (m.first + m.step * tile.begin[i]) * stride[axis];
-    step[i] = m.step * stride[axis];
+    const int64_t lines = i == 0 ? phase.tiling.lines_out : 1;
+    first[i] = (m.first + m.step * lines * tile.begin[i]) * stride[axis];
+    step[i] = m.step * lines * stride[axis];
   }
   for (int64_t i0 = 0; i0 < tile.size[0]; ++i0)
     for (int64_t i1 = 0; i1 < tile.size[1]; ++i1)
@@ -248,13 +256,17 @@ void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_str
 template <class T>
 void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase, const Tile& tile,
                 const PanelLayout& layout, const View<const T>& source, int64_t source_channel, int64_t channels,
-                bool planes, const T* zeros, T* panel, int64_t ld) {
-  Packer<T>{kernels, plan, phase, tile, layout, source, source_channel, channels, planes, zeros, panel, ld}.pack();
+                bool planes, const T* zeros, T* panel, int64_t ld, int64_t product_stride) {
+  Packer<T>{kernels, plan, phase, tile, layout, source, source_channel, channels, planes, zeros, panel, ld,
+            product_stride}
+      .pack();
 }
 
 template void pack_panel<float>(const Kernels<float>&, const Plan&, const Phase&, const Tile&, const PanelLayout&,
-                                const View<const float>&, int64_t, int64_t, bool, const float*, float*, int64_t);
+                                const View<const float>&, int64_t, int64_t, bool, const float*, float*, int64_t,
+                                int64_t);
 template void pack_panel<double>(const Kernels<double>&, const Plan&, const Phase&, const Tile&, const PanelLayout&,
-                                 const View<const double>&, int64_t, int64_t, bool, const double*, double*, int64_t);
+                                 const View<const double>&, int64_t, int64_t, bool, const double*, double*, int64_t,
+                                 int64_t);
 
 }  // namespace symconv

@@ -18,7 +18,8 @@ struct View {
 };
 
 // How the anchors of a phase are cut into boxes. Axis order[0] is outermost; with an offset axis it
-// is that one, so that a tap on it is a whole number of lines.
+// is that one, so that a tap on it is a whole number of lines. With minimal filtering one step on it
+// stands for `lines_out` lines of the destination, and the panel holds `products` of such boxes.
 struct Tiling {
   int order[kAxes];
   Triple count;   // anchors, in that order
@@ -26,6 +27,8 @@ struct Tiling {
   Triple blocks;  // number of tiles
   int64_t span = 0;       // halo lines of the panel along order[0]
   int64_t b_min = 0;      // source offset of line 0 from anchor 0 on the offset axis
+  int64_t lines = 0;      // of the destination along order[0]
+  int lines_out = 1, products = 1;
   int64_t tiles() const { return blocks[0] * blocks[1] * blocks[2]; }
 };
 
@@ -34,6 +37,12 @@ struct Tile {
   Triple begin, size;  // in tiling order
   int64_t line() const { return size[1] * size[2]; }
   int64_t pixels() const { return size[0] * line(); }
+  // Pixels before the last step along order[0], and the lines of the destination which that one has.
+  int64_t full_pixels(const Tiling& t) const { return lines_of_last(t) == t.lines_out ? pixels() : pixels() - line(); }
+  int lines_of_last(const Tiling& t) const {
+    const int64_t left = t.lines - (begin[0] + size[0] - 1) * t.lines_out;
+    return static_cast<int>(left < t.lines_out ? left : t.lines_out);
+  }
 };
 
 struct Phase {
@@ -63,11 +72,11 @@ PanelLayout panel_layout(const Plan& plan, const Phase& phase, const Chunk& chun
 void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_stride, const Triple& stride,
                          int64_t* out);
 
-// Fills the panel. `first` and `channels` cut the channels of fold plans; `zeros` is as long as the
-// longest run. planes: panel[row * ld + pixel], else panel[pixel * ld + row].
+// Fills the panel. `source_channel` and `channels` cut the channels of fold plans; `zeros` is as long as
+// the longest run. planes: panel[row * ld + pixel], else panel[pixel * ld + row].
 template <class T>
 void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase, const Tile& tile,
                 const PanelLayout& layout, const View<const T>& source, int64_t source_channel, int64_t channels,
-                bool planes, const T* zeros, T* panel, int64_t ld);
+                bool planes, const T* zeros, T* panel, int64_t ld, int64_t product_stride);
 
 }  // namespace symconv

@@ -40,13 +40,15 @@ struct WeightPacker {
     const int64_t first_column = plan.fold ? segment.first : 0;
     const int sources = plan.fold ? 1 << g.log_sources : 1;
     WeightArgs<T> a;
+    a.tap_stride = plan.filtering ? w.tap_stride[plan.offset_axis] * (plan.reversed ? -1 : 1) : 0;
     a.source = w.data + (first_row + begin) * row_stride() + (first_column + column) * column_stride();
     a.scale = T(1) / T(sources);
     for (int s = 0; s < sources; ++s) {
       a.tap[s] = 0;
       for (int axis = 0; axis < kAxes; ++axis)
-        a.tap[s] += (axis == plan.offset_axis ? shift : g.tap[s][axis]) * w.tap_stride[axis];
+        a.tap[s] += (axis == plan.offset_axis ? first_tap(shift) : g.tap[s][axis]) * w.tap_stride[axis];
       const int parity = plan.slots[g.slot[s]].parity;
+      a.product_stride[s] = layout.rows[chunk].shift_stride[parity] * row_step(column);
       const int64_t row =
           layout.rows[chunk].row[g.slot[s]] + shift * layout.rows[chunk].shift_stride[parity] + begin;
       a.out[s] = out + layout.offset[parity] + destination(parity, row, column);
@@ -61,9 +63,8 @@ struct WeightPacker {
       a.others = count;
       a.lanes = static_cast<int>(std::min<int64_t>(kernels.lanes, layout.columns - column));
       a.stored = kernels.lanes;
-      a.out_stride = block_of(column / kernels.lanes, vectors_of(layout.columns, kernels.lanes)).vectors *
-                     kernels.lanes;
-      kernels.fold_weights[plan.fold ? g.log_sources : 0](a);
+      a.out_stride = row_step(column);
+      kernels.fold_weights[plan.filtering][plan.fold ? g.log_sources : 0](a);
     }
   }
 
@@ -72,10 +73,19 @@ struct WeightPacker {
     const int64_t columns = a.others;
     a.others = 1;
     for (int64_t c = 0; c < columns; ++c) {
-      kernels.fold_weights[plan.fold ? g.log_sources : 0](a);
+      kernels.fold_weights[plan.filtering][plan.fold ? g.log_sources : 0](a);
       a.source += a.other_stride;
       for (int s = 0; s < sources; ++s) a.out[s] += layout.ld[plan.slots[g.slot[s]].parity];
     }
+  }
+
+  // Minimal filtering takes the three taps in order of shift, from the first.
+  int64_t first_tap(int64_t shift) const { return plan.filtering && plan.reversed ? 2 : shift; }
+
+  // Elements from one row of the packed weights to the next.
+  int64_t row_step(int64_t column) const {
+    if (planes) return 1;
+    return block_of(column / kernels.lanes, vectors_of(layout.columns, kernels.lanes)).vectors * kernels.lanes;
   }
 
   int64_t destination(int parity, int64_t row, int64_t column) const {
@@ -95,7 +105,7 @@ struct WeightPacker {
           const int64_t width = layout.chunks[chunk].width(plan, plan.slots[g.slot[0]]);
           if (begin >= width) continue;
           more = true;
-          for (int64_t shift = 0; shift < layout.shifts; ++shift)
+          for (int64_t shift = 0; shift < (plan.filtering ? 1 : layout.shifts); ++shift)
             pack(g, chunk, shift, begin, std::min(step, width - begin), column);
         }
         if (!more) break;
@@ -119,7 +129,7 @@ WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns, 
   WeightLayout w{};
   w.columns = columns;
   w.chunks = chunks;
-  w.shifts = plan.offset_axis >= 0 ? p.kernel[plan.offset_axis] : 1;
+  w.shifts = plan.filtering ? kLinesIn[plan.filtering] : plan.offset_axis >= 0 ? p.kernel[plan.offset_axis] : 1;
   for (const Chunk& chunk : chunks) {
     WeightRows rows;
     int64_t used[8] = {};

@@ -20,15 +20,15 @@ struct WeightView {
 
 // Row of every slot in the packed weights of its parity, for one chunk of channels.
 struct WeightRows {
-  std::vector<int64_t> row;            // by slot, at tap 0 of the offset axis
-  int64_t shift_stride[8];             // rows from one tap of the offset axis to the next, by parity
+  std::vector<int64_t> row;            // by slot, at tap (product) 0 of the offset axis
+  int64_t shift_stride[8];             // rows from one tap (product) to the next, by parity
 };
 
 // Columns are orbits (fold) or input channels (sum). Pixels: blocks of at most kMaxVectors vectors,
 // [block][row][lanes]. Planes: [column][row], leading dimension `ld`.
 struct WeightLayout {
   int64_t columns;
-  int64_t shifts;                      // taps of the offset axis
+  int64_t shifts;                      // taps of the offset axis, or products of minimal filtering
   std::vector<Chunk> chunks;
   std::vector<WeightRows> rows;        // by chunk
   int64_t total_rows[8];               // by parity

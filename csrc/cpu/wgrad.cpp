@@ -19,9 +19,10 @@ int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 struct PhaseWork {
   Phase phase;
   PanelLayout layout;
-  std::vector<int64_t> taps;  // of the offset axis, those present
+  std::vector<int64_t> taps;  // of the offset axis, those present; with minimal filtering its products
   int64_t offset;             // of the accumulator, elements
   int64_t panel_ld, row_ld, acc_ld, shift_stride;
+  int64_t panel_stride, row_stride;  // from one product to the next
 };
 
 template <class T>
@@ -84,16 +85,16 @@ class Accumulator {
 
   void add_part(int part) {
     const int axis = choose_offset_axis(p_, false, p_.segments.data(), p_.segments.size(), w_.planes);
-    plans_.push_back(std::make_unique<Plan>(sum_plan(p_, part, parts_, axis)));
+    plans_.push_back(std::make_unique<Plan>(sum_plan(p_, part, parts_, axis, w_.filtering)));
     const Plan& plan = *plans_.back();
     int64_t widest = 0;
     for (const Slot& slot : plan.slots) widest += slot.channels;
     std::vector<PhaseWork> works;
     for (const Phase& phase : make_phases(plan, p_, widest * static_cast<int64_t>(sizeof(T)), 1, w_.planes)) {
-      PhaseWork work{phase, panel_layout(plan, phase, {0, 0}), {}, elements_, 0, 0, 0, 0};
-      const int64_t taps = axis >= 0 ? p_.kernel[axis] : 1;
+      PhaseWork work{phase, panel_layout(plan, phase, {0, 0}), {}, elements_, 0, 0, 0, 0, 0, 0};
+      const int64_t taps = plan.filtering ? kLinesIn[plan.filtering] : axis >= 0 ? p_.kernel[axis] : 1;
       for (int64_t k = 0; k < taps; ++k)
-        if (axis < 0 || phase.axis[axis]->present[k]) work.taps.push_back(k);
+        if (plan.filtering || axis < 0 || phase.axis[axis]->present[k]) work.taps.push_back(k);
       set_sizes(work);
       works.push_back(work);
     }
@@ -104,22 +105,26 @@ class Accumulator {
     const Tiling& t = work.phase.tiling;
     const int64_t pixels = t.block[0] * t.block[1] * t.block[2];
     const int64_t halo = (t.block[0] + t.span) * t.block[1] * t.block[2];
-    const int64_t total = work.layout.total;
+    const int64_t total = work.layout.total, padded = round_up(halo, lanes_);
     if (w_.planes) {
-      work.panel_ld = round_up(halo, lanes_) + lanes_;
+      work.panel_ld = t.products * padded + lanes_;
+      work.panel_stride = padded;
       work.row_ld = round_up(p_.channels, lanes_);
+      work.row_stride = pixels * work.row_ld;
       work.acc_ld = work.row_ld;
       work.shift_stride = total * work.acc_ld;
     } else {
       work.panel_ld = round_up(total, lanes_) + (total % 256 < 16 ? lanes_ : 0);
+      work.panel_stride = halo * work.panel_ld;
       work.row_ld = round_up(pixels, lanes_) + lanes_;
+      work.row_stride = p_.channels * work.row_ld;
       work.shift_stride = round_up(total, lanes_);
       work.acc_ld = work.shift_stride * static_cast<int64_t>(work.taps.size());
     }
     elements_ += w_.planes ? work.shift_stride * static_cast<int64_t>(work.taps.size()) : work.acc_ld * p_.channels;
     most_pixels_ = std::max(most_pixels_, pixels);
-    most_panel_ = std::max(most_panel_, (w_.planes ? total : halo) * work.panel_ld + lanes_);
-    most_rows_ = std::max(most_rows_, (w_.planes ? pixels : p_.channels) * work.row_ld);
+    most_panel_ = std::max(most_panel_, (w_.planes ? total : t.products * halo) * work.panel_ld + lanes_);
+    most_rows_ = std::max(most_rows_, t.products * work.row_stride);
   }
 
   int64_t zeros() const { return std::max(p_.orbits, most_pixels_) + lanes_; }
@@ -137,18 +142,19 @@ class Accumulator {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tile_at(work.phase.tiling, i);
       pack_panel(kernels_, plan, work.phase, tile, work.layout, w_.grad, group * p_.filters, 0, w_.planes,
-                 local.zeros, local.panel, work.panel_ld);
+                 local.zeros, local.panel, work.panel_ld, work.panel_stride);
       pack_input(work, tile, group, local);
       for (size_t j = 0; j < work.taps.size(); ++j) {
         int64_t shift = 0, p0 = 0, p1 = tile.pixels();
-        if (plan.offset_axis >= 0) {
+        const int64_t product = plan.filtering ? static_cast<int64_t>(j) : 0;
+        if (plan.offset_axis >= 0 && !plan.filtering) {
           const AxisMap& map = *work.phase.axis[plan.offset_axis];
           const int64_t b = map.b[work.taps[j]];
           shift = (b - work.phase.tiling.b_min) * tile.line();
           p0 = std::clamp<int64_t>(-b - tile.begin[0], 0, tile.size[0]) * tile.line();
           p1 = std::clamp<int64_t>(map.extent - b - tile.begin[0], 0, tile.size[0]) * tile.line();
         }
-        product(work, local, acc + static_cast<int64_t>(j) * work.shift_stride, shift, p0, p1, i > begin);
+        multiply(work, local, product, acc + static_cast<int64_t>(j) * work.shift_stride, shift, p0, p1, i > begin);
       }
     }
   }
@@ -156,26 +162,49 @@ class Accumulator {
   struct Term {
     const T* data;
     int64_t orbit_stride, channel_stride;
+    T scale;
   };
+
+  // What an accumulated tap, or product of minimal filtering, gives to the gradient of a tap.
+  static double coefficient(const Plan& plan, int64_t have, int64_t tap) {
+    if (!plan.filtering) return have == tap ? 1 : 0;
+    return filter_coefficient(plan.filtering, static_cast<int>(have),
+                              static_cast<int>(plan.reversed ? 2 - tap : tap));
+  }
 
   // The input of the tile: [channel][pixel] beside a panel of pixels, [pixel][channel] beside planes.
   void pack_input(const PhaseWork& work, const Tile& tile, int64_t group, const Local& local) const {
     destination_offsets(work.phase, tile, w_.input.batch_stride, w_.input.stride, local.offset);
+    const Tiling& tiling = work.phase.tiling;
+    const int last = tile.lines_of_last(tiling);
+    const int64_t full = tile.full_pixels(tiling), pixels = tile.pixels();
+    GatherArgs<T> g{};
+    const int outer = tiling.order[0];
+    g.line_stride = work.phase.axis[outer]->step * w_.input.stride[outer];
+    g.product_stride = work.row_stride;
+    g.ld = work.row_ld;
     const T* input = w_.input.data + group * p_.channels * w_.input.channel_stride;
     if (!w_.planes) {
-      kernels_.gather_rows(input, local.offset, tile.pixels(), w_.input.channel_stride, p_.channels, local.rows,
-                           work.row_ld);
+      g.channel_stride = w_.input.channel_stride, g.channels = p_.channels, g.source = input;
+      for (const auto& [from, to] : {std::pair{int64_t{0}, full}, std::pair{full, pixels}}) {
+        g.offset = local.offset + from, g.positions = to - from, g.out = local.rows + from;
+        g.lines = to == full ? tiling.lines_out : last;
+        kernels_.gather[plans_[0]->filtering](g);
+      }
       return;
     }
-    const int axis = work.phase.tiling.order[2];
-    const int64_t step = work.phase.axis[axis]->step * w_.input.stride[axis];
-    for (int64_t p = 0; p < tile.pixels(); p += tile.size[2])
-      kernels_.gather_rows(input + local.offset[p], local.channel, p_.channels, step, tile.size[2],
-                           local.rows + p * work.row_ld, work.row_ld);
+    const int inner = tiling.order[2];
+    g.channel_stride = work.phase.axis[inner]->step * w_.input.stride[inner];
+    g.positions = p_.channels, g.channels = tile.size[2], g.offset = local.channel;
+    for (int64_t p = 0; p < pixels; p += tile.size[2]) {
+      g.source = input + local.offset[p], g.out = local.rows + p * work.row_ld;
+      g.lines = p < full ? tiling.lines_out : last;
+      kernels_.gather[plans_[0]->filtering](g);
+    }
   }
 
-  void product(const PhaseWork& work, const Local& local, T* acc, int64_t shift, int64_t p0, int64_t p1,
-               bool add) const {
+  void multiply(const PhaseWork& work, const Local& local, int64_t product, T* acc, int64_t shift, int64_t p0,
+                int64_t p1, bool add) const {
     const int64_t rows = w_.planes ? work.layout.total : p_.channels;
     const int64_t columns = w_.planes ? p_.channels : work.layout.total;
     const int64_t zero = 0, k = p1 - p0;
@@ -186,8 +215,10 @@ class Accumulator {
     g.ldb = w_.planes ? work.row_ld : work.panel_ld;
     g.ldc = work.acc_ld;
     g.add = add;
-    const T* a = w_.planes ? local.panel + shift + p0 : local.rows + p0;
-    const T* b = w_.planes ? local.rows + p0 * g.ldb : local.panel + (shift + p0) * g.ldb;
+    const T* panel = local.panel + product * work.panel_stride;
+    const T* input = local.rows + product * work.row_stride;
+    const T* a = w_.planes ? panel + shift + p0 : input + p0;
+    const T* b = w_.planes ? input + p0 * g.ldb : panel + (shift + p0) * g.ldb;
     for (const ColumnBlock& block : column_blocks(columns, lanes_)) {
       const int64_t most = kernels_.max_rows[block.vectors], pieces = (rows + most - 1) / most;
       for (int64_t piece = 0; piece < pieces; ++piece) {
@@ -222,17 +253,21 @@ class Accumulator {
       out += (axis == plan.offset_axis ? shift : slot.tap[axis]) * w_.out.tap_stride[axis];
     terms.clear();
     for (const PhaseWork& work : work_[part]) {
-      const auto at = std::find(work.taps.begin(), work.taps.end(), shift);
-      if (at == work.taps.end() || work.layout.offset[i] < 0) continue;
+      if (work.layout.offset[i] < 0) continue;
       const int64_t m_stride = w_.planes ? work.acc_ld : 1, c_stride = w_.planes ? 1 : work.acc_ld;
-      const T* base = acc + work.offset + (at - work.taps.begin()) * work.shift_stride +
-                      work.layout.offset[i] * m_stride;
-      for (int64_t s = 0; s < splits_; ++s) terms.push_back({base + s * elements_, m_stride, c_stride});
+      for (size_t j = 0; j < work.taps.size(); ++j) {
+        const double scale = coefficient(plan, work.taps[j], shift);
+        if (scale == 0) continue;
+        const T* base = acc + work.offset + static_cast<int64_t>(j) * work.shift_stride +
+                        work.layout.offset[i] * m_stride;
+        for (int64_t s = 0; s < splits_; ++s)
+          terms.push_back({base + s * elements_, m_stride, c_stride, static_cast<T>(scale)});
+      }
     }
     for (int64_t m = 0; m < slot.channels; ++m)
       for (int64_t c = c0; c < c1; ++c) {
         T sum = 0;
-        for (const Term& t : terms) sum += t.data[m * t.orbit_stride + c * t.channel_stride];
+        for (const Term& t : terms) sum += t.scale * t.data[m * t.orbit_stride + c * t.channel_stride];
         out[m * w_.out.orbit_stride + c * w_.out.channel_stride] = sum;
       }
   }

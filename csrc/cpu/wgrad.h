@@ -16,6 +16,7 @@ struct Wgrad {
   View<const T> input;
   WeightView<T> out;        // reduced weight gradient of group 0
   int64_t out_group_stride;
+  Filtering filtering;
   bool planes;
 };
 
