@@ -147,12 +147,10 @@ def build_command() -> type[SetuptoolsBuildExt]:
                         for extension in self.extensions:
                             extension.define_macros.append(("SYMCONV_HAVE_BRGEMM", "1"))
                     super().build_extensions()
-                except (
-                    Exception
-                ) as error:  # compilers and build tools fail in many ways; none may stop the install
-                    reason = (
-                        f"compiling it failed ({str(error).splitlines()[0] if str(error) else repr(error)})"
-                    )
+                # Compilers and build tools fail in many ways; none of them may stop the install.
+                except Exception as error:
+                    first_line = (str(error) or repr(error)).splitlines()[0]
+                    reason = f"compiling it failed ({first_line})"
             if reason is not None:
                 self.extensions = []
                 say(

@@ -15,6 +15,9 @@ import symconv_fast
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYER = """
+import sys
+# An editable install of the repository in this environment would lend its native module to the copy.
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 import torch, symconv_fast
 print(symconv_fast.__file__)
 print(symconv_fast.SymmetricConv2d(4, 8, 3, symmetry="hv")(torch.ones(1, 4, 5, 5)).shape)
