@@ -1,0 +1,165 @@
+# The problems that are tried: a list by hand for what is known to go wrong, and random ones from the whole space.
+"""`SPECIAL` is the list by hand, `draw` makes any problem of the space, `sample` draws seeded ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from oracle import LAYOUTS, Case
+
+Choose = Callable[[Sequence[Any]], Any]
+
+MASKS = (1, 2, 4, 3, 5, 6, 7, 0)  # h, v, z, hv, hz, vz, hvz, free: the canonical order
+MAX_MACS = 1_500_000  # of the expanded convolution: keeps one problem at milliseconds
+
+# The space. The simplest value of each comes first, which is where a failing example shrinks to.
+ROWS = (1, 2, 3, 5, 17)
+CHANNELS = (1, 3, 2, 5, 16, 19, 33)  # of one group
+GROUPS = (1, 2, 3)
+DEPTHWISE = (4, 9, 18)  # groups of a depthwise layer
+KERNEL = (3, 1, 2, 4, 5, 7)
+STRIDE = (1, 2, 3)
+DILATION = (1, 2, 3)
+PADDING = (0, 1, 2, 3)
+EXTENT = {1: (1, 2, 5, 12, 37, 300), 2: (1, 2, 5, 7, 12, 23), 3: (1, 2, 3, 5, 8)}
+BATCH = (1, 2, 3)
+THREADS = (1, 2, 3)
+
+
+def draw(choose: Choose) -> Case:
+    """Any problem: `choose` picks one of a sequence (random.choice, or a strategy that shrinks to the first)."""
+    ndim = choose((2, 1, 3))
+    transposed = choose((False, False, True))
+    depthwise = choose((False, False, False, True))
+    groups = choose(DEPTHWISE) if depthwise else choose((*GROUPS, 1, 1))
+    channels = groups * (1 if depthwise else choose(CHANNELS))
+    geometry = [_axis(choose, ndim, transposed) for _ in range(ndim)]
+    spatial, kernel, stride, padding, dilation, output_padding = (tuple(v) for v in zip(*geometry))
+    case = Case(
+        ndim=ndim, ties=_ties(choose, ndim, groups, depthwise), channels=channels, spatial=spatial, kernel=kernel,
+        stride=stride, padding=padding, dilation=dilation, output_padding=output_padding, transposed=transposed,
+        groups=groups, batch=choose(BATCH), bias=choose((False, True)),
+        layouts=(choose(LAYOUTS), choose(LAYOUTS), choose(LAYOUTS)), result_last=ndim > 1 and choose((False, True)),
+        threads=choose(THREADS), seed=choose(range(1000)),
+    )  # fmt: skip
+    return _shrink_to_fit(case)
+
+
+def _ties(choose: Choose, ndim: int, groups: int, depthwise: bool) -> tuple[tuple[int, int], ...]:
+    """Each segment is left out half of the time, and at least one is there."""
+    masks = [mask for mask in MASKS if mask < 1 << ndim]
+    rows = (1, 2) if depthwise else ROWS
+    ties = tuple((mask, groups * choose(rows)) for mask in masks if choose((False, True)))
+    return ties or ((choose(masks), groups * choose(rows)),)
+
+
+def _axis(choose: Choose, ndim: int, transposed: bool) -> tuple[int, int, int, int, int, int]:
+    """(extent, kernel, stride, padding, dilation, output padding) of one axis, with an output of at least 1."""
+    kernel, stride, dilation, padding = choose(KERNEL), choose(STRIDE), choose(DILATION), choose(PADDING)
+    if ndim == 3:
+        kernel = min(kernel, 5)
+    extent, reach = choose(EXTENT[ndim]), dilation * (kernel - 1) + 1
+    if not transposed:
+        return max(extent, reach - 2 * padding, 1), kernel, stride, padding, dilation, 0
+    output_padding = choose(range(max(stride, dilation)))
+    while (extent - 1) * stride - 2 * padding + reach + output_padding < 1:
+        extent += 1
+    return extent, kernel, stride, padding, dilation, output_padding
+
+
+def dense_macs(case: Case) -> int:
+    """Multiply-accumulates of the expanded convolution, one pass."""
+    macs = case.batch * case.out_channels * case.channels // case.groups
+    for n, k in zip(case.spatial if case.transposed else case.output_shape[2:], case.kernel):
+        macs *= n * k
+    return macs
+
+
+def _shrink_to_fit(case: Case) -> Case:
+    """Fewer images, then fewer channels, until the problem costs milliseconds."""
+    if dense_macs(case) > MAX_MACS:
+        case = replace(case, batch=1)
+    while dense_macs(case) > MAX_MACS and case.channels > case.groups:
+        case = replace(case, channels=max(1, case.channels // case.groups // 2) * case.groups)
+    if dense_macs(case) > MAX_MACS and len(case.ties) > 1:
+        return _shrink_to_fit(replace(case, ties=case.ties[:-1]))
+    return case
+
+
+def sample(count: int, start: int = 0) -> list[Case]:
+    """`count` seeded random problems; number i is the same for everybody."""
+    return [draw(random.Random(i).choice) for i in range(start, start + count)]
+
+
+def _case(
+    ties: dict[int, int], channels: int, spatial: tuple[int, ...], kernel: int | tuple[int, ...], **more: Any
+) -> Case:
+    """A case with the same value on every axis where one is given."""
+    ndim = len(spatial)
+    for name, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("output_padding", 0)):
+        value = more.get(name, default)
+        more[name] = (value,) * ndim if isinstance(value, int) else value
+    sizes = (kernel,) * ndim if isinstance(kernel, int) else kernel
+    return Case(ndim=ndim, ties=tuple(ties.items()), channels=channels, spatial=spatial, kernel=sizes, **more)
+
+
+LAST = {"layouts": ("channels_last",) * 3, "result_last": True}
+MIXED_2D = {1: 3, 2: 2, 3: 5, 0: 4}
+MIXED_3D = {1: 2, 2: 1, 4: 3, 3: 2, 5: 1, 6: 2, 7: 3, 0: 2}
+
+SPECIAL: dict[str, Case] = {
+    "free": _case({0: 6}, 5, (6, 7), 3, padding=1),
+    "h": _case({1: 6}, 5, (6, 7), 3, padding=1),
+    "v": _case({2: 6}, 5, (6, 7), 3, padding=1, **LAST),
+    "hv": _case({3: 6}, 5, (6, 7), 3, padding=1, **LAST),
+    "mixed 2-D": _case(MIXED_2D, 7, (9, 8), 3, padding=1, threads=2),
+    "mixed 2-D, channels last": _case(MIXED_2D, 7, (9, 8), 3, padding=1, threads=2, **LAST),
+    "mixed 3-D": _case(MIXED_3D, 5, (5, 4, 6), 3, padding=1, threads=2),
+    "mixed 3-D, channels last": _case(MIXED_3D, 5, (5, 4, 6), (3, 2, 3), padding=1, **LAST),
+    "octuple, every axis another size": _case({7: 4}, 3, (5, 6, 7), (2, 3, 5), padding=(0, 1, 2)),
+    "1-D": _case({1: 9, 0: 2}, 4, (50,), 5, padding=2, stride=2),
+    "even kernels": _case({3: 5, 1: 3}, 6, (8, 9), (4, 2), padding=(1, 0)),
+    "one pixel": _case({3: 5, 2: 2}, 6, (1, 1), 3, padding=1, **LAST),
+    "one output pixel, kernel = input": _case({3: 5, 2: 2}, 6, (4, 5), (4, 5)),
+    "kernel 1": _case({3: 5, 0: 2}, 16, (5, 6), 1, stride=2, **LAST),
+    "stem, C = 3": _case({1: 8, 3: 4}, 3, (17, 19), 7, stride=2, padding=3),
+    "stem, C = 1, wide": _case({3: 16}, 1, (28, 28), 5, padding=2, **LAST),
+    "padding beyond the kernel": _case({1: 2, 3: 2}, 2, (2, 3), 2, padding=3),
+    "dilation": _case({1: 2, 3: 2}, 5, (11, 12), 3, dilation=(3, 2), padding=2),
+    "stride 3 and dilation 2": _case({2: 2, 3: 2}, 5, (11, 12), 3, stride=3, dilation=2, padding=2, **LAST),
+    "stride past the kernel": _case({3: 3}, 5, (9, 9), 2, stride=3),
+    "groups": _case({1: 6, 3: 3, 0: 9}, 15, (6, 7), 3, padding=1, groups=3),
+    "groups, channels last": _case({1: 6, 3: 3, 0: 9}, 15, (6, 7), 3, padding=1, groups=3, **LAST),
+    "depthwise": _case({1: 18}, 18, (9, 11), 7, padding=3, groups=18),
+    "depthwise, channels last, all ties": _case({1: 8, 2: 8, 3: 8}, 8, (9, 11), 5, padding=2, groups=8, **LAST),
+    "depthwise, stride 2": _case({3: 16}, 16, (9, 11), 3, padding=1, stride=2, groups=16),
+    "depthwise 3-D": _case({7: 4, 5: 4}, 4, (4, 5, 6), 3, padding=1, groups=4),
+    "transposed": _case({1: 4, 3: 3}, 6, (5, 4), 3, transposed=True, padding=1),
+    "transposed, stride 2": _case({2: 4, 3: 3}, 6, (5, 4), 4, transposed=True, padding=1, stride=2, **LAST),
+    "transposed, output padding": _case(
+        {1: 4, 3: 2}, 6, (5, 4), 3, transposed=True, stride=3, output_padding=(2, 1), groups=2
+    ),
+    "transposed, dilation past stride": _case(
+        {3: 2}, 3, (5, 4), 3, transposed=True, stride=2, dilation=3, output_padding=2
+    ),
+    "transposed 3-D": _case({7: 2, 6: 2}, 3, (3, 2, 4), 3, transposed=True, stride=(2, 1, 2), padding=1),
+    "many channels": _case({3: 9}, 1100, (5, 6), 3, padding=1, **LAST),
+    "many channels, contiguous": _case({3: 9}, 1100, (5, 6), 3, padding=1),
+    "many channels, large kernel": _case({3: 3, 1: 3}, 400, (6, 7), 5, padding=2, batch=1, threads=2),
+    "many pixels": _case({1: 3}, 4, (47, 61), 3, padding=1, threads=2, **LAST),
+    "many pixels, contiguous": _case({2: 3, 3: 2}, 4, (61, 47), 3, padding=1, threads=3),
+    "many pixels in one line": _case({1: 3, 0: 2}, 3, (2600,), 3, padding=1, threads=2),
+    "many orbits": _case({1: 70, 2: 33}, 20, (5, 6), 3, padding=1, threads=3, **LAST),
+    "many orbits, contiguous": _case({3: 67}, 18, (5, 6), 3, padding=1, threads=2),
+    "winograd, h": _case({1: 20}, 18, (9, 11), 3, padding=1, **LAST),
+    "winograd, v, no padding": _case({2: 20, 0: 5}, 18, (10, 9), 3, threads=2),
+    "winograd, 3-D": _case({1: 4, 3: 4, 6: 3}, 8, (5, 6, 7), 3, padding=1, threads=2),
+    "gradient of a sum": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("contiguous", "contiguous", "scalar")),
+    "stride 0 everywhere": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("expanded", "scalar", "expanded")),
+    "slices among NaN": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("sliced",) * 3),
+    "slices among NaN, odd": _case({3: 3, 1: 2}, 5, (9, 8), 3, padding=2, layouts=("sliced",) * 3, result_last=True),
+    "batch innermost": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("transposed",) * 3, batch=3),
+}  # fmt: skip

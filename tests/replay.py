@@ -1,0 +1,75 @@
+# Checks problems outside pytest: one by its repr, or many by number. Used by the tests, by make sanitize, and by hand.
+"""python tests/replay.py 'Case(...)' [float32 [fprop [cpu [fold]]]]     or     python tests/replay.py 2000 [start]
+
+With a number it checks that many seeded random problems of `cases.sample`, every operator, algorithm and dtype that the
+installation has (the reference left out). Exits with 1, and prints a line for each, if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import cases
+import torch
+from oracle import OPS, Case, candidates, check
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def checks(case: Case, dtypes: list[torch.dtype]) -> list[tuple[torch.dtype, str, str, str]]:
+    """(dtype, op, backend, algorithm) of all that can run a problem natively."""
+    return [
+        (dtype, op, backend, algorithm)
+        for dtype in dtypes
+        for op in OPS
+        for backend, algorithm, reason in candidates(case, dtype, op)
+        if reason is None and backend != "reference"
+    ]
+
+
+def check_all(problems: list[Case], dtypes: list[torch.dtype]) -> int:
+    """Check the problems, print what fails, return how many checks passed; stops after 10 failures."""
+    passed = failed = 0
+    for case in problems:
+        for row in checks(case, dtypes):
+            try:
+                check(case, *row)
+                passed += 1
+            except AssertionError as error:
+                print(f"FAIL {error}", flush=True)
+                failed += 1
+            if failed == 10:
+                raise SystemExit(1)
+    if failed:
+        raise SystemExit(1)
+    return passed
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", help="repr of a Case, or a number of random problems")
+    parser.add_argument(
+        "rest", nargs="*", help="dtype, op, backend, algorithm; or the first problem's number"
+    )
+    parser.add_argument("--special", action="store_true", help="the problems listed by hand as well")
+    args = parser.parse_args()
+    torch.use_deterministic_algorithms(True)  # fresh memory is NaN
+    if args.what.startswith("Case("):
+        case = eval(args.what, {"Case": Case})
+        wanted = [str(value) for value in args.rest]
+        for row in checks(case, list(DTYPES)):
+            names = (str(row[0])[6:], *row[1:])
+            if all(a == b for a, b in zip(wanted, names)):
+                check(case, *row)
+                print("ok", *names)
+        return
+    start = int(args.rest[0]) if args.rest else 0
+    problems = list(cases.SPECIAL.values()) if args.special else []
+    problems += cases.sample(int(args.what), start)
+    print(f"{check_all(problems, list(DTYPES))} checks passed on {len(problems)} problems")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+# Threads, forked workers, memory that runs out, repeatability, and every instruction set that this CPU has.
+"""What a service or a data loader does to the kernels; each check compares bits or fails loudly."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+
+import cases
+import pytest
+import torch
+from oracle import OPS, Case, expected, run, tolerance
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import symconv_fast
+from symconv_fast import SymmetricConv2d, dispatch
+
+PACKAGE = Path(symconv_fast.__file__).parent.parent
+REPLAY = str(Path(__file__).with_name("replay.py"))
+SETS = ("baseline", "avx2", "avx512")
+
+# Large enough for several tiles and two threads; both layouts.
+JOBS = [
+    replace(case, spatial=(25, 26), threads=2, **more)
+    for case in (cases.SPECIAL["mixed 2-D"], cases.SPECIAL["groups"], cases.SPECIAL["transposed"])
+    for more in ({}, cases.LAST)
+]
+
+
+def _has_native() -> bool:
+    return "cpu" in dispatch.available()
+
+
+needs_native = pytest.mark.skipif(not _has_native(), reason="the native CPU module is not built")
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Two threads in each test, and afterwards what it was before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def all_results(case: Case) -> list[Tensor]:
+    """The three operators as dispatch runs them with the CPU backend, float32."""
+    return [run(case, torch.float32, op, "cpu", "fold") for op in OPS]
+
+
+# --- threads -----------------------------------------------------------------------------------------------------
+
+
+@needs_native
+def test_eight_python_threads_give_the_same_bits_as_one() -> None:
+    alone = [all_results(case) for case in JOBS]
+    start = Barrier(8)
+
+    def work(offset: int) -> list[tuple[int, list[Tensor]]]:
+        torch.set_num_threads(2)  # a setting of each thread
+        start.wait()
+        order = [(offset + i) % len(JOBS) for i in range(2 * len(JOBS))]
+        return [(i, all_results(JOBS[i])) for i in order]
+
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(work, range(8)):
+            for i, results in found:
+                assert all(torch.equal(a, b) for a, b in zip(results, alone[i])), JOBS[i]
+
+
+@needs_native
+def test_training_in_python_threads_gives_the_same_bits() -> None:
+    """Forward and backward of one shared layer, through autograd."""
+    layer = SymmetricConv2d(8, 24, 3, padding=1, symmetry={"h": 8, "hv": 8})
+    inputs = torch.randn(8, 4, 8, 17, 19)
+
+    def work(x: Tensor) -> tuple[Tensor, ...]:
+        torch.set_num_threads(2)
+        x = x.clone().requires_grad_()
+        y = layer(x)
+        return (y.detach(), *torch.autograd.grad(y.square().sum(), [x, layer.weight, layer.bias]))
+
+    alone = [work(x) for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for a, b in zip(pool.map(work, inputs), alone):
+            assert all(torch.equal(p, q) for p, q in zip(a, b))
+
+
+@needs_native
+def test_number_of_threads_may_change_between_calls() -> None:
+    """Right with any number; the same bits again when a number comes back."""
+    for case in JOBS:
+        first: dict[int, list[Tensor]] = {}
+        for count in (1, 3, 2, 5, 1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results = all_results(case)
+            for op, result, before in zip(OPS, results, first.setdefault(count, results)):
+                error = (result.double() - expected(case, torch.float32)[op]).abs().max()
+                assert error <= tolerance(case, torch.float32, op, "cpu"), (count, op, case)
+                assert torch.equal(result, before), (count, op, case)
+
+
+@needs_native
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls libgomp, which torch brings on Linux")
+def test_inside_a_parallel_region() -> None:
+    """Called by every thread of an OpenMP region, as from another library's loop: serial inside, and right."""
+    runtime = list(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
+    if not runtime:
+        pytest.skip("this torch brings no libgomp")
+    gomp, done = ctypes.CDLL(str(runtime[0])), []
+    alone = [all_results(replace(case, threads=1)) for case in JOBS]
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def region(_: object) -> None:
+        try:
+            inside = gomp.omp_in_parallel() == 1
+            same = [
+                all(torch.equal(a, b) for a, b in zip(all_results(case), results))
+                for case, results in zip(JOBS, alone)
+            ]
+            done.append((inside, all(same)))
+        except BaseException as error:  # must not pass through the region
+            done.append((False, repr(error)))
+
+    gomp.GOMP_parallel(region, None, 2, 0)
+    assert done == [(True, True)] * 2
+
+
+# --- processes ---------------------------------------------------------------------------------------------------
+
+
+class _Convolved(Dataset):
+    """Runs a layer, forward and backward, in the worker."""
+
+    def __init__(self, layer: SymmetricConv2d, inputs: Tensor) -> None:
+        self.layer, self.inputs = layer, inputs
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        y = self.layer(self.inputs[index])
+        (gw,) = torch.autograd.grad(y.sum(), self.layer.weight)
+        return y.detach(), gw
+
+
+@needs_native
+def test_forked_data_loader_workers() -> None:
+    """After the parent has used its threads. torch gives each worker one: OpenMP's do not survive a fork."""
+    layer = SymmetricConv2d(6, 16, 3, padding=1, symmetry={"h": 8, "v": 4})
+    data = _Convolved(layer, torch.randn(8, 2, 6, 21, 23))
+    here = [data[i] for i in range(len(data))]
+    loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    for (y, gw), (y_here, gw_here) in zip(loader, here):
+        torch.testing.assert_close(y, y_here)
+        torch.testing.assert_close(gw, gw_here)
+    assert torch.equal(data[0][0], here[0][0])
+
+
+OUT_OF_MEMORY = """
+import resource, sys, torch, symconv_fast
+from symconv_fast import SymmetricConv2d
+torch.set_num_threads(2)
+layer = SymmetricConv2d(2048, 2048, 3, padding=1, bias=False, symmetry="h")
+small = SymmetricConv2d(4, 8, 3, symmetry="h")
+x, s = torch.randn(1, 2048, 4, 4), torch.randn(1, 4, 8, 8)
+gy = torch.randn(1, 2048, 4, 4)
+ops, static = torch.ops.symconv_fast, ([1, 1024], [1, 1], [1, 1], [1, 1], [0, 0], False, 1, False)
+calls = {
+    "fprop": lambda: ops.fprop(x, layer.weight.detach(), None, *static),
+    "dgrad": lambda: ops.dgrad(gy, layer.weight.detach(), x.shape, *static),
+    "wgrad": lambda: ops.wgrad(gy, x, layer.weight.shape, *static),
+}
+with symconv_fast.backend("cpu", "fold"):
+    before = small(s)
+    pages = int(open("/proc/self/statm").read().split()[0])
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (24 << 20), hard))
+    for name, call in calls.items():
+        try:
+            call()
+        except (RuntimeError, MemoryError) as error:
+            assert isinstance(error, MemoryError) or "memory" in str(error), error
+            print(name, "raised")
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    assert torch.equal(small(s), before)
+    for call in calls.values():
+        assert call().isfinite().all()
+print("works again")
+"""
+
+
+@needs_native
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS and /proc")
+def test_memory_that_runs_out_raises() -> None:
+    """Packed weights of 75 MB and a limit of 24 MB: an exception, and everything works once there is memory."""
+    done = _python(["-c", OUT_OF_MEMORY])
+    assert done.stdout.split("\n")[:4] == ["fprop raised", "dgrad raised", "wgrad raised", "works again"], (
+        done
+    )
+
+
+# --- instruction sets --------------------------------------------------------------------------------------------
+
+
+def _python(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Another Python with this checkout and this environment."""
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    env = os.environ | threads | {"PYTHONPATH": str(PACKAGE)} | environment
+    done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise AssertionError(done.stdout[-2000:] + done.stderr[-2000:])
+    return done
+
+
+def _highest() -> str:
+    if not _has_native():
+        return "baseline"
+    code = "from symconv_fast import _cpu; print(_cpu.isa())"
+    return _python(["-c", code], SYMCONV_FAST_ISA="").stdout.strip()
+
+
+@needs_native
+@pytest.mark.parametrize("isa", SETS)
+def test_every_instruction_set(isa: str) -> None:
+    """Each one that this CPU has passes the special cases and random ones, with freed memory filled with garbage."""
+    if SETS.index(isa) > SETS.index(_highest()):
+        pytest.skip(f"this CPU has no {isa}")
+    code = "from symconv_fast import _cpu; print(_cpu.isa())"
+    assert _python(["-c", code], SYMCONV_FAST_ISA=isa).stdout.strip() == isa
+    done = _python([REPLAY, "20", "1000", "--special"], SYMCONV_FAST_ISA=isa, MALLOC_PERTURB_="128")
+    assert "checks passed" in done.stdout
+    assert int(done.stdout.split()[0]) >= 6 * (20 + len(cases.SPECIAL))
+
+
+def test_replay_reports_what_is_wrong() -> None:
+    """The script that the instruction sets and the sanitizers rely on fails when a result is wrong."""
+    code = (
+        f"import sys; sys.argv = ['replay', '1']; sys.path.insert(0, {str(Path(REPLAY).parent)!r}); "
+        "import oracle, replay; right = oracle.run; oracle.run = lambda *a: right(*a) * 1.001; replay.main()"
+    )
+    with pytest.raises(AssertionError, match=r"FAIL .* values are wrong"):
+        _python(["-c", code])
+    case = repr(cases.SPECIAL["h"])
+    assert "ok float64 wgrad cpu" in _python([REPLAY, case, "float64", "wgrad"]).stdout
