@@ -195,7 +195,7 @@ def test_names_are_checked_when_entering():
     ):
         pass
     with (
-        pytest.raises(ValueError, match="algorithm 'fast' does not exist; there are: .*expand"),
+        pytest.raises(ValueError, match=r"algorithm 'fast' does not exist; there are: .*expand"),
         sf.backend(algorithm="fast"),
     ):
         pass
@@ -362,7 +362,7 @@ def test_self_check_passes_here(capsys):
 def test_self_check_fails_when_one_number_is_wrong(fake, monkeypatch, capsys, damage):
     def broken(problem, algorithm, *tensors):
         grad = reference.wgrad(problem, "expand", *tensors)
-        grad.view(-1)[0] += damage * grad.abs().max()
+        grad[(0,) * grad.dim()] += damage * grad.abs().max()
         return grad
 
     fake.wgrad = broken
@@ -370,8 +370,21 @@ def test_self_check_fails_when_one_number_is_wrong(fake, monkeypatch, capsys, da
     lines = capsys.readouterr().out.splitlines()
     failed = [line for line in lines if line.startswith("FAIL")]
     assert failed
-    assert all("fake/" in line and " wgrad " in line for line in failed)
+    assert all("fake/" in line and " wgrad " in line and "relative error" in line for line in failed)
     assert lines[-1] == f"{len(failed)} checks failed"
+
+
+def test_self_check_survives_a_backend_that_raises(fake, capsys):
+    def broken(*_):
+        raise MemoryError("no room\nat all")
+
+    fake.fprop = broken
+    assert report.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(
+        line.startswith("FAIL  fake/direct fprop hvz, ") and line.endswith(": MemoryError: no room")
+        for line in lines
+    )
 
 
 def test_self_check_as_a_program():

@@ -385,18 +385,45 @@ def test_autocast_in_train_and_eval(train, dtype):
         )  # autocast leaves float64 alone, as torch's does
 
 
-def test_operator_called_under_autocast_keeps_its_dtype():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_operator_called_under_autocast_keeps_its_dtype(device):
     x, w, b, _, static = make("2d hv", dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert ops.fprop(x, w, b, *static).dtype == torch.float32
+    x, w, b = (t.to(device) for t in (x, w, b))
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = ops.fprop(x, w, b, *static)
+        assert y.dtype == torch.float32
+        assert ops.dgrad(y, w, list(x.shape), *static).dtype == torch.float32
 
 
 def test_the_short_way_gives_what_the_operator_gives():
     layer = SymmetricConv2d(2, 8, 3, padding=1, symmetry="hv")
     x = torch.randn(2, 2, 5, 6)
-    with Recorded() as seen:
-        slow = layer(x).detach()
+    with torch.no_grad(), Recorded() as seen:
+        slow = layer(x)
     assert seen.names == ["fprop"]  # a dispatch mode sees the operator
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             assert torch.equal(layer(x), slow)
+            assert torch.equal(layer(torch._neg_view(-x)), slow)
+
+
+def test_the_short_way_is_for_plain_tensors_alone():
+    x, w, b = torch.randn(1, 2, 3, 3), torch.randn(2, 2, 1, 1), torch.randn(2)
+    assert ops._is_plain(x, w, b)
+    assert ops._is_plain(x, torch.nn.Parameter(w, requires_grad=False), None)
+    for special in (torch._neg_view(x), x.to("meta"), x.clone().requires_grad_(), Special(x)):
+        assert not ops._is_plain(special, w, b)
+    assert not ops._is_plain(x, w, b.requires_grad_())
+    with torch.no_grad():
+        assert ops._is_plain(x, w, b)
+        with Recorded():
+            assert not ops._is_plain(x, w, b)
+        with forward_ad.dual_level():
+            assert not ops._is_plain(x, w, b)
+        with torch.profiler.profile():
+            assert not ops._is_plain(x, w, b)
+        assert not torch.vmap(lambda x: x.sum() * 0 + ops._is_plain(x, w, None))(x).any()
+
+
+class Special(torch.Tensor):
+    """A subclass, which may want to see the operator."""

@@ -80,7 +80,10 @@ def _geometry(problem: Problem) -> tuple[Any, ...]:
 
 
 def _no_autocast(tensor: Tensor) -> AbstractContextManager[None]:
-    """Autocast has had its say where the function was entered; below that, dtypes are what the operator was given."""
+    """Autocast has had its say where the function was entered; below that, dtypes are what the operator was given.
+
+    (CUDA's autocast casts in aten::convolution as well, the CPU's only above it.)
+    """
     device = tensor.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
