@@ -12,6 +12,8 @@ namespace {
 
 constexpr int64_t kPixelsPerSplit = 1024;  // below it a private accumulator costs more than it gives
 constexpr int64_t kOrbitsPerPart = 16;
+constexpr int64_t kTilePixels = 128;  // positions that one tile should have at least,
+constexpr int64_t kTileBytes = 384 << 10;  // in a panel of this size
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
@@ -30,6 +32,7 @@ class Accumulator {
  public:
   explicit Accumulator(const Wgrad<T>& w)
       : w_(w), p_(w.problem), kernels_(select_kernels<T>()), lanes_(kernels_.lanes) {
+    axis_ = choose_offset_axis(p_, false, p_.segments.data(), p_.segments.size(), w_.planes);
     choose_split();
     for (int part = 0; part < parts_; ++part) add_part(part);
   }
@@ -72,19 +75,26 @@ class Accumulator {
   };
 
   // Splitting positions costs an accumulator and its reduction; splitting orbits costs reading the
-  // input again. Large maps split positions, small maps orbits.
+  // input again. Large maps split positions, small maps orbits. Many orbits are split in any case: the
+  // accumulator is read and written once for each tile, so that a tile must have many positions.
   void choose_split() {
     const int64_t want = std::max<int64_t>(1, thread_count() / p_.groups);
     const int64_t positions = p_.batch * p_.in[0] * p_.in[1] * p_.in[2];
     splits_ = std::clamp<int64_t>(positions / kPixelsPerSplit, 1, want);
     while (want % splits_) --splits_;
-    int64_t most = 1;
+    int64_t most = 1, slots = p_.orbits * static_cast<int64_t>(sizeof(T));
     for (const Segment& s : p_.segments) most = std::max(most, s.rows);
-    parts_ = static_cast<int>(std::clamp<int64_t>(want / splits_, 1, std::max<int64_t>(1, most / kOrbitsPerPart)));
+    for (int axis = 0; axis < kAxes; ++axis)
+      if (axis != axis_) slots *= p_.kernel[axis];
+    if (can_filter(p_, axis_)) slots *= kLinesIn[w_.filtering];
+    const int64_t least = (slots * kTilePixels + kTileBytes - 1) / kTileBytes;
+    const int64_t per_split = want / splits_;
+    int64_t parts = std::max(per_split, (least + per_split - 1) / per_split * per_split);
+    parts_ = static_cast<int>(std::clamp<int64_t>(parts, 1, std::max<int64_t>(1, most / kOrbitsPerPart)));
   }
 
   void add_part(int part) {
-    const int axis = choose_offset_axis(p_, false, p_.segments.data(), p_.segments.size(), w_.planes);
+    const int axis = axis_;
     plans_.push_back(std::make_unique<Plan>(sum_plan(p_, part, parts_, axis, w_.filtering)));
     const Plan& plan = *plans_.back();
     int64_t widest = 0;
@@ -276,6 +286,7 @@ class Accumulator {
   const Problem& p_;
   const Kernels<T>& kernels_;
   int lanes_;
+  int axis_ = -1;
   int64_t splits_ = 1;
   int parts_ = 1;
   std::vector<std::unique_ptr<Plan>> plans_;
