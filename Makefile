@@ -1,4 +1,4 @@
-# One command for each job: make demo, make test, make bench, make lint, make clean.
+# One command for each job: make demo, make test, make bench, make sanitize, make lint, make clean.
 #
 # VENV=.venv    the environment that is made, once, with pip. `make VENV= test` uses the current Python as it is: nothing
 #               is installed and the network is not touched.
@@ -29,7 +29,7 @@ ENVIRONMENT := $(VENV)/.ready
 LINT_ENVIRONMENT := $(VENV)/.ready-lint
 endif
 
-.PHONY: all build demo test bench lint format clean FORCE
+.PHONY: all build demo test sanitize bench lint format clean FORCE
 all: build
 
 demo: build/.built
@@ -37,6 +37,10 @@ demo: build/.built
 
 test: build/.built
 	$(PY) -m pytest tests $(PYTEST_ARGS)
+
+# The native module with AddressSanitizer and UBSan, over SYMCONV_FAST_FUZZ (2000) random problems.
+sanitize: build/.python
+	$(PY) tools/sanitize.py
 
 bench: build/.built
 	$(PY) -m pytest bench $(BENCH_ARGS)
