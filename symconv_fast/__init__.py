@@ -1,6 +1,9 @@
 """Convolutions whose filters are tied by reflection: fewer weights, and as many multiplications as weights."""
 
-from . import functional, ops
+import sys as _sys
+from types import ModuleType as _ModuleType
+
+from . import functional, ops, settings
 from ._version import __version__
 from .dispatch import backend, explain
 from .modules import (
@@ -12,6 +15,27 @@ from .modules import (
     SymmetricConvTranspose3d,
 )
 from .symmetry import Symmetry
+
+
+class _Package(_ModuleType):
+    """This module, with one attribute that is checked when it is set."""
+
+    @property
+    def allow_winograd(self) -> str | bool:
+        """How far float32 layers may trade rounding for speed, as torch's TF32 switch does: "f2", "f4" or False.
+
+        "f2" (the default) allows F(2,3) along an axis that is not tied: 1.5 times fewer multiplications, errors of
+        the order of torch's own channels_last convolution. "f4" allows F(4,3), 2 times fewer, with errors about
+        twice those. False allows neither.
+        """
+        return settings.winograd()
+
+    @allow_winograd.setter
+    def allow_winograd(self, level: str | bool) -> None:
+        settings.set_winograd(level)
+
+
+_sys.modules[__name__].__class__ = _Package
 
 __all__ = [
     "SymmetricConv1d",

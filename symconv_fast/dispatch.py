@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from . import settings
 from .problem import OPS, Problem, suggests_channels_last
 
 BACKENDS: tuple[str, ...] = ("cpu", "reference")
@@ -147,6 +148,9 @@ def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
         raise RuntimeError(f"{pin.origin} pins {wanted}, which cannot run {op} here: {reasons}")
     best = min(able, key=lambda c: c.seconds or 0.0)
     return Choice(load(best.backend), best.algorithm)
+
+
+settings.on_change(_choose.cache_clear)
 
 
 def candidates(problem: Problem, op: str) -> list[Candidate]:

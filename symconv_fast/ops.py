@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils.flop_counter import register_flop_formula
 
-from . import dispatch
+from . import dispatch, settings
 from .problem import Problem, ShapeError, allocate, check_tensors, macs, output_size, suggests_channels_last
 
 _GEOMETRY = (
@@ -65,6 +65,7 @@ def _fake_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: A
 
 _plans: dict[Any, tuple[Callable[..., Tensor], Problem, str]] = {}
 _MAX_PLANS = 8192
+settings.on_change(_plans.clear)
 
 
 def _plan(op: str, first: Tensor, second: Tensor, third: Any, static: Sequence[Any]) -> Any:

@@ -111,6 +111,9 @@ class Accumulator {
     work_.push_back(works);
   }
 
+  // Rows a KiB apart would fall into few sets of the first-level cache.
+  int64_t apart(int64_t ld) const { return ld % 256 < lanes_ ? ld + lanes_ : ld; }
+
   void set_sizes(PhaseWork& work) {
     const Tiling& t = work.phase.tiling;
     const int64_t pixels = t.block[0] * t.block[1] * t.block[2];
@@ -121,7 +124,7 @@ class Accumulator {
       work.panel_stride = padded;
       work.row_ld = round_up(p_.channels, lanes_);
       work.row_stride = pixels * work.row_ld;
-      work.acc_ld = work.row_ld;
+      work.acc_ld = apart(work.row_ld);
       work.shift_stride = total * work.acc_ld;
     } else {
       work.panel_ld = round_up(total, lanes_) + (total % 256 < 16 ? lanes_ : 0);
@@ -129,7 +132,7 @@ class Accumulator {
       work.row_ld = round_up(pixels, lanes_) + lanes_;
       work.row_stride = p_.channels * work.row_ld;
       work.shift_stride = round_up(total, lanes_);
-      work.acc_ld = work.shift_stride * static_cast<int64_t>(work.taps.size());
+      work.acc_ld = apart(work.shift_stride * static_cast<int64_t>(work.taps.size()));
     }
     elements_ += w_.planes ? work.shift_stride * static_cast<int64_t>(work.taps.size()) : work.acc_ld * p_.channels;
     most_pixels_ = std::max(most_pixels_, pixels);

@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from .. import _cpu  # type: ignore[attr-defined]
+from .. import _cpu, settings  # type: ignore[attr-defined]
 from ..problem import Problem, allocate, memory_format
+from . import cpu_cost
 
 NAME = "cpu"
-ALGORITHMS = ("fold",)
+ALGORITHMS = ("fold", "winograd")
 
 _DTYPES = (torch.float32, torch.float64)
-_LANES = {"avx512": 64, "avx2": 32, "baseline": 16}[_cpu.isa()]  # bytes of a vector
 
 
 def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
-    """Every geometry runs; only other devices and dtypes do not."""
+    """`fold` runs every geometry; `winograd` float32 with three taps at stride 1 on an axis that is not tied."""
     if problem.device != "cpu":
         return f"the tensors are on {problem.device}, not on the CPU"
     if problem.dtype not in _DTYPES:
         return f"{str(problem.dtype)[6:]} has no native kernel; float32 and float64 have"
+    if algorithm == "winograd":
+        return _why_no_winograd(problem, op)
     return None
 
 
-# Rates of one thread, for the choice against the reference only; tests/bench compare the two for real.
-# Measured on one AVX-512 core (Zen 5): 250 GFLOP/s in the matrix kernel with full vectors.
-_FLOPS_PER_THREAD = {"avx512": 250e9, "avx2": 120e9, "baseline": 40e9}[_cpu.isa()]
-_PACK_BYTES_PER_SECOND = 40e9
-_CALL_SECONDS = 25e-6
+def _why_no_winograd(problem: Problem, op: str) -> str | None:
+    if settings.winograd() is False:
+        return "symconv_fast.allow_winograd is False"
+    if problem.dtype != torch.float32:
+        return f"minimal filtering is for float32, not for {str(problem.dtype)[6:]}"
+    if not any(cpu_cost.filtered(problem, op, mask) for mask in cpu_cost.contractions(problem, op)):
+        return "no axis is free of ties and has three taps, stride 1 and dilation 1"
+    return None
 
 
 def estimate(problem: Problem, op: str, algorithm: str) -> float:
-    """Seconds: multiply-accumulates with the padding to whole vectors, packing of the panel, and a call."""
-    threads = max(1, torch.get_num_threads())
-    itemsize = problem.dtype.itemsize
-    lanes = _LANES // itemsize
-    groups = problem.groups
-    orbits, channels = problem.unique // groups, problem.in_channels // groups
-    taps = math.prod(problem.kernel)
-    positions = problem.batch * math.prod(problem.spatial if op != "fprop" else problem.out_spatial)
-    across = orbits if op == "fprop" else channels if op == "dgrad" else orbits * taps
-    padded = problem.macs_folded * (-(-across // lanes) * lanes / across)
-    flops = 2 * padded / (_FLOPS_PER_THREAD * 4 / itemsize)
-    packed = (channels if op == "fprop" else orbits) * taps * groups * positions * itemsize
-    return _CALL_SECONDS + (flops + 2 * packed / _PACK_BYTES_PER_SECOND) / threads
+    """Seconds, from the fitted model of `cpu_cost`."""
+    return cpu_cost.native_seconds(problem, op, _native_name(algorithm))
 
 
-def _geometry(problem: Problem) -> tuple[object, ...]:
+def _native_name(algorithm: str) -> str:
+    return str(settings.winograd() or "f2") if algorithm == "winograd" else algorithm
+
+
+def _geometry(problem: Problem, algorithm: str) -> tuple[object, ...]:
     p = problem
     ties = [value for segment in p.ties for value in segment]
-    return ties, p.stride, p.padding, p.dilation, p.transposed, p.groups
+    return ties, p.stride, p.padding, p.dilation, p.transposed, p.groups, _native_name(algorithm)
 
 
 def _readable(tensor: Tensor) -> Tensor:
@@ -67,19 +63,19 @@ def _readable(tensor: Tensor) -> Tensor:
 def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Output (N, out_channels, *out_spatial)."""
     output = allocate(problem.output_shape, input, problem.channels_last)
-    _cpu.fprop(_readable(input), weight, bias, output, *_geometry(problem))
+    _cpu.fprop(_readable(input), weight, bias, output, *_geometry(problem, algorithm))
     return output
 
 
 def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Gradient of the input, (N, C, *spatial)."""
     grad = allocate(problem.input_shape, weight, problem.channels_last)
-    _cpu.dgrad(_readable(grad_output), weight, grad, *_geometry(problem))
+    _cpu.dgrad(_readable(grad_output), weight, grad, *_geometry(problem, algorithm))
     return grad
 
 
 def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
     """Gradient of the reduced weight."""
     grad = allocate(problem.weight_shape, input, problem.channels_last)
-    _cpu.wgrad(_readable(grad_output), input, grad, *_geometry(problem))
+    _cpu.wgrad(_readable(grad_output), input, grad, *_geometry(problem, algorithm))
     return grad
