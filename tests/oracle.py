@@ -8,6 +8,8 @@ float64 and from autograd. Only `Problem` (to ask `can_run`) and the operators t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -215,14 +217,39 @@ def problem_of(case: Case, dtype: torch.dtype, op: str) -> Problem:
     return Problem.create(sizes, case.static, last, dtype, "cpu")
 
 
-def candidates(case: Case, dtype: torch.dtype, op: str) -> list[tuple[str, str, str | None]]:
-    """(backend, algorithm, None or the reason why it cannot run) for all that this installation has."""
-    problem = problem_of(case, dtype, op)
-    return [
-        (name, algorithm, module.can_run(problem, op, algorithm))
+@lru_cache(maxsize=1)
+def algorithms() -> tuple[tuple[str, str], ...]:
+    """(backend, algorithm) of this installation; minimal filtering counts twice, "winograd f2" and "winograd f4"."""
+    return tuple(
+        (name, f"{algorithm}{level}")
         for name, module in dispatch.available().items()
         for algorithm in module.ALGORITHMS
-    ]
+        for level in ((" f2", " f4") if algorithm == "winograd" else ("",))
+    )
+
+
+@contextmanager
+def pinned(backend: str, algorithm: str) -> Iterator[str]:
+    """Pin one of `algorithms()`, and give the name that the backend has for it."""
+    name, _, level = algorithm.partition(" ")
+    before = symconv_fast.allow_winograd if level else None
+    if level:
+        symconv_fast.allow_winograd = level
+    try:
+        with symconv_fast.backend(backend, name):
+            yield name
+    finally:
+        if level:
+            symconv_fast.allow_winograd = before
+
+
+def candidates(case: Case, dtype: torch.dtype, op: str) -> list[tuple[str, str, str | None]]:
+    """(backend, algorithm, None or the reason why it cannot run) for all that this installation has."""
+    problem, modules, found = problem_of(case, dtype, op), dispatch.available(), []
+    for backend, algorithm in algorithms():
+        with pinned(backend, algorithm) as name:
+            found.append((backend, algorithm, modules[backend].can_run(problem, op, name)))
+    return found
 
 
 def run(case: Case, dtype: torch.dtype, op: str, backend: str, algorithm: str) -> Tensor:
@@ -231,7 +258,7 @@ def run(case: Case, dtype: torch.dtype, op: str, backend: str, algorithm: str) -
     x, w, gy = (arrange(v, layout, dtype) for v, layout in zip((t.x, t.w, t.gy), case.layouts))
     b = None if t.b is None else t.b.to(dtype)
     ops = torch.ops.symconv_fast
-    with symconv_fast.backend(backend, algorithm):
+    with pinned(backend, algorithm):
         if op == "fprop":
             result = ops.fprop(x, w, b, *case.static)
         elif op == "dgrad":
@@ -268,7 +295,9 @@ def check(case: Case, dtype: torch.dtype, op: str, backend: str, algorithm: str)
     torch.set_num_threads(case.threads)
     try:
         result = run(case, dtype, op, backend, algorithm)
-        again = f"PYTHONPATH=. python tests/replay.py '{case!r}' {str(dtype)[6:]} {op} {backend} {algorithm}"
+        again = (
+            f"PYTHONPATH=. python tests/replay.py \"{case!r}\" {str(dtype)[6:]} {op} {backend} '{algorithm}'"
+        )
         answer = expected(case, dtype)[op]
         assert result.shape == answer.shape, (
             f"shape {tuple(result.shape)}, not {tuple(answer.shape)}: {again}"
