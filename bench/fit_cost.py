@@ -41,8 +41,11 @@ SHAPES_2D = [
     (4, 256, 512, 14, 3, 2), (1, 256, 256, 14, 1, 1), (1, 64, 256, 56, 1, 1), (1, 32, 32, 28, 5, 1),
     (1, 32, 32, 28, 7, 1), (2, 24, 40, 17, 3, 1), (1, 1024, 1024, 7, 3, 1),
 ]  # fmt: skip
-SHAPES_3D = [(1, 16, 16, 12, 3, 1), (1, 32, 32, 16, 3, 1), (1, 64, 64, 8, 3, 1)]
-SHAPES_1D = [(1, 128, 384, 202, 3, 1), (4, 4, 64, 1000, 15, 1)]
+SHAPES_3D = [(1, 4, 16, 16, 3, 1), (1, 16, 16, 12, 3, 1), (1, 32, 32, 16, 3, 1), (1, 64, 64, 8, 3, 1)]
+SHAPES_1D = [
+    (1, 128, 384, 202, 3, 1), (4, 4, 64, 1000, 15, 1), (8, 16, 32, 500, 9, 1), (2, 64, 64, 1000, 5, 1),
+    (1, 256, 256, 64, 3, 1),
+]  # fmt: skip
 TIES = {1: ["h"], 2: ["h", "v", "hv", {"h": "25%", "v": "25%", "hv": "25%"}], 3: ["h", "hv", "hvz"]}
 
 
@@ -80,8 +83,7 @@ def rows(ndim: int, shape: tuple[int, ...], tie: object, last: bool, seconds: fl
     for op, call in calls.items():
         layout = suggests_channels_last(x if op == "fprop" else gy)
         problem = Problem.create((x.shape, w.shape), (*geometry, last), layout, x.dtype, "cpu")
-        pins = {"expand": ("reference", "expand")}
-        pins |= {a: ("cpu", a) for a in cpu.ALGORITHMS if cpu.can_run(problem, op, a) is None}
+        pins = {a: ("cpu", a) for a in cpu.ALGORITHMS if cpu.can_run(problem, op, a) is None}
 
         def pinned(pin, call=call):
             def run() -> None:

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "expand.h"
 #include "kernels.h"
 #include "multiply.h"
 #include "wgrad.h"
@@ -21,14 +22,14 @@ using symconv::WeightView;
 using Ints = std::vector<int64_t>;
 
 // Axes are right-aligned: 1-D is width only, missing ones have extent 1 and stride 0.
-Triple aligned(const Ints& v, int64_t fill) {
+Triple aligned(at::IntArrayRef v, int64_t fill) {
   Triple t;
   t.fill(fill);
   for (size_t i = 0; i < v.size(); ++i) t[kAxes - v.size() + i] = v[i];
   return t;
 }
 
-Triple spatial(at::IntArrayRef v, int64_t fill) { return aligned(Ints(v.begin() + 2, v.end()), fill); }
+Triple spatial(at::IntArrayRef v, int64_t fill) { return aligned(v.slice(2), fill); }
 
 struct Geometry {
   Ints ties, stride, padding, dilation;
@@ -175,6 +176,50 @@ void wgrad_into(const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
   SYMCONV_DISPATCH(gw, wgrad<scalar>(p, gy, x, gw, filtering));
 }
 
+// Sizes of the filters alone: expand and reduce know no input.
+Problem filter_problem(const at::Tensor& weight, const at::Tensor& filters, const Ints& ties, bool transposed,
+                       int64_t groups) {
+  const int64_t channels = transposed ? weight.size(0) : weight.size(1) * groups;
+  const int64_t outs = transposed ? filters.size(1) * groups : filters.size(0);
+  const Ints ones(weight.dim(), 1);
+  Ints input = ones, output = ones;
+  input[1] = channels, output[1] = outs;
+  return make_problem({ties, Ints(weight.dim() - 2, 1), {}, {}, transposed, groups}, input, weight.sizes(), output);
+}
+
+template <class T>
+void expand(const at::Tensor& w, const at::Tensor& f, const Problem& p) {
+  symconv::expand<T>(p, weight_view(static_cast<const T*>(w.const_data_ptr()), w, p.transposed),
+                     weight_group_stride(w, p.groups), weight_view(static_cast<T*>(f.data_ptr()), f, p.transposed),
+                     weight_group_stride(f, p.groups));
+}
+
+void expand_into(const at::Tensor& weight, const at::Tensor& filters, const Ints& ties, bool transposed,
+                 int64_t groups) {
+  check(weight, filters, "weight");
+  const Problem p = filter_problem(weight, filters, ties, transposed, groups);
+  pybind11::gil_scoped_release release;
+  switch (weight.scalar_type()) {
+    case at::kFloat: return expand<float>(weight, filters, p);
+    case at::kDouble: return expand<double>(weight, filters, p);
+    case at::kBFloat16: return expand<at::BFloat16>(weight, filters, p);
+    case at::kHalf: return expand<at::Half>(weight, filters, p);
+    default: TORCH_CHECK(false, "a floating point weight of at most 64 bits expected, got ", weight.scalar_type());
+  }
+}
+
+void reduce_into(const at::Tensor& filters, const at::Tensor& weight, const Ints& ties, bool transposed,
+                 int64_t groups) {
+  check(filters, weight, "filters");
+  const Problem p = filter_problem(weight, filters, ties, transposed, groups);
+  pybind11::gil_scoped_release release;
+  SYMCONV_DISPATCH(weight, symconv::reduce<scalar>(
+                               p, weight_view(static_cast<const scalar*>(filters.const_data_ptr()), filters, transposed),
+                               weight_group_stride(filters, groups),
+                               weight_view(static_cast<scalar*>(weight.data_ptr()), weight, transposed),
+                               weight_group_stride(weight, groups)));
+}
+
 pybind11::dict build_info() {
   pybind11::dict info;
   info["compiler"] = __VERSION__;
@@ -194,6 +239,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("fprop", &fprop_into);
   m.def("dgrad", &dgrad_into);
   m.def("wgrad", &wgrad_into);
+  m.def("expand", &expand_into);
+  m.def("reduce", &reduce_into);
   m.def("isa", &symconv::instruction_set, "Instruction set in use: avx512, avx2 or baseline.");
   m.def("build_info", &build_info);
 }

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import _cpu, settings  # type: ignore[attr-defined]
-from ..problem import Problem, allocate, memory_format
+from ..problem import Problem, allocate, as_result, memory_format
 from . import cpu_cost
+from .reference import without_autocast
 
 NAME = "cpu"
-ALGORITHMS = ("fold", "winograd")
+ALGORITHMS = ("fold", "winograd", "expand")
 
 _DTYPES = (torch.float32, torch.float64)
+# Estimates are off by 20 % at times; losing against torch is worse than leaving a small gain.
+_MARGIN = 1.1
 
 
 def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
-    """`fold` runs every geometry; `winograd` float32 with three taps at stride 1 on an axis that is not tied."""
+    """Why not, or None.
+
+    `fold` runs every geometry, `winograd` float32 with three taps at stride 1 on an axis that is not tied; `expand`,
+    a native copy of the filters and torch's convolution, is for layers where neither pays.
+    """
     if problem.device != "cpu":
         return f"the tensors are on {problem.device}, not on the CPU"
+    if algorithm == "expand":
+        return None
     if problem.dtype not in _DTYPES:
         return f"{str(problem.dtype)[6:]} has no native kernel; float32 and float64 have"
     if algorithm == "winograd":
@@ -38,7 +49,9 @@ def _why_no_winograd(problem: Problem, op: str) -> str | None:
 
 def estimate(problem: Problem, op: str, algorithm: str) -> float:
     """Seconds, from the fitted model of `cpu_cost`."""
-    return cpu_cost.native_seconds(problem, op, _native_name(algorithm))
+    if algorithm == "expand":
+        return cpu_cost.torch_seconds(problem, op)
+    return _MARGIN * cpu_cost.native_seconds(problem, op, _native_name(algorithm))
 
 
 def _native_name(algorithm: str) -> str:
@@ -47,8 +60,11 @@ def _native_name(algorithm: str) -> str:
 
 def _geometry(problem: Problem, algorithm: str) -> tuple[object, ...]:
     p = problem
-    ties = [value for segment in p.ties for value in segment]
-    return ties, p.stride, p.padding, p.dilation, p.transposed, p.groups, _native_name(algorithm)
+    return _flat(p), p.stride, p.padding, p.dilation, p.transposed, p.groups, _native_name(algorithm)
+
+
+def _flat(problem: Problem) -> list[int]:
+    return [value for segment in problem.ties for value in segment]
 
 
 def _readable(tensor: Tensor) -> Tensor:
@@ -60,8 +76,30 @@ def _readable(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=memory_format(tensor.dim() - 2, last))
 
 
+def _expand(problem: Problem, weight: Tensor) -> Tensor:
+    """The ordinary filters, in the memory format of the result."""
+    filters = allocate(problem.expanded_shape, weight, problem.channels_last)
+    _cpu.expand(weight, filters, _flat(problem), problem.transposed, problem.groups)
+    return filters
+
+
+def _torch_geometry(problem: Problem) -> tuple[object, ...]:
+    p = problem
+    return p.stride, p.padding, p.dilation, p.transposed, p.output_padding, p.groups
+
+
+def _torch_backward(problem: Problem, grad: Tensor, input: Tensor, filters: Tensor, mask: list[bool]) -> Any:
+    geometry = _torch_geometry(problem)
+    return torch.ops.aten.convolution_backward(grad, input, filters, None, *geometry, mask)
+
+
 def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Output (N, out_channels, *out_spatial)."""
+    if algorithm == "expand":
+        with without_autocast(input):
+            filters = _expand(problem, weight)
+            result = torch.convolution(input, filters, bias, *_torch_geometry(problem))  # type: ignore[arg-type]
+        return as_result(result, problem.channels_last)
     output = allocate(problem.output_shape, input, problem.channels_last)
     _cpu.fprop(_readable(input), weight, bias, output, *_geometry(problem, algorithm))
     return output
@@ -70,12 +108,30 @@ def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias:
 def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Gradient of the input, (N, C, *spatial)."""
     grad = allocate(problem.input_shape, weight, problem.channels_last)
+    if algorithm == "expand":
+        with without_autocast(weight):
+            filters = _expand(problem, weight)
+            result = _torch_backward(problem, grad_output, grad, filters, [True, False, False])[0]
+        return as_result(result, problem.channels_last)
     _cpu.dgrad(_readable(grad_output), weight, grad, *_geometry(problem, algorithm))
     return grad
 
 
 def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
     """Gradient of the reduced weight."""
+    if algorithm == "expand":
+        return _expanded_wgrad(problem, grad_output, input)
     grad = allocate(problem.weight_shape, input, problem.channels_last)
     _cpu.wgrad(_readable(grad_output), input, grad, *_geometry(problem, algorithm))
     return grad
+
+
+def _expanded_wgrad(problem: Problem, grad_output: Tensor, input: Tensor) -> Tensor:
+    """Gradient of the ordinary filters, summed over each orbit; in float32 for the 16-bit dtypes."""
+    filters = allocate(problem.expanded_shape, input, problem.channels_last)
+    with without_autocast(input):
+        expanded = _torch_backward(problem, grad_output, input, filters, [False, True, False])[1]
+    wide = expanded if expanded.dtype in _DTYPES else expanded.float()
+    grad = allocate(problem.weight_shape, wide, problem.channels_last)
+    _cpu.reduce(wide, grad, _flat(problem), problem.transposed, problem.groups)
+    return as_result(grad.to(input.dtype), problem.channels_last)

@@ -131,8 +131,8 @@ def native_kind(problem: Problem, op: str, algorithm: str) -> str:
 
 
 def torch_kind(problem: Problem, op: str) -> str:
-    """Which rates hold for torch's convolution; it has other kernels in three dimensions and for few channels."""
-    few = "/few" if problem.in_channels // problem.groups < 8 else ""
+    """Which rates hold for torch's convolution; it has other kernels by dimension and for few channels."""
+    few = "/few" if problem.ndim == 2 and problem.in_channels // problem.groups < 8 else ""
     return f"torch{problem.ndim}d/{'planes' if planes(problem) else 'pixels'}/{op}{few}"
 
 
