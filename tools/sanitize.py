@@ -51,15 +51,20 @@ def build() -> Path:
 
 
 def runtime() -> str:
-    """The sanitizer's library, which must be loaded before everything else."""
+    """The sanitizer's library, to be loaded before everything else, and then the C++ library, whose throw it wraps."""
+    return f"{_library('libasan.so', 'libclang_rt.asan-x86_64.so', 'libclang_rt.asan.so')} {_library('libstdc++.so.6')}"
+
+
+def _library(*names: str) -> str:
+    """Path of the first of these that the compiler knows."""
     compiler = os.environ.get("CXX", "c++").split()
-    for name in ("libasan.so", "libclang_rt.asan-x86_64.so", "libclang_rt.asan.so"):
+    for name in names:
         path = subprocess.run(
             [*compiler, f"-print-file-name={name}"], capture_output=True, text=True
         ).stdout.strip()
         if Path(path).is_absolute() and Path(path).exists():
             return str(Path(path).resolve())
-    raise SystemExit(f"{compiler[0]} has no AddressSanitizer library")
+    raise SystemExit(f"{compiler[0]} has no {names[0]}")
 
 
 def run(arguments: list[str], library: Path, **more: str) -> int:
