@@ -242,7 +242,9 @@ def run_script(before: str = "", **environment: str) -> str:
 
 def test_environment_pins():
     assert "runs reference reference reference" in run_script(SYMCONV_FAST_BACKEND="reference")
-    assert "runs reference reference reference" in run_script(SYMCONV_FAST_ALGORITHM="expand")
+    assert "runs reference reference reference" in run_script(
+        SYMCONV_FAST_BACKEND="reference", SYMCONV_FAST_ALGORITHM="expand"
+    )
 
 
 def test_environment_with_a_wrong_name_says_which_variable():

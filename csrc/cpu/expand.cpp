@@ -1,9 +1,6 @@
 // Copies and sums over orbit members.
 #include "expand.h"
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
 #include "scratch.h"
 
 namespace symconv {
@@ -82,13 +79,9 @@ void reduce(const Problem& p, const WeightView<const T>& filters, int64_t filter
   });
 }
 
-#define SYMCONV_EXPAND(T)                                                                         \
-  template void expand<T>(const Problem&, const WeightView<const T>&, int64_t, const WeightView<T>&, int64_t);
-SYMCONV_EXPAND(float)
-SYMCONV_EXPAND(double)
-SYMCONV_EXPAND(c10::BFloat16)
-SYMCONV_EXPAND(c10::Half)
-
+template void expand<float>(const Problem&, const WeightView<const float>&, int64_t, const WeightView<float>&, int64_t);
+template void expand<double>(const Problem&, const WeightView<const double>&, int64_t, const WeightView<double>&,
+                             int64_t);
 template void reduce<float>(const Problem&, const WeightView<const float>&, int64_t, const WeightView<float>&, int64_t);
 template void reduce<double>(const Problem&, const WeightView<const double>&, int64_t, const WeightView<double>&,
                              int64_t);

@@ -187,25 +187,16 @@ Problem filter_problem(const at::Tensor& weight, const at::Tensor& filters, cons
   return make_problem({ties, Ints(weight.dim() - 2, 1), {}, {}, transposed, groups}, input, weight.sizes(), output);
 }
 
-template <class T>
-void expand(const at::Tensor& w, const at::Tensor& f, const Problem& p) {
-  symconv::expand<T>(p, weight_view(static_cast<const T*>(w.const_data_ptr()), w, p.transposed),
-                     weight_group_stride(w, p.groups), weight_view(static_cast<T*>(f.data_ptr()), f, p.transposed),
-                     weight_group_stride(f, p.groups));
-}
-
 void expand_into(const at::Tensor& weight, const at::Tensor& filters, const Ints& ties, bool transposed,
                  int64_t groups) {
   check(weight, filters, "weight");
   const Problem p = filter_problem(weight, filters, ties, transposed, groups);
   pybind11::gil_scoped_release release;
-  switch (weight.scalar_type()) {
-    case at::kFloat: return expand<float>(weight, filters, p);
-    case at::kDouble: return expand<double>(weight, filters, p);
-    case at::kBFloat16: return expand<at::BFloat16>(weight, filters, p);
-    case at::kHalf: return expand<at::Half>(weight, filters, p);
-    default: TORCH_CHECK(false, "a floating point weight of at most 64 bits expected, got ", weight.scalar_type());
-  }
+  SYMCONV_DISPATCH(weight, symconv::expand<scalar>(
+                               p, weight_view(static_cast<const scalar*>(weight.const_data_ptr()), weight, transposed),
+                               weight_group_stride(weight, groups),
+                               weight_view(static_cast<scalar*>(filters.data_ptr()), filters, transposed),
+                               weight_group_stride(filters, groups)));
 }
 
 void reduce_into(const at::Tensor& filters, const at::Tensor& weight, const Ints& ties, bool transposed,

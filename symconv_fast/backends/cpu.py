@@ -28,8 +28,6 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     """
     if problem.device != "cpu":
         return f"the tensors are on {problem.device}, not on the CPU"
-    if algorithm == "expand":
-        return None
     if problem.dtype not in _DTYPES:
         return f"{str(problem.dtype)[6:]} has no native kernel; float32 and float64 have"
     if algorithm == "winograd":
@@ -127,11 +125,10 @@ def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) 
 
 
 def _expanded_wgrad(problem: Problem, grad_output: Tensor, input: Tensor) -> Tensor:
-    """Gradient of the ordinary filters, summed over each orbit; in float32 for the 16-bit dtypes."""
+    """Gradient of the ordinary filters, summed over each orbit."""
     filters = allocate(problem.expanded_shape, input, problem.channels_last)
     with without_autocast(input):
         expanded = _torch_backward(problem, grad_output, input, filters, [False, True, False])[1]
-    wide = expanded if expanded.dtype in _DTYPES else expanded.float()
-    grad = allocate(problem.weight_shape, wide, problem.channels_last)
-    _cpu.reduce(wide, grad, _flat(problem), problem.transposed, problem.groups)
-    return as_result(grad.to(input.dtype), problem.channels_last)
+    grad = allocate(problem.weight_shape, input, problem.channels_last)
+    _cpu.reduce(expanded, grad, _flat(problem), problem.transposed, problem.groups)
+    return grad
