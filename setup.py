@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
-import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -29,17 +27,6 @@ symconv_fast: torch cannot be imported while building ({error}).
   The native CPU module is compiled against the torch that you have. Install torch first, then run
       pip install --no-build-isolation .
   so that the build sees it; or set SYMCONV_FAST_NO_CPU=1 for a pure Python install on the reference backend."""
-
-# The float32 overload and its release are what csrc/cpu calls; both are internal to torch and may go.
-BRGEMM_PROBE = """\
-#include <ATen/native/CPUBlas.h>
-int main() {
-  float a[1] = {1}, b[1] = {1}, c[1] = {0};
-  at::native::cpublas::brgemm(1, 1, 1, 1, 1, 1, false, a, b, c);
-  at::native::cpublas::brgemm_release();
-  return 0;
-}
-"""
 
 
 def say(message: str) -> None:
@@ -87,27 +74,6 @@ def compile_flags() -> list[str]:
     return flags
 
 
-def has_brgemm() -> bool:
-    """Whether this torch exports at::native::cpublas::brgemm with the float32 signature that csrc/cpu uses."""
-    from torch.utils import cpp_extension as torch_build
-
-    if sys.platform == "win32":
-        return False
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "probe.cpp")
-        source.write_text(BRGEMM_PROBE)
-        includes = [f"-I{path}" for path in torch_build.include_paths()]
-        libraries = [f"-L{path}" for path in torch_build.library_paths()] + ["-ltorch_cpu", "-lc10"]
-        if sys.platform.startswith("linux"):
-            libraries.append("-Wl,--allow-shlib-undefined")
-        for standard in ("-std=c++20", "-std=c++17"):
-            command = [*torch_build.get_cxx_compiler().split(), standard, str(source), *includes]
-            done = subprocess.run([*command, "-o", f"{folder}/probe", *libraries], capture_output=True)
-            if done.returncode == 0:
-                return True
-    return False
-
-
 def why_not_compile() -> str | None:
     """A reason why compiling cannot work on this machine, or None."""
     from torch.utils import cpp_extension as torch_build
@@ -143,9 +109,6 @@ def build_command() -> type[SetuptoolsBuildExt]:
             reason = why_not_compile()
             if reason is None:
                 try:
-                    if has_brgemm():
-                        for extension in self.extensions:
-                            extension.define_macros.append(("SYMCONV_HAVE_BRGEMM", "1"))
                     super().build_extensions()
                 # Compilers and build tools fail in many ways; none of them may stop the install.
                 except Exception as error:

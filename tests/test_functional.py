@@ -147,7 +147,8 @@ def test_dtypes(dtype, transposed):
     assert y.dtype == dtype
     exact = getattr(F, name)(x.double(), ties.expand(w, int(transposed)).double(), b.double())
     eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(y.double(), exact, rtol=4 * eps, atol=16 * eps)
+    # Minimal filtering (float32) rounds a little more than a plain sum; tests/test_errors.py has the exact rule.
+    torch.testing.assert_close(y.double(), exact, rtol=4 * eps, atol=32 * eps)
 
 
 def test_shared_bias_by_its_length():
