@@ -255,38 +255,6 @@ void store(const StoreArgs<T>& a) {
   }
 }
 
-template <class T, int S, class F>
-void fold_weights(const WeightArgs<T>& w) {
-  constexpr int L = Vec<T>::lanes;
-  constexpr int taps = F::in > 1 ? 3 : 1;
-  for (int64_t o = 0; o < w.others; ++o) {
-    V<T> g[S][3] = {};
-    for (int t = 0; t < taps; ++t) {
-      V<T> v[S];
-      for (int s = 0; s < S; ++s) {
-        const T* source = w.source + o * w.other_stride + w.tap[s] + t * w.tap_stride;
-        T raw[L] = {};
-        for (int l = 0; l < w.lanes; ++l) raw[l] = source[l * w.lane_stride];
-        v[s] = load(raw) * w.scale;
-      }
-      butterfly(v);
-      for (int s = 0; s < S; ++s) g[s][t] = v[s];
-    }
-    for (int s = 0; s < S; ++s) {
-      V<T> products[F::in];
-      F::filter(g[s], products);
-      for (int i = 0; i < F::in; ++i) {
-        T* out = w.out[s] + o * w.out_stride + i * w.product_stride[s];
-        if (w.stored == L) {
-          save(out, products[i]);
-        } else {
-          for (int l = 0; l < w.stored; ++l) out[l] = products[i][l];
-        }
-      }
-    }
-  }
-}
-
 // Vectors a and b, element by element in turn: the first half of the result, or the second.
 template <class T, bool kSecond>
 inline V<T> zip(V<T> a, V<T> b) {
@@ -318,6 +286,76 @@ inline void transpose(V<T> (&v)[Vec<T>::lanes]) {
     }
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) v[i] = next[i];
+  }
+}
+
+// Folds one vector of weights for each source and tap, and stores every product.
+template <class T, int S, class F>
+inline void fold_and_store(const WeightArgs<T>& w, V<T> (&raw)[3][S], int64_t o) {
+  constexpr int L = Vec<T>::lanes;
+  constexpr int taps = F::in > 1 ? 3 : 1;
+  V<T> g[S][3] = {};
+#pragma GCC unroll 3
+  for (int t = 0; t < taps; ++t) {
+    butterfly(raw[t]);
+    for (int s = 0; s < S; ++s) g[s][t] = raw[t][s] * w.scale;
+  }
+  for (int s = 0; s < S; ++s) {
+    V<T> products[F::in];
+    F::filter(g[s], products);
+    for (int i = 0; i < F::in; ++i) {
+      T* out = w.out[s] + o * w.out_stride + i * w.product_stride[s];
+      if (w.stored == L) {
+        save(out, products[i]);
+      } else {
+        for (int l = 0; l < w.stored; ++l) out[l] = products[i][l];
+      }
+    }
+  }
+}
+
+// Weights that are contiguous along `others` come in whole vectors and are transposed in registers;
+// all else is gathered one by one.
+template <class T, int S, class F>
+void fold_weights(const WeightArgs<T>& w) {
+  constexpr int L = Vec<T>::lanes;
+  constexpr int taps = F::in > 1 ? 3 : 1;
+  int64_t o = 0;
+  if (w.other_stride == 1 && w.lanes == L) {
+    for (; o + L <= w.others; o += L) {
+      V<T> block[3][S][L];
+      for (int t = 0; t < taps; ++t)
+        for (int s = 0; s < S; ++s) {
+          const T* source = w.source + o + w.tap[s] + t * w.tap_stride;
+          V<T> v[L];
+#pragma GCC unroll 16
+          for (int l = 0; l < L; ++l) v[l] = load(source + l * w.lane_stride);
+          transpose<T>(v);
+#pragma GCC unroll 16
+          for (int l = 0; l < L; ++l) block[t][s][l] = v[l];
+        }
+      for (int l = 0; l < L; ++l) {
+        V<T> raw[3][S];
+        for (int t = 0; t < taps; ++t)
+          for (int s = 0; s < S; ++s) raw[t][s] = block[t][s][l];
+        fold_and_store<T, S, F>(w, raw, o + l);
+      }
+    }
+  }
+  for (; o < w.others; ++o) {
+    V<T> raw[3][S];
+    for (int t = 0; t < taps; ++t)
+      for (int s = 0; s < S; ++s) {
+        const T* source = w.source + o * w.other_stride + w.tap[s] + t * w.tap_stride;
+        if (w.lane_stride == 1 && w.lanes == L) {
+          raw[t][s] = load(source);
+          continue;
+        }
+        T lanes[L] = {};
+        for (int l = 0; l < w.lanes; ++l) lanes[l] = source[l * w.lane_stride];
+        raw[t][s] = load(lanes);
+      }
+    fold_and_store<T, S, F>(w, raw, o);
   }
 }
 
