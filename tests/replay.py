@@ -17,14 +17,16 @@ from oracle import OPS, Case, candidates, check
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def checks(case: Case, dtypes: list[torch.dtype]) -> list[tuple[torch.dtype, str, str, str]]:
-    """(dtype, op, backend, algorithm) of all that can run a problem natively."""
+def checks(
+    case: Case, dtypes: list[torch.dtype], reference: bool = False
+) -> list[tuple[torch.dtype, str, str, str]]:
+    """(dtype, op, backend, algorithm) of all that can run a problem natively, and with the reference if wanted."""
     return [
         (dtype, op, backend, algorithm)
         for dtype in dtypes
         for op in OPS
         for backend, algorithm, reason in candidates(case, dtype, op)
-        if reason is None and backend != "reference"
+        if reason is None and (reference or backend != "reference")
     ]
 
 
@@ -59,7 +61,7 @@ def main() -> None:
     if args.what.startswith("Case("):
         case = eval(args.what, {"Case": Case})
         wanted = [str(value) for value in args.rest]
-        for row in checks(case, list(DTYPES)):
+        for row in checks(case, list(DTYPES), reference=True):
             names = (str(row[0])[6:], *row[1:])
             if all(a == b for a, b in zip(wanted, names)):
                 check(case, *row)
