@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from symconv_fast import dispatch
+
 Call = Callable[[], object]
 
 
@@ -88,6 +90,9 @@ def peak_extra_bytes(call: Callable[[], object]) -> int:
     Counts every allocation through torch's CPU allocator, that of native scratch included, as the profiler sees it.
     """
     call()
+    cpu = dispatch.available().get("cpu")
+    if cpu is not None:
+        cpu.clear_workspace()  # else what is kept from the call before would not be counted
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profile:

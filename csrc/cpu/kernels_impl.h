@@ -305,6 +305,7 @@ inline void fold_and_store(const WeightArgs<T>& w, V<T> (&raw)[3][S], int64_t o)
     F::filter(g[s], products);
     for (int i = 0; i < F::in; ++i) {
       T* out = w.out[s] + o * w.out_stride + i * w.product_stride[s];
+      __builtin_prefetch(out + L * w.out_stride, 1);
       if (w.stored == L) {
         save(out, products[i]);
       } else {
@@ -329,7 +330,10 @@ void fold_weights(const WeightArgs<T>& w) {
           const T* source = w.source + o + w.tap[s] + t * w.tap_stride;
           V<T> v[L];
 #pragma GCC unroll 16
-          for (int l = 0; l < L; ++l) v[l] = load(source + l * w.lane_stride);
+          for (int l = 0; l < L; ++l) {
+            __builtin_prefetch(source + l * w.lane_stride + 2 * L);
+            v[l] = load(source + l * w.lane_stride);
+          }
           transpose<T>(v);
 #pragma GCC unroll 16
           for (int l = 0; l < L; ++l) block[t][s][l] = v[l];

@@ -8,6 +8,7 @@
 #include "expand.h"
 #include "kernels.h"
 #include "multiply.h"
+#include "scratch.h"
 #include "wgrad.h"
 
 namespace {
@@ -232,6 +233,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("wgrad", &wgrad_into);
   m.def("expand", &expand_into);
   m.def("reduce", &reduce_into);
+  m.def(
+      "clear_workspace", [] { symconv::Workspace::of_thread().clear(); },
+      "Gives the working memory that the calling thread keeps for its next call back to the system.");
   m.def("isa", &symconv::instruction_set, "Instruction set in use: avx512, avx2 or baseline.");
   m.def("build_info", &build_info);
 }

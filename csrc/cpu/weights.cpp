@@ -7,7 +7,7 @@ namespace symconv {
 
 namespace {
 
-constexpr int64_t kOthers = 16;  // contraction rows packed together: their taps share cache lines
+constexpr int64_t kOthers = 64;  // contraction rows packed together: their taps share cache lines
 
 // Vectors of the column block that holds vector v, and its first vector.
 ColumnBlock block_of(int64_t vector, int64_t total) {

@@ -19,6 +19,10 @@ _DTYPES = (torch.float32, torch.float64)
 _MARGIN, _MARGIN_NARROW, _NARROW = 1.1, 1.5, 8
 
 
+clear_workspace = _cpu.clear_workspace
+"""Gives the working memory that the calling thread keeps (32 MiB at most) back to the system."""
+
+
 def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     """Why not, or None.
 
