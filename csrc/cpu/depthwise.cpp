@@ -63,6 +63,7 @@ class Pass {
     T* lines;         // [planes of the result][whole chunks][lanes]
     T* folded;        // one packed line
     T* out;           // first position of the first channel
+    const T* next;    // of the next line, or null
   };
 
   // Chunks of the windows and of the general lines: all of them divide it.
@@ -135,21 +136,29 @@ class Pass {
     T* lines = source + planes_ * plane(plan);
     T* folded = lines + (d_.fold ? p_.filters : 1) * line_elements();
     T* bias = folded + plan.pitch * lanes_;
-    pack_box(k_, lanes_, d_.source, image, b, planes_, *plan.phase, *plan.box, plan.pitch, source);
-    if (!d_.fold) planes_to_parities(k_, p_, source, plane(plan), plane(plan) / lanes_);
+    const bool one = !d_.fold && is_one_orbit(p_);
+    pack_box(k_, lanes_, d_.source, image, b, planes_, one, *plan.phase, *plan.box, plan.pitch, source);
+    if (!d_.fold && !one) planes_to_parities(k_, p_, source, plane(plan), plane(plan) / lanes_);
     if (d_.bias)
       k_.gather({bias, lanes_, static_cast<int>(p_.filters), 1, b.lanes,
-                 const_cast<T*>(d_.bias) + b.first * p_.filters, 1, 0, nullptr});
+                 const_cast<T*>(d_.bias) + b.first * p_.filters, 1, 0, nullptr, false});
     const int64_t channel = b.first * (d_.fold ? p_.filters : 1);
+    T* base = d_.out.data + image * d_.out.batch_stride + channel * d_.out.channel_stride;
     for (int64_t l = 0; l < plan.box->lines(); ++l) {
-      T* out = d_.out.data + image * d_.out.batch_stride + channel * d_.out.channel_stride;
-      for (int axis = 0; axis < kAxes; ++axis) {
-        const AxisMap& m = *plan.phase->axis[axis];
-        out += (m.first + (axis < 2 ? m.step * plan.box->anchor(l, axis) : 0)) * d_.out.stride[axis];
-      }
-      const Line line{plan, l, source, lines, folded, out};
+      T* out = base + line_offset(plan, l);
+      const T* next = l + 1 < plan.box->lines() ? base + line_offset(plan, l + 1) : nullptr;
+      const Line line{plan, l, source, lines, folded, out, next};
       d_.fold ? forward_line(line, b, weights, bias) : gradient_line(line, b, weights);
     }
+  }
+
+  int64_t line_offset(const BoxPlan& plan, int64_t line) const {
+    int64_t offset = plan.phase->axis[2]->first * d_.out.stride[2];
+    for (int axis = 0; axis < 2; ++axis) {
+      const AxisMap& m = *plan.phase->axis[axis];
+      offset += (m.first + m.step * plan.box->anchor(line, axis)) * d_.out.stride[axis];
+    }
+    return offset;
   }
 
   int64_t position_step(const BoxPlan& plan) const { return plan.phase->axis[2]->step * d_.out.stride[2]; }
@@ -157,7 +166,7 @@ class Pass {
   void store_lines(const Line& line, const ChannelBlock& b, int planes, const T* bias) const {
     const BoxPlan& plan = line.plan;
     k_.scatter({line.lines, line_elements(), planes, plan.phase->axis[2]->count, b.lanes, line.out,
-                d_.out.channel_stride, position_step(plan), bias});
+                d_.out.channel_stride, position_step(plan), bias, false});
   }
 
   WindowArgs<T> window_args(const Line& line, size_t segment, const T* weights) const {
@@ -193,7 +202,7 @@ class Pass {
         std::copy_n(member, 1 << tie.ties, a.out);
         if (direct) {
           a.interleave = true;
-          a.out[0] = line.out, a.out_step = position_step(line.plan);
+          a.out[0] = line.out, a.out_step = position_step(line.plan), a.next_line = line.next;
           a.bias = d_.bias ? d_.bias + b.first * p_.filters : nullptr;
         }
         k_.forward[window_][tie.tied][tie.vertical].run(a);
@@ -220,7 +229,7 @@ class Pass {
         WindowArgs<T> a = window_args(line, i, w);
         std::copy_n(parity, 1 << tie.ties, a.source);
         a.out[0] = direct ? line.out : line.lines;
-        if (direct) a.out_step = position_step(line.plan);
+        if (direct) a.out_step = position_step(line.plan), a.next_line = line.next;
         a.add = add;
         k_.input_grad[window_][tie.tied][tie.vertical].run(a);
       }

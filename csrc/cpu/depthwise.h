@@ -46,10 +46,16 @@ struct ChannelBlock {
   int lanes;
 };
 
-// Lines of `planes` planes of a box, each plane after a line of zeros: [plane][1 + line][pitch][lanes].
+// Lines of `planes` planes of a box (`parities`: made of the members of one orbit), each plane after a line of zeros: [plane][1 + line][pitch][lanes].
 template <class T>
 void pack_box(const DepthwiseKernels<T>& kernels, int lanes, const View<const T>& source, int64_t image,
-              const ChannelBlock& block, int planes, const LinePhase& phase, const Box& box, int64_t pitch, T* out);
+              const ChannelBlock& block, int planes, bool parities, const LinePhase& phase, const Box& box,
+              int64_t pitch, T* out);
+
+// One orbit of at most four members a channel: its parities are made while packing.
+inline bool is_one_orbit(const Problem& p) {
+  return p.orbits == 1 && p.filters <= 4 && p.filters == 1 << __builtin_popcount(p.segments[0].mask);
+}
 
 // Member planes of every orbit to parity planes, in place. `vectors` of each plane.
 template <class T>

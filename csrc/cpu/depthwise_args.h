@@ -66,6 +66,7 @@ struct WindowArgs {
   int64_t positions;
   T* out[kMaxKernelLines];           // forward: one for each orbit member; input gradient: [0] only
   int64_t out_step;                  // elements from one position to the next
+  const T* next_line;                // where the next line of results will start in out[0], or null
   bool interleave;                   // forward: members of a channel are neighbours, all in out[0]
   const T* bias;                     // of out[0] as it is stored; null without; with interleave only
   bool add;                          // input gradient: to what is there
@@ -94,6 +95,7 @@ struct LaneArgs {
   T* memory;     // read only by gather
   int64_t channel_stride, position_stride;
   const T* bias;  // scatter: one vector for each plane, or null
+  bool butterfly;  // gather: the 1, 2 or 4 planes are the members of one orbit; make them its parities
 };
 
 // Mirrored taps of one kernel: `tap` as they lie in the filter, `place` of their parities in the packed weights.

@@ -34,6 +34,21 @@ inline void load_window(const T* source, const DepthwiseStep& step, int64_t posi
   }
 }
 
+// Keeps the compiler from holding two windows at once, for which there are not enough registers.
+inline void forget_loads() { asm volatile("" ::: "memory"); }
+
+// Asks for the lines that the next chunk will write; they are not in the first-level cache.
+template <class T, int P, int G>
+inline void prefetch_next(const WindowArgs<T>& a, int64_t p) {
+  constexpr int L = Vec<T>::lanes;
+  const T* next = p + P < a.positions ? a.out[0] + (p + P) * a.out_step : a.next_line;
+  if (!next) return;
+#pragma GCC unroll 8
+  for (int i = 0; i < P; ++i, next += a.out_step)
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) __builtin_prefetch(next + g * L, 1);
+}
+
 // Both parities (or, untied, the one result) of a chunk for one kernel line.
 template <class T, int K, bool kTied, int P, int G>
 inline void window_forward(const V<T> (&c)[P + K - 1], const T* w, V<T> (&y)[G][P], int first) {
@@ -87,9 +102,7 @@ template <class T, int K, bool kTied, bool kPaired, int P>
 void forward_window(const WindowArgs<T>& a) {
   constexpr int L = Vec<T>::lanes, H = kTied ? 2 : 1, G = kPaired ? 2 * H : H;
   for (int64_t p = 0; p < a.positions; p += P) {
-    if (a.interleave)  // the lines of the output are not in the first-level cache: ask for them now
-      for (int i = 0; i < P; ++i)
-        for (int g = 0; g < G; ++g) __builtin_prefetch(a.out[0] + (p + i) * a.out_step + g * L, 1);
+    if (a.interleave) prefetch_next<T, P, G>(a, p);
     V<T> y[G][P] = {};
     V<T> c[P + K - 1];
     for (int64_t s = 0; s < a.single_count; ++s) {
@@ -101,6 +114,7 @@ void forward_window(const WindowArgs<T>& a) {
         const T* w = a.weights + a.pairs[s].weight * L;
         load_window<T, 1>(a.source[0], a.pairs[s], p, c);
         window_forward<T, K, kTied, P>(c, w, y, 0);
+        forget_loads();
         load_window<T, -1>(a.source[0], a.pairs[s], p, c);
         window_forward<T, K, kTied, P>(c, w + K * L, y, H);
       }
@@ -160,7 +174,7 @@ template <class T, int K, bool kTied, bool kPaired, int P>
 void adjoint_window(const WindowArgs<T>& a) {
   for (int64_t p = 0; p < a.positions; p += P) {
     T* out = a.out[0] + p * a.out_step;
-    for (int i = 0; i < P; ++i) __builtin_prefetch(out + i * a.out_step, 1);
+    prefetch_next<T, P, 1>(a, p);
     V<T> y[P] = {};
     adjoint_plane<T, K, kTied, false, false, kPaired, P>(a, p, y);
     if constexpr (kTied) adjoint_plane<T, K, kTied, false, true, kPaired, P>(a, p, y);
@@ -208,6 +222,7 @@ void grad_window(const WindowGradArgs<T>& a) {
       load_window<T, kPaired ? 1 : 0>(a.source, step, p, c);
       window_correlate<T, K, kTied, P>(c, a.still[0] + at, a.still[H - 1] + at, acc);
       if constexpr (kPaired) {
+        forget_loads();
         load_window<T, -1>(a.source, step, p, c);
         window_correlate<T, K, kTied, P>(c, a.still[H] + at, a.still[2 * H - 1] + at, acc + K);
       }

@@ -96,6 +96,8 @@ inline void unzip_planes(V<T> (&v)[F]) {
   }
 }
 
+constexpr int kGatherAhead = 8;  // positions: blocks of channels lie too far apart for the hardware to foresee
+
 // Planes of a lane are neighbours in memory, and so are the lanes: whole vectors, shuffled.
 template <class T, int F>
 inline void gather_zipped(const LaneArgs<T>& a) {
@@ -103,8 +105,13 @@ inline void gather_zipped(const LaneArgs<T>& a) {
   for (int64_t p = 0; p < a.positions; ++p) {
     V<T> v[F];
 #pragma GCC unroll 8
-    for (int f = 0; f < F; ++f) v[f] = load(a.memory + p * a.position_stride + f * L);
+    for (int f = 0; f < F; ++f) {
+      const T* from = a.memory + p * a.position_stride + f * L;
+      __builtin_prefetch(from + kGatherAhead * a.position_stride);
+      v[f] = load(from);
+    }
     unzip_planes<T, F>(v);
+    if (F <= 4 && a.butterfly) butterfly(v);
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f) save(a.lanes + f * a.plane_stride + p * L, v[f]);
   }
@@ -182,6 +189,10 @@ void gather_lanes(const LaneArgs<T>& a) {
       for (int l = 0; l < a.channels; ++l) lanes[l] = memory[l * a.planes * a.channel_stride];
     }
   }
+  if (!a.butterfly) return;
+  T* planes[4];
+  for (int f = 0; f < a.planes; ++f) planes[f] = a.lanes + f * a.plane_stride;
+  butterfly_by_log<T>(planes, a.planes / 2, a.positions);
 }
 
 template <class T>

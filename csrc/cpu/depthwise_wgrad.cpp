@@ -116,12 +116,13 @@ class Accumulator {
       const int64_t image = i / static_cast<int64_t>(boxes_.size());
       T* moving = local + pitch_ * lanes_;
       T* still = moving + moving_planes() * moving_plane(plan);
-      pack_box(k_, lanes_, p_.transposed ? d_.grad : d_.input, image, b, moving_planes(), phase_, *plan.box, pitch_,
-               moving);
-      pack_box(k_, lanes_, p_.transposed ? d_.input : d_.grad, image, b, still_planes(), still_phase_, plan.still,
-               still_pitch_, still);
+      const bool one = is_one_orbit(p_);
+      pack_box(k_, lanes_, p_.transposed ? d_.grad : d_.input, image, b, moving_planes(), one && p_.transposed, phase_,
+               *plan.box, pitch_, moving);
+      pack_box(k_, lanes_, p_.transposed ? d_.input : d_.grad, image, b, still_planes(), one && !p_.transposed,
+               still_phase_, plan.still, still_pitch_, still);
       const int64_t stride = p_.transposed ? moving_plane(plan) : still_plane(plan);
-      planes_to_parities(k_, p_, p_.transposed ? moving : still, stride, stride / lanes_);
+      if (!one) planes_to_parities(k_, p_, p_.transposed ? moving : still, stride, stride / lanes_);
       for (size_t s = 0; s < ties_.size(); ++s)
         for (int64_t r = 0; r < p_.segments[s].rows; ++r) accumulate_orbit(plan, s, r, moving, still, sums, local);
     }
