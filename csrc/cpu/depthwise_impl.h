@@ -188,12 +188,14 @@ void adjoint_window(const WindowArgs<T>& a) {
   }
 }
 
-// Every tap of one kernel line against a chunk.
+// Every tap of one kernel line against a chunk, or against the `count` positions of the last one: a NaN of the
+// source must not meet the zeros past the end.
 template <class T, int K, bool kTied, int P>
-inline void window_correlate(const V<T> (&c)[P + K - 1], const T* even, const T* odd, V<T>* acc) {
+inline void window_correlate(const V<T> (&c)[P + K - 1], const T* even, const T* odd, int64_t count, V<T>* acc) {
   constexpr int L = Vec<T>::lanes;
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i) {
+    if (i >= count) break;
     const V<T> e = load(even + i * L);
     if constexpr (kTied) {
       const V<T> o = load(odd + i * L);
@@ -220,11 +222,11 @@ void grad_window(const WindowGradArgs<T>& a) {
       const int64_t at = step.line * a.still_pitch + p * L;
       V<T> c[P + K - 1];
       load_window<T, kPaired ? 1 : 0>(a.source, step, p, c);
-      window_correlate<T, K, kTied, P>(c, a.still[0] + at, a.still[H - 1] + at, acc);
+      window_correlate<T, K, kTied, P>(c, a.still[0] + at, a.still[H - 1] + at, a.positions - p, acc);
       if constexpr (kPaired) {
         forget_loads();
         load_window<T, -1>(a.source, step, p, c);
-        window_correlate<T, K, kTied, P>(c, a.still[H] + at, a.still[2 * H - 1] + at, acc + K);
+        window_correlate<T, K, kTied, P>(c, a.still[H] + at, a.still[2 * H - 1] + at, a.positions - p, acc + K);
       }
     }
   }
