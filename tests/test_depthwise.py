@@ -17,7 +17,9 @@ from oracle import OPS, Case, arrange, check, expected, make_tensors, problem_of
 
 from symconv_fast import dispatch
 
-pytestmark = pytest.mark.skipif("cpu" not in dispatch.available(), reason="the native CPU module is not built")
+pytestmark = pytest.mark.skipif(
+    "cpu" not in dispatch.available(), reason="the native CPU module is not built"
+)
 
 MASKS = {1: (1, 0), 2: (1, 2, 3, 0), 3: (1, 2, 4, 3, 5, 6, 7, 0)}
 LAYOUTS = ("channels_last", "channels_last", "contiguous", "sliced", "transposed")

@@ -10,6 +10,8 @@ namespace symconv {
 namespace {
 
 constexpr int64_t kBoxBytes = 256 << 10;  // of packed source: a quarter of a second-level cache
+// Of the same box in memory with the channels of all blocks: what one block reads, the next one finds there.
+constexpr int64_t kRegionBytes = 512 << 10;
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
@@ -25,6 +27,7 @@ class Pass {
     for (int axis = 0; axis < kAxes; ++axis) axes_[axis] = axis_maps(p_, d.fold, axis);
     phases_ = line_phases(axes_, p_);
     for (LinePhase& phase : phases_) plan_phase(phase);
+    plan_memory();
   }
 
   void operator()() {
@@ -36,13 +39,12 @@ class Pass {
         pack_weights_of(block(b), raw.data() + slice * taps * lanes_, packed.data() + b * weights);
     });
     const int64_t tasks = boxes_.size() * p_.batch * blocks_, slices = std::min(tasks, threads);
-    const int64_t each = local_elements();
-    Scratch<T> memory(each * slices);
+    Scratch<T> memory(local_elements_ * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i % blocks_;
         run(boxes_[i / blocks_ / p_.batch], i / blocks_ % p_.batch, block(b), packed.data() + b * weights,
-            memory.data() + slice * each);
+            memory.data() + slice * local_elements_);
       }
     });
   }
@@ -52,7 +54,8 @@ class Pass {
     const LinePhase* phase;
     const Box* box;
     int64_t pitch;
-    std::vector<Steps> steps;  // by segment
+    std::vector<Steps> steps;     // by segment
+    std::vector<int64_t> offset;  // of every line of results, from the image and channel
   };
 
   // One line of results of one block of channels.
@@ -91,28 +94,26 @@ class Pass {
     const int64_t pitch = line_pitch(phase, positions);
     const int64_t tasks = p_.batch * blocks_ * static_cast<int64_t>(phases_.size());
     const int64_t want = thread_count() > 1 ? (4 * thread_count() + tasks - 1) / tasks : 1;
-    cut_boxes(phase, pitch, kBoxBytes / static_cast<int64_t>(sizeof(T)) / lanes_ / planes_, want);
+    const int64_t vector = planes_ * static_cast<int64_t>(sizeof(T));  // bytes of one position and channel
+    cut_boxes(phase, pitch, std::min(kBoxBytes / lanes_, kRegionBytes / p_.groups) / vector, want);
     for (const Box& box : phase.boxes) {
-      boxes_.push_back({&phase, &box, pitch, {}});
-      for (const TiePlan& tie : ties_) boxes_.back().steps.push_back(steps_by_line(tie, phase, box, pitch));
+      BoxPlan plan{&phase, &box, pitch, {}, {}};
+      for (const TiePlan& tie : ties_) plan.steps.push_back(steps_by_line(tie, phase, box, pitch));
+      for (int64_t line = 0; line < box.lines(); ++line) plan.offset.push_back(line_offset(phase, box, line));
+      boxes_.push_back(std::move(plan));
     }
   }
 
-  int64_t line_elements() const {
-    int64_t positions = 0;
-    for (const BoxPlan& b : boxes_) positions = std::max(positions, chunks(b.phase->axis[2]->count));
-    return positions * lanes_;
-  }
-
   // Packed source, result lines, one folded line and the bias of every filter.
-  int64_t local_elements() const {
+  void plan_memory() {
     int64_t source = 0, folded = 0;
     for (const BoxPlan& b : boxes_) {
       source = std::max(source, planes_ * plane(b));
       folded = std::max(folded, b.pitch * lanes_);
+      line_elements_ = std::max(line_elements_, chunks(b.phase->axis[2]->count) * lanes_);
     }
-    const int64_t results = (d_.fold ? p_.filters : 1) * line_elements();
-    return round_up(source + folded + results + p_.filters * lanes_, 2 * lanes_);
+    const int64_t results = (d_.fold ? p_.filters : 1) * line_elements_;
+    local_elements_ = round_up(source + folded + results + p_.filters * lanes_, 2 * lanes_);
   }
 
   void pack_weights_of(const ChannelBlock& b, T* raw, T* packed) const {
@@ -134,7 +135,7 @@ class Pass {
   void run(const BoxPlan& plan, int64_t image, const ChannelBlock& b, const T* weights, T* local) const {
     T* source = local;
     T* lines = source + planes_ * plane(plan);
-    T* folded = lines + (d_.fold ? p_.filters : 1) * line_elements();
+    T* folded = lines + (d_.fold ? p_.filters : 1) * line_elements_;
     T* bias = folded + plan.pitch * lanes_;
     const bool one = !d_.fold && is_one_orbit(p_);
     pack_box(k_, lanes_, d_.source, image, b, planes_, one, *plan.phase, *plan.box, plan.pitch, source);
@@ -144,19 +145,19 @@ class Pass {
                  const_cast<T*>(d_.bias) + b.first * p_.filters, 1, 0, nullptr, false});
     const int64_t channel = b.first * (d_.fold ? p_.filters : 1);
     T* base = d_.out.data + image * d_.out.batch_stride + channel * d_.out.channel_stride;
-    for (int64_t l = 0; l < plan.box->lines(); ++l) {
-      T* out = base + line_offset(plan, l);
-      const T* next = l + 1 < plan.box->lines() ? base + line_offset(plan, l + 1) : nullptr;
-      const Line line{plan, l, source, lines, folded, out, next};
+    const int64_t count = plan.box->lines();
+    for (int64_t l = 0; l < count; ++l) {
+      const T* next = l + 1 < count ? base + plan.offset[l + 1] : nullptr;
+      const Line line{plan, l, source, lines, folded, base + plan.offset[l], next};
       d_.fold ? forward_line(line, b, weights, bias) : gradient_line(line, b, weights);
     }
   }
 
-  int64_t line_offset(const BoxPlan& plan, int64_t line) const {
-    int64_t offset = plan.phase->axis[2]->first * d_.out.stride[2];
+  int64_t line_offset(const LinePhase& phase, const Box& box, int64_t line) const {
+    int64_t offset = phase.axis[2]->first * d_.out.stride[2];
     for (int axis = 0; axis < 2; ++axis) {
-      const AxisMap& m = *plan.phase->axis[axis];
-      offset += (m.first + m.step * plan.box->anchor(line, axis)) * d_.out.stride[axis];
+      const AxisMap& m = *phase.axis[axis];
+      offset += (m.first + m.step * box.anchor(line, axis)) * d_.out.stride[axis];
     }
     return offset;
   }
@@ -165,18 +166,22 @@ class Pass {
 
   void store_lines(const Line& line, const ChannelBlock& b, int planes, const T* bias) const {
     const BoxPlan& plan = line.plan;
-    k_.scatter({line.lines, line_elements(), planes, plan.phase->axis[2]->count, b.lanes, line.out,
+    k_.scatter({line.lines, line_elements_, planes, plan.phase->axis[2]->count, b.lanes, line.out,
                 d_.out.channel_stride, position_step(plan), bias, false});
   }
 
+  // Every field one by one: clearing or copying the struct compiles to string instructions, which wait for
+  // all stores before them (measured: a tenth of a forward).
   WindowArgs<T> window_args(const Line& line, size_t segment, const T* weights) const {
     const Steps& steps = line.plan.steps[segment];
-    WindowArgs<T> a{};
+    WindowArgs<T> a;
     a.singles = steps.begin(3 * line.index), a.single_count = steps.count(3 * line.index);
     a.pairs = steps.begin(3 * line.index + 1), a.pair_count = steps.count(3 * line.index + 1);
     a.weights = weights;
     a.positions = line.plan.phase->axis[2]->count;
-    a.out_step = lanes_;
+    for (int g = 0; g < kMaxKernelLines; ++g) a.source[g] = line.source, a.out[g] = line.lines;
+    a.out_step = lanes_, a.next_line = nullptr;
+    a.interleave = a.add = false, a.bias = nullptr;
     return a;
   }
 
@@ -189,7 +194,7 @@ class Pass {
       for (int64_t r = 0; r < s.rows; ++r) {
         const T* w = weights + (s.first + r) * taps;
         T* member[kMaxSources];
-        for (int g = 0; g < 1 << tie.ties; ++g) member[g] = line.lines + (member_channel(s, g) + r) * line_elements();
+        for (int g = 0; g < 1 << tie.ties; ++g) member[g] = line.lines + (member_channel(s, g) + r) * line_elements_;
         if (!windowed(tie)) {
           for (int up = 0; up < 1 << tie.vertical; ++up)
             general_line(line, i, up, tie.tied ? kBothParities : kEvenParity, line.source, w,
@@ -198,8 +203,7 @@ class Pass {
           continue;
         }
         WindowArgs<T> a = window_args(line, i, w);
-        a.source[0] = line.source;
-        std::copy_n(member, 1 << tie.ties, a.out);
+        for (int g = 0; g < 1 << tie.ties && g < kMaxKernelLines; ++g) a.out[g] = member[g];
         if (direct) {
           a.interleave = true;
           a.out[0] = line.out, a.out_step = position_step(line.plan), a.next_line = line.next;
@@ -227,7 +231,7 @@ class Pass {
           continue;
         }
         WindowArgs<T> a = window_args(line, i, w);
-        std::copy_n(parity, 1 << tie.ties, a.source);
+        for (int g = 0; g < 1 << tie.ties && g < kMaxKernelLines; ++g) a.source[g] = parity[g];
         a.out[0] = direct ? line.out : line.lines;
         if (direct) a.out_step = position_step(line.plan), a.next_line = line.next;
         a.add = add;
@@ -296,6 +300,7 @@ class Pass {
   int planes_;
   int window_;
   int widest_ = 1;
+  int64_t line_elements_ = 0, local_elements_ = 0;  // of one plane of results; of one task
   std::vector<TiePlan> ties_;           // by segment
   std::vector<AxisMap> axes_[kAxes];
   std::vector<LinePhase> phases_;

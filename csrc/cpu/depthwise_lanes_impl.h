@@ -96,7 +96,7 @@ inline void unzip_planes(V<T> (&v)[F]) {
   }
 }
 
-constexpr int kGatherAhead = 8;  // positions: blocks of channels lie too far apart for the hardware to foresee
+constexpr int kGatherAhead = 16;  // positions: blocks of channels lie too far apart for the hardware to foresee
 
 // Planes of a lane are neighbours in memory, and so are the lanes: whole vectors, shuffled.
 template <class T, int F>

@@ -193,7 +193,7 @@ void cut_boxes(LinePhase& phase, int64_t pitch, int64_t most, int64_t at_least) 
     for (int i = 0; i < 2; ++i) source_range(*phase.axis[i], 0, size[i], box.source_begin[i], box.source_end[i]);
     const bool small = (box.source_lines() + 1) * pitch <= most && parts[0] * parts[1] >= at_least;
     const int axis = size[0] > 1 ? 0 : 1;  // a box of one plane needs no second plane in the cache
-    if (small || size[axis] <= (axis == 1 ? 4 : 1)) break;
+    if (small || size[axis] <= (axis == 1 ? 8 : 1)) break;  // the halo must not outweigh the rest
     parts[axis] *= 2;
     size[axis] = (phase.axis[axis]->count + parts[axis] - 1) / parts[axis];
   }

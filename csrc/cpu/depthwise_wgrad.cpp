@@ -11,7 +11,8 @@ namespace symconv {
 
 namespace {
 
-constexpr int64_t kBoxBytes = 128 << 10;  // of moving planes; the others take as much
+constexpr int64_t kBoxBytes = 128 << 10;     // of moving planes; the others take as much
+constexpr int64_t kRegionBytes = 512 << 10;  // of the same box in memory with the channels of all blocks
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
@@ -30,7 +31,8 @@ class Accumulator {
     for (const TiePlan& tie : ties_) still_pitch_ = std::max(still_pitch_, whole_chunks(tie, phase_.axis[2]->count));
     pitch_ = line_pitch(phase_, still_pitch_);
     const int64_t tasks = p_.batch * blocks_, threads = thread_count();
-    cut_boxes(phase_, pitch_, kBoxBytes / static_cast<int64_t>(sizeof(T)) / lanes_ / moving_planes(),
+    const int64_t vector = moving_planes() * static_cast<int64_t>(sizeof(T));
+    cut_boxes(phase_, pitch_, std::min(kBoxBytes / lanes_, kRegionBytes / p_.groups) / vector,
               blocks_ < threads ? (2 * threads + tasks - 1) / tasks : 1);
     plan_boxes();
   }
@@ -41,12 +43,13 @@ class Accumulator {
     const int64_t splits = blocks_ < 4 * threads && blocks_ % threads ? std::min(threads, pieces) : 1;
     const int64_t taps = kernel_taps(p_), weights = p_.orbits * taps * lanes_, slices = threads;
     Scratch<T> sums(splits * blocks_ * weights);
-    Scratch<T> memory(slices * local_elements());
+    const int64_t each = local_elements();
+    Scratch<T> memory(slices * each);
     parallel_slices(splits * blocks_, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t split = i / blocks_, b = i % blocks_;
         accumulate(block(b), pieces * split / splits, pieces * (split + 1) / splits, sums.data() + i * weights,
-                   memory.data() + slice * local_elements());
+                   memory.data() + slice * each);
       }
     });
     parallel_slices(blocks_, threads, [&](int64_t begin, int64_t end, int64_t) {
