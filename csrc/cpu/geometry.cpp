@@ -56,24 +56,13 @@ AxisMap scatter_map(const Problem& p, bool fold, int axis, int64_t residue) {
   return m;
 }
 
-void add_axes(const Problem& p, Plan& plan) {
-  for (int axis = 0; axis < kAxes; ++axis) {
-    if (is_gather(p, plan.fold)) {
-      plan.axes[axis].push_back(gather_map(p, plan.fold, axis));
-    } else {
-      for (int64_t r = 0; r < p.stride[axis]; ++r)
-        plan.axes[axis].push_back(scatter_map(p, plan.fold, axis, r));
-    }
-  }
-}
-
 Plan empty_plan(const Problem& p, bool fold, int offset_axis, Filtering filtering) {
   Plan plan;
   plan.fold = fold;
   plan.offset_axis = offset_axis;
   plan.reversed = !is_gather(p, fold);
   plan.filtering = can_filter(p, offset_axis) ? filtering : kPlain;
-  add_axes(p, plan);
+  for (int axis = 0; axis < kAxes; ++axis) plan.axes[axis] = axis_maps(p, fold, axis);
   return plan;
 }
 
@@ -94,6 +83,13 @@ int expand_subset(int subset, const int (&position)[kAxes], int paired) {
 }
 
 }  // namespace
+
+std::vector<AxisMap> axis_maps(const Problem& p, bool fold, int axis) {
+  if (is_gather(p, fold)) return {gather_map(p, fold, axis)};
+  std::vector<AxisMap> maps;
+  for (int64_t r = 0; r < p.stride[axis]; ++r) maps.push_back(scatter_map(p, fold, axis, r));
+  return maps;
+}
 
 int choose_offset_axis(const Problem& p, bool fold, const Segment* segments, size_t count, bool planes) {
   int tied = 0;

@@ -79,6 +79,9 @@ int tied_axes(int mask, int (&axes)[kAxes]);
 // First output channel of an orbit member, given as a subset of the tied axes (bit i: i-th tied axis).
 int64_t member_channel(const Segment& segment, int member);
 
+// Index maps of one axis, by residue of the destination position.
+std::vector<AxisMap> axis_maps(const Problem& p, bool fold, int axis);
+
 // Axis on which a plan over these segments may shift the panel, or -1.
 int choose_offset_axis(const Problem& p, bool fold, const Segment* segments, size_t count, bool planes);
 

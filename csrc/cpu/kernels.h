@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "depthwise_args.h"
+
 namespace symconv {
 
 constexpr int kMaxSources = 8;  // mirrored taps of one group, at most 2^3
@@ -116,6 +118,7 @@ struct Kernels {
   void (*store[kFilterings][4])(const StoreArgs<T>&);  // by log2 of the number of members
   void (*fold_weights[kFilterings][4])(const WeightArgs<T>&);
   void (*gather[kFilterings])(const GatherArgs<T>&);
+  DepthwiseKernels<T> depthwise;
 };
 
 template <class T>

@@ -407,6 +407,9 @@ void gather(const GatherArgs<T>& g) {
   }
 }
 
+#include "depthwise_impl.h"
+#include "depthwise_lanes_impl.h"
+
 #define SYMCONV_ROW4(f, F, ...) \
   { f<T, 1, ##__VA_ARGS__, F>, f<T, 2, ##__VA_ARGS__, F>, f<T, 4, ##__VA_ARGS__, F>, f<T, 8, ##__VA_ARGS__, F> }
 #define SYMCONV_ROW3(f, F, ...) { f<T, 1, ##__VA_ARGS__, F>, f<T, 2, ##__VA_ARGS__, F>, f<T, 4, ##__VA_ARGS__, F>, nullptr }
@@ -425,6 +428,7 @@ constexpr Kernels<T> kTable = {
     SYMCONV_ROWS(store),
     SYMCONV_ROWS(fold_weights),
     {gather<T, Plain>, gather<T, F2>, gather<T, F4>},
+    kDepthwise<T>,
 };
 
 const Kernels<float>& table(float) { return kTable<float>; }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "depthwise.h"
 #include "expand.h"
 #include "kernels.h"
 #include "multiply.h"
@@ -212,6 +213,58 @@ void reduce_into(const at::Tensor& filters, const at::Tensor& weight, const Ints
                                weight_group_stride(weight, groups)));
 }
 
+void check_depthwise(const Problem& p) {
+  TORCH_CHECK(p.channels == 1, "a depthwise layer has one input channel in each group, got ", p.channels);
+}
+
+template <class T>
+void depthwise(const Problem& p, bool fold, const at::Tensor& source, const at::Tensor& w,
+               const std::optional<at::Tensor>& bias, const at::Tensor& out) {
+  symconv::depthwise<T>({p, fold, const_view<T>(source),
+                         weight_view(static_cast<const T*>(w.const_data_ptr()), w, p.transposed),
+                         weight_group_stride(w, p.groups), view<T>(out),
+                         bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr});
+}
+
+void depthwise_fprop(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias,
+                     const at::Tensor& y, const Ints& ties, const Ints& stride, const Ints& padding,
+                     const Ints& dilation, bool transposed, int64_t groups) {
+  check(x, y, "input"), check(w, y, "weight");
+  std::optional<at::Tensor> b;
+  if (bias) b = bias->contiguous();
+  const Problem p = make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), w.sizes(), y.sizes());
+  check_depthwise(p);
+  pybind11::gil_scoped_release release;
+  SYMCONV_DISPATCH(y, depthwise<scalar>(p, true, x, w, b, y));
+}
+
+void depthwise_dgrad(const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx, const Ints& ties,
+                     const Ints& stride, const Ints& padding, const Ints& dilation, bool transposed, int64_t groups) {
+  check(gy, gx, "grad_output"), check(w, gx, "weight");
+  const Problem p =
+      make_problem({ties, stride, padding, dilation, transposed, groups}, gx.sizes(), w.sizes(), gy.sizes());
+  check_depthwise(p);
+  pybind11::gil_scoped_release release;
+  SYMCONV_DISPATCH(gx, depthwise<scalar>(p, false, gy, w, std::nullopt, gx));
+}
+
+template <class T>
+void depthwise_grad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw) {
+  symconv::depthwise_wgrad<T>({p, const_view<T>(gy), const_view<T>(x),
+                               weight_view(static_cast<T*>(gw.data_ptr()), gw, p.transposed),
+                               weight_group_stride(gw, p.groups)});
+}
+
+void depthwise_wgrad(const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw, const Ints& ties,
+                     const Ints& stride, const Ints& padding, const Ints& dilation, bool transposed, int64_t groups) {
+  check(gy, gw, "grad_output"), check(x, gw, "input");
+  const Problem p =
+      make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), gw.sizes(), gy.sizes());
+  check_depthwise(p);
+  pybind11::gil_scoped_release release;
+  SYMCONV_DISPATCH(gw, depthwise_grad<scalar>(p, gy, x, gw));
+}
+
 pybind11::dict build_info() {
   pybind11::dict info;
   info["compiler"] = __VERSION__;
@@ -236,6 +289,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "clear_workspace", [] { symconv::Workspace::of_thread().clear(); },
       "Gives the working memory that the calling thread keeps for its next call back to the system.");
+  m.def("depthwise_fprop", &depthwise_fprop);
+  m.def("depthwise_dgrad", &depthwise_dgrad);
+  m.def("depthwise_wgrad", &depthwise_wgrad);
   m.def("isa", &symconv::instruction_set, "Instruction set in use: avx512, avx2 or baseline.");
   m.def("build_info", &build_info);
 }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _cpu, settings  # type: ignore[attr-defined]
 from ..problem import Problem, allocate, as_result, memory_format
-from . import cpu_cost
+from . import cpu_cost, cpu_depthwise
 from .reference import torch_backward, torch_geometry, without_autocast
 
 NAME = "cpu"
@@ -41,6 +41,8 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
 def _why_no_winograd(problem: Problem, op: str) -> str | None:
     if settings.winograd() is False:
         return "symconv_fast.allow_winograd is False"
+    if cpu_depthwise.applies(problem):
+        return "a depthwise layer (one input channel in each group) has kernels of its own"
     if problem.dtype != torch.float32:
         return f"minimal filtering is for float32, not for {str(problem.dtype)[6:]}"
     if not any(cpu_cost.filtered(problem, op, mask) for mask in cpu_cost.contractions(problem, op)):
@@ -49,7 +51,11 @@ def _why_no_winograd(problem: Problem, op: str) -> str | None:
 
 
 def estimate(problem: Problem, op: str, algorithm: str) -> float:
-    """Seconds, from the fitted model of `cpu_cost`."""
+    """Seconds, from the fitted models of `cpu_cost` and `cpu_depthwise`."""
+    if cpu_depthwise.applies(problem):
+        if algorithm == "expand":
+            return cpu_depthwise.torch_seconds(problem, op)
+        return _MARGIN * cpu_depthwise.native_seconds(problem, op)
     if algorithm == "expand":
         return cpu_cost.torch_seconds(problem, op)
     rows = problem.in_channels if op == "fprop" else min(rows for _, rows in problem.ties)
@@ -61,9 +67,9 @@ def _native_name(algorithm: str) -> str:
     return str(settings.winograd() or "f2") if algorithm == "winograd" else algorithm
 
 
-def _geometry(problem: Problem, algorithm: str) -> tuple[object, ...]:
+def _geometry(problem: Problem) -> tuple[object, ...]:
     p = problem
-    return _flat(p), p.stride, p.padding, p.dilation, p.transposed, p.groups, _native_name(algorithm)
+    return _flat(p), p.stride, p.padding, p.dilation, p.transposed, p.groups
 
 
 def _flat(problem: Problem) -> list[int]:
@@ -94,7 +100,10 @@ def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias:
             result = torch.convolution(input, filters, bias, *torch_geometry(problem))
         return as_result(result, problem.channels_last)
     output = allocate(problem.output_shape, input, problem.channels_last)
-    _cpu.fprop(_readable(input), weight, bias, output, *_geometry(problem, algorithm))
+    if cpu_depthwise.applies(problem):
+        _cpu.depthwise_fprop(input, weight, bias, output, *_geometry(problem))
+    else:
+        _cpu.fprop(_readable(input), weight, bias, output, *_geometry(problem), _native_name(algorithm))
     return output
 
 
@@ -106,7 +115,10 @@ def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor)
             filters = _expand(problem, weight)
             result = torch_backward(problem, grad_output, grad, filters, 0)
         return as_result(result, problem.channels_last)
-    _cpu.dgrad(_readable(grad_output), weight, grad, *_geometry(problem, algorithm))
+    if cpu_depthwise.applies(problem):
+        _cpu.depthwise_dgrad(grad_output, weight, grad, *_geometry(problem))
+    else:
+        _cpu.dgrad(_readable(grad_output), weight, grad, *_geometry(problem), _native_name(algorithm))
     return grad
 
 
@@ -115,7 +127,10 @@ def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) 
     if algorithm == "expand":
         return _expanded_wgrad(problem, grad_output, input)
     grad = allocate(problem.weight_shape, input, problem.channels_last)
-    _cpu.wgrad(_readable(grad_output), input, grad, *_geometry(problem, algorithm))
+    if cpu_depthwise.applies(problem):
+        _cpu.depthwise_wgrad(grad_output, input, grad, *_geometry(problem))
+    else:
+        _cpu.wgrad(_readable(grad_output), input, grad, *_geometry(problem), _native_name(algorithm))
     return grad
 
 

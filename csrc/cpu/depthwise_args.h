@@ -1,0 +1,138 @@
+// Arguments of the inner loops of depthwise convolutions, where one vector holds one position of `lanes` channels.
+//
+// "Lines" run along the width: arrays of vectors. "Planes" are lines (or stacks of lines) of the same
+// positions: one for each filter of a channel, or one for each parity of an orbit.
+#pragma once
+
+#include <cstdint>
+
+namespace symconv {
+
+constexpr int kMaxKernelLines = 4;  // mirror images of one line of the kernel: along height and depth
+
+// One line of the kernel, and its mirror images, against the source. Offsets are in vectors.
+struct DepthwiseStep {
+  int32_t row[kMaxKernelLines];  // of the source; 0 is a line of zeros
+  int32_t weight;
+  int32_t line;  // of the destination
+};
+
+// A tap of the kernel line at a source position, with its mirror image where it has one.
+struct LineTap {
+  int32_t left, right;  // from the first position; in vectors
+  int32_t weight;       // even part; the odd part follows it
+};
+
+// Taps without a mirror image (or of a line that is not tied), taps with one, and those whose image lies
+// in another phase of a strided scatter.
+struct LineTaps {
+  const LineTap *plain, *pairs, *lefts, *rights;
+  int64_t plain_count, pair_count, left_count, right_count;
+};
+
+enum LineParity { kBothParities = 0, kEvenParity = 1, kOddParity = 2, kLineParities = 3 };
+
+// acc[parity][position] (+)= sum over lines and taps. Lines and `acc` hold whole chunks of positions.
+template <class T>
+struct LineArgs {
+  const T* const* lines;
+  const T* const* weights;  // of each line
+  int64_t line_count;
+  LineTaps taps;
+  int64_t advance;  // elements from one position to the next
+  int64_t positions;
+  T* acc[2];
+  bool add;
+};
+
+// Weight gradient: acc[tap] += sum over positions of still[parity][position] * folded line.
+template <class T>
+struct LineGradArgs {
+  const T* line;
+  int64_t advance;
+  const T* still[2];
+  int64_t positions;
+  LineTaps taps;
+  T* acc;
+};
+
+// Stride 1, dilation 1 and a narrow kernel: the source positions of a chunk stay in registers.
+template <class T>
+struct WindowArgs {
+  const DepthwiseStep *singles, *pairs;  // lines without and with a mirror image
+  int64_t single_count, pair_count;
+  const T* weights;
+  const T* source[kMaxKernelLines];  // forward: [0] only; input gradient: one plane for each parity
+  int64_t positions;
+  T* out[kMaxKernelLines];           // forward: one for each orbit member; input gradient: [0] only
+  int64_t out_step;                  // elements from one position to the next
+  const T* next_line;                // where the next line of results will start in out[0], or null
+  bool interleave;                   // forward: members of a channel are neighbours, all in out[0]
+  const T* bias;                     // of out[0] as it is stored; null without; with interleave only
+  bool add;                          // input gradient: to what is there
+};
+
+// acc[tap] += sum over steps and positions, for one line of the kernel and its images.
+template <class T>
+struct WindowGradArgs {
+  const DepthwiseStep* steps;
+  int64_t step_count;
+  const T* source;
+  const T* still[kMaxKernelLines];  // one plane for each parity, zero past the last position
+  int64_t still_pitch;              // elements from one line to the next
+  int64_t positions;
+  T* acc;
+};
+
+// Between memory and planes: lane l of plane f is channel l * planes + f of the memory.
+template <class T>
+struct LaneArgs {
+  T* lanes;
+  int64_t plane_stride;
+  int planes;
+  int64_t positions;
+  int channels;  // lanes that exist; the others are zero in planes and absent in memory
+  T* memory;     // read only by gather
+  int64_t channel_stride, position_stride;
+  const T* bias;  // scatter: one vector for each plane, or null
+  bool butterfly;  // gather: the 1, 2 or 4 planes are the members of one orbit; make them its parities
+};
+
+// Mirrored taps of one kernel: `tap` as they lie in the filter, `place` of their parities in the packed weights.
+struct TapGroup {
+  int log_taps;
+  int32_t tap[8], place[8];
+};
+
+template <class T>
+struct Window {
+  void (*run)(const WindowArgs<T>&);
+  int width;  // positions of a chunk
+};
+template <class T>
+struct WindowGrad {
+  void (*run)(const WindowGradArgs<T>&);
+  int width;
+};
+
+constexpr int kWindows = 3;  // kernel widths 3, 5 and 7
+
+template <class T>
+struct DepthwiseKernels {
+  int line_width;                     // positions of a chunk of `line`
+  Window<T> forward[kWindows][2][2];  // by kernel width, tied along the line, lines with mirror images
+  Window<T> input_grad[kWindows][2][2];
+  WindowGrad<T> weight_grad[kWindows][2][2];
+  void (*line[kLineParities])(const LineArgs<T>&);
+  void (*line_grad[kLineParities])(const LineGradArgs<T>&);
+  void (*gather)(const LaneArgs<T>&);
+  void (*scatter)(const LaneArgs<T>&);
+  // out[i] = sum over 2^log_lines lines of +-line[i], the signs of one parity.
+  void (*combine)(const T* const* lines, int log_lines, int parity, T* out, int64_t vectors);
+  // Every plane by its parity, in place.
+  void (*butterfly)(T* const* planes, int log_planes, int64_t vectors);
+  // to[place] = 2^-log * butterfly of from[tap]; the adjoint has `tap` and `place` exchanged.
+  void (*fold_taps)(const TapGroup* groups, int64_t count, const T* from, T* to, bool adjoint);
+};
+
+}  // namespace symconv

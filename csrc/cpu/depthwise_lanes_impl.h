@@ -1,0 +1,247 @@
+// Depthwise: moving channels between memory and lanes, and sums of mirrored lines, planes and taps.
+// Included by kernels_impl.h after depthwise_impl.h, with the same rule about headers.
+
+template <class T, int S>
+inline void combine_lines(const T* const* lines, const V<T> (&sign)[S], T* out, int64_t vectors) {
+  constexpr int L = Vec<T>::lanes;
+  for (int64_t i = 0; i < vectors; ++i) {
+    V<T> v = load(lines[0] + i * L);
+#pragma GCC unroll 4
+    for (int s = 1; s < S; ++s) v += load(lines[s] + i * L) * sign[s];
+    save(out + i * L, v);
+  }
+}
+
+template <class T>
+void combine(const T* const* lines, int log_lines, int parity, T* out, int64_t vectors) {
+  V<T> sign[kMaxKernelLines];
+  for (int s = 0; s < kMaxKernelLines; ++s) sign[s] = V<T>{} + (__builtin_parity(s & parity) ? T(-1) : T(1));
+  if (log_lines == 2) return combine_lines<T, 4>(lines, sign, out, vectors);
+  const V<T> two[2] = {sign[0], sign[1]};
+  combine_lines<T, 2>(lines, two, out, vectors);
+}
+
+template <class T, int S>
+inline void butterfly_planes(T* const* planes, int64_t vectors) {
+  constexpr int L = Vec<T>::lanes;
+  for (int64_t i = 0; i < vectors; ++i) {
+    V<T> v[S];
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) v[s] = load(planes[s] + i * L);
+    butterfly(v);
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) save(planes[s] + i * L, v[s]);
+  }
+}
+
+template <class T>
+void butterfly_by_log(T* const* planes, int log_planes, int64_t vectors) {
+  if (log_planes == 1) butterfly_planes<T, 2>(planes, vectors);
+  if (log_planes == 2) butterfly_planes<T, 4>(planes, vectors);
+  if (log_planes == 3) butterfly_planes<T, 8>(planes, vectors);
+}
+
+template <class T, int S>
+inline void fold_group(const int32_t* from_at, const int32_t* to_at, const T* from, T* to) {
+  constexpr int L = Vec<T>::lanes;
+  V<T> v[S];
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) v[s] = load(from + from_at[s] * L);
+  butterfly(v);
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) save(to + to_at[s] * L, v[s] * (T(1) / S));
+}
+
+template <class T>
+void fold_taps(const TapGroup* groups, int64_t count, const T* from, T* to, bool adjoint) {
+  for (int64_t i = 0; i < count; ++i) {
+    const TapGroup& g = groups[i];
+    const int32_t *f = adjoint ? g.place : g.tap, *t = adjoint ? g.tap : g.place;
+    if (g.log_taps == 0) fold_group<T, 1>(f, t, from, to);
+    if (g.log_taps == 1) fold_group<T, 2>(f, t, from, to);
+    if (g.log_taps == 2) fold_group<T, 4>(f, t, from, to);
+    if (g.log_taps == 3) fold_group<T, 8>(f, t, from, to);
+  }
+}
+
+// Even and odd elements of two vectors that lie one behind the other.
+template <class T, bool kOdd>
+inline V<T> unzip(V<T> a, V<T> b) {
+  constexpr int L = Vec<T>::lanes;
+#if defined(__clang__)
+  V<T> v;
+  for (int i = 0; i < L / 2; ++i) v[i] = a[2 * i + kOdd], v[L / 2 + i] = b[2 * i + kOdd];
+  return v;
+#else
+  typedef decltype(V<T>{} < V<T>{}) Mask;
+  Mask order;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) order[i] = 2 * i + kOdd;
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
+template <class T, int F>
+inline void unzip_planes(V<T> (&v)[F]) {
+#pragma GCC unroll 4
+  for (int stage = 1; stage < F; stage *= 2) {
+    V<T> next[F];
+#pragma GCC unroll 4
+    for (int i = 0; i < F / 2; ++i) {
+      next[i] = unzip<T, false>(v[2 * i], v[2 * i + 1]);
+      next[i + F / 2] = unzip<T, true>(v[2 * i], v[2 * i + 1]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < F; ++i) v[i] = next[i];
+  }
+}
+
+constexpr int kGatherAhead = 16;  // positions: blocks of channels lie too far apart for the hardware to foresee
+
+// Planes of a lane are neighbours in memory, and so are the lanes: whole vectors, shuffled.
+template <class T, int F>
+inline void gather_zipped(const LaneArgs<T>& a) {
+  constexpr int L = Vec<T>::lanes;
+  for (int64_t p = 0; p < a.positions; ++p) {
+    V<T> v[F];
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) {
+      const T* from = a.memory + p * a.position_stride + f * L;
+      __builtin_prefetch(from + kGatherAhead * a.position_stride);
+      v[f] = load(from);
+    }
+    unzip_planes<T, F>(v);
+    if (F <= 4 && a.butterfly) butterfly(v);
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) save(a.lanes + f * a.plane_stride + p * L, v[f]);
+  }
+}
+
+template <class T, int F>
+inline void scatter_zipped(const LaneArgs<T>& a) {
+  constexpr int L = Vec<T>::lanes;
+  V<T> bias[F] = {};
+  if (a.bias)
+    for (int f = 0; f < F; ++f) bias[f] = load(a.bias + f * L);
+  for (int64_t p = 0; p < a.positions; ++p) {
+    V<T> v[F];
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) v[f] = load(a.lanes + f * a.plane_stride + p * L) + bias[f];
+    zip_planes<T, F>(v);
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) save(a.memory + p * a.position_stride + f * L, v[f]);
+  }
+}
+
+template <class T>
+inline bool whole_vectors(const LaneArgs<T>& a) {
+  return a.channel_stride == 1 && a.channels == Vec<T>::lanes && a.planes <= 8 && (a.planes & (a.planes - 1)) == 0;
+}
+
+// Positions are contiguous in memory: squares of lanes x positions, the last one overlapping. Returns
+// false where there are too few positions for one.
+template <class T, bool kScatter>
+inline bool move_transposed(const LaneArgs<T>& a, int plane) {
+  constexpr int L = Vec<T>::lanes;
+  if (a.position_stride != 1 || a.positions < L) return false;
+  T* memory = a.memory + plane * a.channel_stride;
+  T* lanes = a.lanes + plane * a.plane_stride;
+  const int64_t step = a.planes * a.channel_stride;
+  const V<T> bias = kScatter && a.bias ? load(a.bias + plane * L) : V<T>{};
+  for (int64_t p0 = 0; p0 < a.positions; p0 += L) {
+    const int64_t p = p0 + L <= a.positions ? p0 : a.positions - L;
+    V<T> v[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if constexpr (kScatter)
+        v[i] = load(lanes + (p + i) * L) + bias;
+      else
+        v[i] = i < a.channels ? load(memory + i * step + p) : V<T>{};
+    }
+    transpose<T>(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if constexpr (kScatter) {
+        if (i < a.channels) save(memory + i * step + p, v[i]);
+      } else {
+        save(lanes + (p + i) * L, v[i]);
+      }
+    }
+  }
+  return true;
+}
+
+template <class T>
+void gather_lanes(const LaneArgs<T>& a) {
+  constexpr int L = Vec<T>::lanes;
+  if (whole_vectors(a)) {
+    if (a.planes == 1) return gather_zipped<T, 1>(a);
+    if (a.planes == 2) return gather_zipped<T, 2>(a);
+    if (a.planes == 4) return gather_zipped<T, 4>(a);
+    return gather_zipped<T, 8>(a);
+  }
+  for (int f = 0; f < a.planes; ++f) {
+    if (move_transposed<T, false>(a, f)) continue;
+    for (int64_t p = 0; p < a.positions; ++p) {
+      const T* memory = a.memory + f * a.channel_stride + p * a.position_stride;
+      T* lanes = a.lanes + f * a.plane_stride + p * L;
+      save(lanes, V<T>{});
+      for (int l = 0; l < a.channels; ++l) lanes[l] = memory[l * a.planes * a.channel_stride];
+    }
+  }
+  if (!a.butterfly) return;
+  T* planes[4];
+  for (int f = 0; f < a.planes; ++f) planes[f] = a.lanes + f * a.plane_stride;
+  butterfly_by_log<T>(planes, a.planes / 2, a.positions);
+}
+
+template <class T>
+void scatter_lanes(const LaneArgs<T>& a) {
+  constexpr int L = Vec<T>::lanes;
+  if (whole_vectors(a)) {
+    if (a.planes == 1) return scatter_zipped<T, 1>(a);
+    if (a.planes == 2) return scatter_zipped<T, 2>(a);
+    if (a.planes == 4) return scatter_zipped<T, 4>(a);
+    return scatter_zipped<T, 8>(a);
+  }
+  for (int f = 0; f < a.planes; ++f) {
+    if (move_transposed<T, true>(a, f)) continue;
+    for (int64_t p = 0; p < a.positions; ++p) {
+      T* memory = a.memory + f * a.channel_stride + p * a.position_stride;
+      const T* lanes = a.lanes + f * a.plane_stride + p * L;
+      for (int l = 0; l < a.channels; ++l)
+        memory[l * a.planes * a.channel_stride] = lanes[l] + (a.bias ? a.bias[f * L + l] : T(0));
+    }
+  }
+}
+
+// Widths of the chunks: as wide as the registers hold, and dividing the usual maps of 7, 14, 28 and 56.
+#if SYMCONV_BYTES == 64
+#define SYMCONV_WINDOW_SIZES 7, 7, 7, 4
+#else
+#define SYMCONV_WINDOW_SIZES 4, 4, 3, 2
+#endif
+#define SYMCONV_WINDOW(f, K, free, paired, tied, both)                                     \
+  {                                                                                        \
+    {{f<T, K, false, false, free>, free}, {f<T, K, false, true, paired>, paired}}, {       \
+      {f<T, K, true, false, tied>, tied}, { f<T, K, true, true, both>, both }              \
+    }                                                                                      \
+  }
+#define SYMCONV_WINDOWS_(f, ...) \
+  { SYMCONV_WINDOW(f, 3, __VA_ARGS__), SYMCONV_WINDOW(f, 5, __VA_ARGS__), SYMCONV_WINDOW(f, 7, __VA_ARGS__) }
+#define SYMCONV_WINDOWS(f, ...) SYMCONV_WINDOWS_(f, __VA_ARGS__)
+
+template <class T>
+constexpr DepthwiseKernels<T> kDepthwise = {
+    kLineWidth,
+    SYMCONV_WINDOWS(forward_window, SYMCONV_WINDOW_SIZES),
+    SYMCONV_WINDOWS(adjoint_window, 7, 7, 7, 7),
+    SYMCONV_WINDOWS(grad_window, SYMCONV_WINDOW_SIZES),
+    {line<T, kBothParities>, line<T, kEvenParity>, line<T, kOddParity>},
+    {line_grad<T, kBothParities>, line_grad<T, kEvenParity>, line_grad<T, kOddParity>},
+    gather_lanes<T>,
+    scatter_lanes<T>,
+    combine<T>,
+    butterfly_by_log<T>,
+    fold_taps<T>,
+};

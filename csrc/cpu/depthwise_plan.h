@@ -1,0 +1,82 @@
+// What a depthwise pass does with every line of the kernel and of the map, worked out once a call.
+//
+// A kernel line and its mirror images along height and depth are folded first (sums and differences of
+// source lines), then the taps along the width. Positions are lines of vectors: see depthwise_args.h.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "depthwise_args.h"
+#include "geometry.h"
+
+namespace symconv {
+
+// A line of the kernel with its images. Image s mirrors the subset s of its paired axes.
+struct KernelLine {
+  int log_images = 0;
+  int tap[kMaxKernelLines][2];   // depth, height
+  int parity[kMaxKernelLines];   // vertical parity of combination s
+  int weight = 0;                // first vector in the packed weights; combination s follows s * width later
+};
+
+// Everything that depends on a tie only.
+struct TiePlan {
+  int mask;
+  int ties;             // log2 of the number of orbit members
+  bool tied;            // along the width
+  int vertical;         // tied axes among height and depth
+  std::vector<KernelLine> lines;
+  std::vector<TapGroup> taps;
+  // Parity, or orbit member, by its part along the width and its vertical part.
+  int parity(int across, int up) const { return across | up << (tied ? 1 : 0); }
+};
+TiePlan tie_plan(const Problem& p, int mask);
+
+// A box of destination lines and the source lines that it needs.
+struct Box {
+  int64_t begin[2], end[2];                // anchors: depth, height
+  int64_t source_begin[2], source_end[2];
+  int64_t lines() const { return (end[0] - begin[0]) * (end[1] - begin[1]); }
+  int64_t source_lines() const { return (source_end[0] - source_begin[0]) * (source_end[1] - source_begin[1]); }
+  int64_t anchor(int64_t line, int axis) const {
+    const int64_t height = end[1] - begin[1];
+    return begin[axis] + (axis == 0 ? line / height : line % height);
+  }
+};
+
+// Steps of one tie in one box: `first[key]` .. `first[key + 1]` belong together.
+struct Steps {
+  std::vector<DepthwiseStep> all;
+  std::vector<int32_t> first;
+  const DepthwiseStep* begin(int64_t key) const { return all.data() + first[key]; }
+  int64_t count(int64_t key) const { return first[key + 1] - first[key]; }
+};
+
+// All destination positions that share their residues modulo the stride.
+struct LinePhase {
+  const AxisMap* axis[kAxes];
+  int64_t column = 0;  // source position of column 0 of the packed lines
+  int64_t span = 0;    // columns that the taps of one position cover, less one
+  std::vector<LineTap> plain, pairs, lefts, rights, untied;
+  std::vector<Box> boxes;
+  LineTaps taps(bool tied) const;
+};
+
+// Columns of a packed line for `positions` destination positions. Odd: lines must not collide in the cache.
+int64_t line_pitch(const LinePhase& phase, int64_t positions);
+
+std::vector<LinePhase> line_phases(const std::vector<AxisMap> (&axes)[kAxes], const Problem& p);
+
+// Cuts a phase into boxes of at most `most` vectors of source, and into `at_least` boxes where that is possible.
+void cut_boxes(LinePhase& phase, int64_t pitch, int64_t most, int64_t at_least);
+
+// Keyed by line * 3 + log_images (forward and input gradient), or by kernel line (weight gradient).
+Steps steps_by_line(const TiePlan& tie, const LinePhase& phase, const Box& box, int64_t pitch);
+Steps steps_by_kernel_line(const TiePlan& tie, const LinePhase& phase, const Box& box, int64_t pitch);
+
+// Index of the register windows for this layer, or -1 where the width of the kernel, its stride or its
+// dilation asks for the general lines.
+int window_index(const Problem& p);
+
+}  // namespace symconv

@@ -1,0 +1,219 @@
+// Depthwise weight gradient: the folded source lines against the parities of the other tensor.
+//
+// One of the two moves: it is packed with padding and folded line by line, once for every line of the
+// kernel. The other stays at the anchor. The upstream gradient stays, in a transposed layer it moves.
+#include <algorithm>
+
+#include "depthwise.h"
+#include "scratch.h"
+
+namespace symconv {
+
+namespace {
+
+constexpr int64_t kBoxBytes = 128 << 10;     // of moving planes; the others take as much
+constexpr int64_t kRegionBytes = 512 << 10;  // of the same box in memory with the channels of all blocks
+
+int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+template <class T>
+class Accumulator {
+ public:
+  explicit Accumulator(const DepthwiseGrad<T>& d)
+      : d_(d), p_(d.problem), table_(select_kernels<T>()), k_(table_.depthwise), lanes_(table_.lanes) {
+    blocks_ = (p_.groups + lanes_ - 1) / lanes_;
+    filters_ = static_cast<int>(p_.filters);
+    window_ = window_index(p_);
+    for (const Segment& s : p_.segments) ties_.push_back(tie_plan(p_, s.mask));
+    for (int axis = 0; axis < kAxes; ++axis) axes_[axis] = axis_maps(p_, !p_.transposed, axis);
+    phase_ = line_phases(axes_, p_)[0];
+    plan_still();
+    for (const TiePlan& tie : ties_) still_pitch_ = std::max(still_pitch_, whole_chunks(tie, phase_.axis[2]->count));
+    pitch_ = line_pitch(phase_, still_pitch_);
+    const int64_t tasks = p_.batch * blocks_, threads = thread_count();
+    const int64_t vector = moving_planes() * static_cast<int64_t>(sizeof(T));
+    cut_boxes(phase_, pitch_, std::min(kBoxBytes / lanes_, kRegionBytes / p_.groups) / vector,
+              blocks_ < threads ? (2 * threads + tasks - 1) / tasks : 1);
+    plan_boxes();
+  }
+
+  void operator()() {
+    const int64_t threads = thread_count(), pieces = p_.batch * static_cast<int64_t>(boxes_.size());
+    // Few blocks: positions are cut too, into private accumulators that are summed in fixed order.
+    const int64_t splits = blocks_ < 4 * threads && blocks_ % threads ? std::min(threads, pieces) : 1;
+    const int64_t taps = kernel_taps(p_), weights = p_.orbits * taps * lanes_, slices = threads;
+    Scratch<T> sums(splits * blocks_ * weights);
+    const int64_t each = local_elements();
+    Scratch<T> memory(slices * each);
+    parallel_slices(splits * blocks_, slices, [&](int64_t begin, int64_t end, int64_t slice) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t split = i / blocks_, b = i % blocks_;
+        accumulate(block(b), pieces * split / splits, pieces * (split + 1) / splits, sums.data() + i * weights,
+                   memory.data() + slice * each);
+      }
+    });
+    parallel_slices(blocks_, threads, [&](int64_t begin, int64_t end, int64_t) {
+      for (int64_t b = begin; b < end; ++b) {
+        T* total = sums.data() + b * weights;
+        for (int64_t s = 1; s < splits; ++s)
+          for (int64_t i = 0; i < weights; ++i) total[i] += sums.data()[(s * blocks_ + b) * weights + i];
+        store(block(b), total);
+      }
+    });
+  }
+
+ private:
+  struct BoxPlan {
+    const Box* box;
+    Box still;                // the same lines, as a source
+    std::vector<Steps> steps;  // by segment
+  };
+
+  ChannelBlock block(int64_t b) const {
+    return {b * lanes_, static_cast<int>(std::min<int64_t>(lanes_, p_.groups - b * lanes_))};
+  }
+
+  bool windowed(const TiePlan& tie) const { return window_ >= 0 && tie.vertical < 2; }
+  int moving_planes() const { return p_.transposed ? filters_ : 1; }
+  int still_planes() const { return p_.transposed ? 1 : filters_; }
+
+  // Positions of a line, filled up to whole chunks of every window.
+  int64_t whole_chunks(const TiePlan& tie, int64_t positions) const {
+    int64_t whole = positions;
+    for (int images = 0; windowed(tie) && images <= tie.vertical; ++images)
+      whole = std::max(whole, round_up(positions, k_.weight_grad[window_][tie.tied][images].width));
+    return whole;
+  }
+
+  // The tensor that stays is packed as a source whose positions are the anchors themselves.
+  void plan_still() {
+    for (int axis = 0; axis < kAxes; ++axis) {
+      still_axis_[axis].extent = still_axis_[axis].count = phase_.axis[axis]->count;
+      still_phase_.axis[axis] = &still_axis_[axis];
+    }
+  }
+
+  void plan_boxes() {
+    for (const Box& box : phase_.boxes) {
+      BoxPlan plan{&box, box, {}};
+      for (int i = 0; i < 2; ++i) plan.still.source_begin[i] = box.begin[i], plan.still.source_end[i] = box.end[i];
+      for (const TiePlan& tie : ties_) plan.steps.push_back(steps_by_kernel_line(tie, phase_, box, pitch_));
+      boxes_.push_back(std::move(plan));
+    }
+  }
+
+  int64_t moving_plane(const BoxPlan& b) const { return (1 + b.box->source_lines()) * pitch_ * lanes_; }
+  int64_t still_plane(const BoxPlan& b) const { return (1 + b.box->lines()) * still_pitch_ * lanes_; }
+
+  int64_t local_elements() const {
+    int64_t planes = 0;
+    for (const BoxPlan& b : boxes_)
+      planes = std::max(planes, moving_planes() * moving_plane(b) + still_planes() * still_plane(b));
+    return round_up(planes + pitch_ * lanes_, 2 * lanes_);
+  }
+
+  void accumulate(const ChannelBlock& b, int64_t begin, int64_t end, T* sums, T* local) const {
+    std::fill_n(sums, p_.orbits * kernel_taps(p_) * lanes_, T(0));
+    for (int64_t i = begin; i < end; ++i) {
+      const BoxPlan& plan = boxes_[i % boxes_.size()];
+      const int64_t image = i / static_cast<int64_t>(boxes_.size());
+      T* moving = local + pitch_ * lanes_;
+      T* still = moving + moving_planes() * moving_plane(plan);
+      const bool one = is_one_orbit(p_);
+      pack_box(k_, lanes_, p_.transposed ? d_.grad : d_.input, image, b, moving_planes(), one && p_.transposed, phase_,
+               *plan.box, pitch_, moving);
+      pack_box(k_, lanes_, p_.transposed ? d_.input : d_.grad, image, b, still_planes(), one && !p_.transposed,
+               still_phase_, plan.still, still_pitch_, still);
+      const int64_t stride = p_.transposed ? moving_plane(plan) : still_plane(plan);
+      if (!one) planes_to_parities(k_, p_, p_.transposed ? moving : still, stride, stride / lanes_);
+      for (size_t s = 0; s < ties_.size(); ++s)
+        for (int64_t r = 0; r < p_.segments[s].rows; ++r) accumulate_orbit(plan, s, r, moving, still, sums, local);
+    }
+  }
+
+  void accumulate_orbit(const BoxPlan& plan, size_t segment, int64_t r, const T* moving, const T* still, T* sums,
+                        T* folded) const {
+    const Segment& s = p_.segments[segment];
+    const TiePlan& tie = ties_[segment];
+    T* acc = sums + (s.first + r) * kernel_taps(p_) * lanes_;
+    const T *from[kMaxSources], *at[kMaxSources];  // by parity
+    for (int g = 0; g < 1 << tie.ties; ++g) {
+      const int64_t f = member_channel(s, g) + r;
+      from[g] = moving + (p_.transposed ? f * moving_plane(plan) : 0);
+      at[g] = still + (p_.transposed ? 0 : f * still_plane(plan)) + still_pitch_ * lanes_;
+    }
+    for (size_t k = 0; k < tie.lines.size(); ++k) {
+      const KernelLine& line = tie.lines[k];
+      const DepthwiseStep* steps = plan.steps[segment].begin(k);
+      const int64_t count = plan.steps[segment].count(k);
+      if (windowed(tie)) {
+        WindowGradArgs<T> a{steps, count, from[0], {}, still_pitch_ * lanes_, phase_.axis[2]->count,
+                            acc + line.weight * lanes_};
+        std::copy_n(at, 1 << tie.ties, a.still);
+        k_.weight_grad[window_][tie.tied][line.log_images].run(a);
+      } else {
+        for (int64_t i = 0; i < count; ++i) general_step(tie, line, steps[i], from, at, acc, folded);
+      }
+    }
+  }
+
+  void general_step(const TiePlan& tie, const KernelLine& line, const DepthwiseStep& step, const T* const* from,
+                    const T* const* at, T* acc, T* folded) const {
+    const int64_t offset = step.line * still_pitch_ * lanes_;
+    const int parts = p_.transposed && tie.tied ? 2 : 1;  // parities along the line that move separately
+    for (int s = 0; s < 1 << line.log_images; ++s) {
+      for (int across = 0; across < parts; ++across) {
+        const int even = tie.parity(across, line.parity[s]), odd = tie.parity(tie.tied, line.parity[s]);
+        const T* lines[kMaxKernelLines];
+        for (int i = 0; i < 1 << line.log_images; ++i) lines[i] = from[even] + step.row[i] * lanes_;
+        if (line.log_images) k_.combine(lines, line.log_images, s, folded, pitch_);
+        const LineGradArgs<T> a{line.log_images ? folded : lines[0],
+                                phase_.axis[2]->a * lanes_,
+                                {at[even] + offset, at[odd] + offset},
+                                phase_.axis[2]->count,
+                                phase_.taps(tie.tied),
+                                acc + (line.weight + s * p_.kernel[2]) * lanes_};
+        const LineParity parity = !tie.tied || parts == 2 ? (across ? kOddParity : kEvenParity) : kBothParities;
+        k_.line_grad[parity](a);
+      }
+    }
+  }
+
+  void store(const ChannelBlock& b, T* total) const {
+    const int64_t taps = kernel_taps(p_);
+    Scratch<T> raw(taps * lanes_);
+    for (size_t i = 0; i < ties_.size(); ++i) {
+      const Segment& s = p_.segments[i];
+      for (int64_t r = s.first; r < s.first + s.rows; ++r) {
+        k_.fold_taps(ties_[i].taps.data(), ties_[i].taps.size(), total + r * taps * lanes_, raw.data(), true);
+        scatter_taps(k_, p_, d_.out, d_.out_group_stride, b, r, lanes_, raw.data());
+      }
+    }
+  }
+
+  const DepthwiseGrad<T>& d_;
+  const Problem& p_;
+  const Kernels<T>& table_;
+  const DepthwiseKernels<T>& k_;
+  const int lanes_;
+  int64_t blocks_, pitch_, still_pitch_ = 0;
+  int filters_, window_;
+  std::vector<TiePlan> ties_;  // by segment
+  std::vector<AxisMap> axes_[kAxes];
+  AxisMap still_axis_[kAxes];
+  LinePhase phase_, still_phase_;
+  std::vector<BoxPlan> boxes_;
+};
+
+}  // namespace
+
+template <class T>
+void depthwise_wgrad(const DepthwiseGrad<T>& d) {
+  Accumulator<T> accumulator(d);
+  accumulator();
+}
+
+template void depthwise_wgrad<float>(const DepthwiseGrad<float>&);
+template void depthwise_wgrad<double>(const DepthwiseGrad<double>&);
+
+}  // namespace symconv
