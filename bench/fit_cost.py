@@ -67,7 +67,9 @@ def measure(seconds: float) -> None:
                 file.flush()
 
 
-def rows(ndim: int, shape: tuple[int, ...], tie: object, last: bool, seconds: float) -> Iterator[dict[str, object]]:
+def rows(
+    ndim: int, shape: tuple[int, ...], tie: object, last: bool, seconds: float
+) -> Iterator[dict[str, object]]:
     """Timed rows of one case, all algorithms of a pass in turns."""
     batch, channels, filters, size, kernel, stride = shape
     ties = Symmetry(tie).resolve(ndim, filters, 1)
@@ -95,8 +97,16 @@ def rows(ndim: int, shape: tuple[int, ...], tie: object, last: bool, seconds: fl
         timings = interleave({name: pinned(pin) for name, pin in pins.items()}, seconds)
         for name, timing in timings.items():
             native = "f2" if name == "winograd" else name
-            counts = cpu_cost.torch_counts(problem) if name == "expand" else cpu_cost.native_counts(problem, op, native)
-            kind = cpu_cost.torch_kind(problem, op) if name == "expand" else cpu_cost.native_kind(problem, op, native)
+            counts = (
+                cpu_cost.torch_counts(problem)
+                if name == "expand"
+                else cpu_cost.native_counts(problem, op, native)
+            )
+            kind = (
+                cpu_cost.torch_kind(problem, op)
+                if name == "expand"
+                else cpu_cost.native_kind(problem, op, native)
+            )
             yield {
                 "case": [ndim, shape, tie if isinstance(tie, str) else json.dumps(tie)], "kind": kind,
                 "algorithm": native, "ns": timing.p20 * 1e6, "counts": counts, **provenance(),
@@ -119,7 +129,9 @@ def fit() -> None:
         ratio = counts @ solution / times
         print(f"{kind:22} {len(found):4} rows, estimate / measured: p10 {np.quantile(ratio, 0.1):.2f}, "
               f"median {np.median(ratio):.2f}, p90 {np.quantile(ratio, 0.9):.2f}")  # fmt: skip
-        rates[kind] = {name: float(f"{value:.4g}") for name, value in zip(cpu_cost.FEATURES, solution, strict=True)}
+        rates[kind] = {
+            name: float(f"{value:.4g}") for name, value in zip(cpu_cost.FEATURES, solution, strict=True)
+        }
     header = (
         '"""Rates of the CPU cost model in nanoseconds a unit; written by `python -m bench.fit_cost`, not by hand.\n\n'
         f"Measured on {first['device']} ({first['capability']}), {first['threads']} threads, torch {first['torch']}, "

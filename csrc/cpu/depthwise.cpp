@@ -194,7 +194,8 @@ class Pass {
       for (int64_t r = 0; r < s.rows; ++r) {
         const T* w = weights + (s.first + r) * taps;
         T* member[kMaxSources];
-        for (int g = 0; g < 1 << tie.ties; ++g) member[g] = line.lines + (member_channel(s, g) + r) * line_elements_;
+        for (int g = 0; g < 1 << tie.ties; ++g)
+          member[g] = line.lines + (member_channel(s, g) + r) * line_elements_;
         if (!windowed(tie)) {
           for (int up = 0; up < 1 << tie.vertical; ++up)
             general_line(line, i, up, tie.tied ? kBothParities : kEvenParity, line.source, w,
@@ -241,7 +242,8 @@ class Pass {
     if (!direct) store_lines(line, b, 1, nullptr);
   }
 
-  void general_gradient(const Line& line, size_t segment, const T* const* parity, const T* w, bool add) const {
+  void general_gradient(const Line& line, size_t segment, const T* const* parity, const T* w,
+                        bool add) const {
     const TiePlan& tie = ties_[segment];
     for (int up = 0; up < 1 << tie.vertical; ++up)
       for (int across = 0; across < (tie.tied ? 2 : 1); ++across, add = true)
@@ -250,8 +252,8 @@ class Pass {
   }
 
   // All kernel lines whose combination has vertical parity `up`: mirrored lines folded first.
-  void general_line(const Line& line, size_t segment, int up, LineParity across, const T* source, const T* weights,
-                    std::array<T*, 2> acc, bool add) const {
+  void general_line(const Line& line, size_t segment, int up, LineParity across, const T* source,
+                    const T* weights, std::array<T*, 2> acc, bool add) const {
     const TiePlan& tie = ties_[segment];
     const BoxPlan& plan = line.plan;
     const Steps& steps = plan.steps[segment];
@@ -261,8 +263,14 @@ class Pass {
       rows.push_back(source + single[i].row[0] * lanes_);
       w.push_back(weights + single[i].weight * lanes_);
     }
-    LineArgs<T> a{rows.data(), w.data(), static_cast<int64_t>(rows.size()), plan.phase->taps(tie.tied),
-                  plan.phase->axis[2]->a * lanes_, plan.phase->axis[2]->count, {acc[0], acc[1]}, add};
+    LineArgs<T> a{rows.data(),
+                  w.data(),
+                  static_cast<int64_t>(rows.size()),
+                  plan.phase->taps(tie.tied),
+                  plan.phase->axis[2]->a * lanes_,
+                  plan.phase->axis[2]->count,
+                  {acc[0], acc[1]},
+                  add};
     k_.line[across](a);  // also where there is no line: it writes the zeros
     a.line_count = 1, a.add = true;
     for (int images = 1; images <= 2; ++images) {
@@ -301,7 +309,7 @@ class Pass {
   int window_;
   int widest_ = 1;
   int64_t line_elements_ = 0, local_elements_ = 0;  // of one plane of results; of one task
-  std::vector<TiePlan> ties_;           // by segment
+  std::vector<TiePlan> ties_;                       // by segment
   std::vector<AxisMap> axes_[kAxes];
   std::vector<LinePhase> phases_;
   std::vector<BoxPlan> boxes_;

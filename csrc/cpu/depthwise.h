@@ -40,13 +40,15 @@ void depthwise_wgrad(const DepthwiseGrad<T>& d);
 
 // The pieces that both share.
 
-// Channels first .. first + lanes - 1 of the layer, one a lane; those of a vector that are left over are zero.
+// Channels first .. first + lanes - 1 of the layer, one a lane; those of a vector that are left over are
+// zero.
 struct ChannelBlock {
   int64_t first;
   int lanes;
 };
 
-// Lines of `planes` planes of a box (`parities`: made of the members of one orbit), each plane after a line of zeros: [plane][1 + line][pitch][lanes].
+// Lines of `planes` planes of a box (`parities`: made of the members of one orbit), each plane after a line
+// of zeros: [plane][1 + line][pitch][lanes].
 template <class T>
 void pack_box(const DepthwiseKernels<T>& kernels, int lanes, const View<const T>& source, int64_t image,
               const ChannelBlock& block, int planes, bool parities, const LinePhase& phase, const Box& box,

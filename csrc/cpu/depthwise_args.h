@@ -1,4 +1,5 @@
-// Arguments of the inner loops of depthwise convolutions, where one vector holds one position of `lanes` channels.
+// Arguments of the inner loops of depthwise convolutions, where one vector holds one position of `lanes`
+// channels.
 //
 // "Lines" run along the width: arrays of vectors. "Planes" are lines (or stacks of lines) of the same
 // positions: one for each filter of a channel, or one for each parity of an orbit.
@@ -64,12 +65,12 @@ struct WindowArgs {
   const T* weights;
   const T* source[kMaxKernelLines];  // forward: [0] only; input gradient: one plane for each parity
   int64_t positions;
-  T* out[kMaxKernelLines];           // forward: one for each orbit member; input gradient: [0] only
-  int64_t out_step;                  // elements from one position to the next
-  const T* next_line;                // where the next line of results will start in out[0], or null
-  bool interleave;                   // forward: members of a channel are neighbours, all in out[0]
-  const T* bias;                     // of out[0] as it is stored; null without; with interleave only
-  bool add;                          // input gradient: to what is there
+  T* out[kMaxKernelLines];  // forward: one for each orbit member; input gradient: [0] only
+  int64_t out_step;         // elements from one position to the next
+  const T* next_line;       // where the next line of results will start in out[0], or null
+  bool interleave;          // forward: members of a channel are neighbours, all in out[0]
+  const T* bias;            // of out[0] as it is stored; null without; with interleave only
+  bool add;                 // input gradient: to what is there
 };
 
 // acc[tap] += sum over steps and positions, for one line of the kernel and its images.
@@ -94,11 +95,12 @@ struct LaneArgs {
   int channels;  // lanes that exist; the others are zero in planes and absent in memory
   T* memory;     // read only by gather
   int64_t channel_stride, position_stride;
-  const T* bias;  // scatter: one vector for each plane, or null
+  const T* bias;   // scatter: one vector for each plane, or null
   bool butterfly;  // gather: the 1, 2 or 4 planes are the members of one orbit; make them its parities
 };
 
-// Mirrored taps of one kernel: `tap` as they lie in the filter, `place` of their parities in the packed weights.
+// Mirrored taps of one kernel: `tap` as they lie in the filter, `place` of their parities in the packed
+// weights.
 struct TapGroup {
   int log_taps;
   int32_t tap[8], place[8];

@@ -165,7 +165,8 @@ inline void adjoint_plane(const WindowArgs<T>& a, int64_t p, V<T> (&y)[P]) {
   if constexpr (kPaired) {
     for (int64_t s = 0; s < a.pair_count; ++s) {
       load_window<T, kVertical ? -1 : 1>(source, a.pairs[s], p, c);
-      window_adjoint<T, K, kTied, kOddPart, P>(c, a.weights + (a.pairs[s].weight + (kVertical ? K : 0)) * L, y);
+      window_adjoint<T, K, kTied, kOddPart, P>(c, a.weights + (a.pairs[s].weight + (kVertical ? K : 0)) * L,
+                                               y);
     }
   }
 }
@@ -188,10 +189,11 @@ void adjoint_window(const WindowArgs<T>& a) {
   }
 }
 
-// Every tap of one kernel line against a chunk, or against the `count` positions of the last one: a NaN of the
-// source must not meet the zeros past the end.
+// Every tap of one kernel line against a chunk, or against the `count` positions of the last one: a NaN of
+// the source must not meet the zeros past the end.
 template <class T, int K, bool kTied, int P>
-inline void window_correlate(const V<T> (&c)[P + K - 1], const T* even, const T* odd, int64_t count, V<T>* acc) {
+inline void window_correlate(const V<T> (&c)[P + K - 1], const T* even, const T* odd, int64_t count,
+                             V<T>* acc) {
   constexpr int L = Vec<T>::lanes;
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i) {
@@ -226,7 +228,8 @@ void grad_window(const WindowGradArgs<T>& a) {
       if constexpr (kPaired) {
         forget_loads();
         load_window<T, -1>(a.source, step, p, c);
-        window_correlate<T, K, kTied, P>(c, a.still[H] + at, a.still[2 * H - 1] + at, a.positions - p, acc + K);
+        window_correlate<T, K, kTied, P>(c, a.still[H] + at, a.still[2 * H - 1] + at, a.positions - p,
+                                         acc + K);
       }
     }
   }
@@ -249,13 +252,15 @@ inline void line_tap(const T* left, const T* right, int64_t advance, V<T> w, V<T
 }
 
 template <class T, int kParity, int P>
-inline void line_taps(const LineTaps& t, const T* line, const T* w, int64_t advance, V<T> (&even)[P], V<T> (&odd)[P]) {
+inline void line_taps(const LineTaps& t, const T* line, const T* w, int64_t advance, V<T> (&even)[P],
+                      V<T> (&odd)[P]) {
   constexpr int L = Vec<T>::lanes;
   constexpr bool kE = kParity != kOddParity, kO = kParity != kEvenParity;
   for (int64_t j = 0; kE && j < t.plain_count; ++j)
     line_tap<T, 0>(line + t.plain[j].left * L, line, advance, load(w + t.plain[j].weight * L), even);
   for (int64_t j = 0; j < t.pair_count; ++j) {
-    const T *l = line + t.pairs[j].left * L, *r = line + t.pairs[j].right * L, *at = w + t.pairs[j].weight * L;
+    const T *l = line + t.pairs[j].left * L, *r = line + t.pairs[j].right * L,
+            *at = w + t.pairs[j].weight * L;
     if constexpr (kE && kO) {
       const V<T> we = load(at), wo = load(at + L);
 #pragma GCC unroll 8

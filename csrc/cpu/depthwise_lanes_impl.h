@@ -96,7 +96,8 @@ inline void unzip_planes(V<T> (&v)[F]) {
   }
 }
 
-constexpr int kGatherAhead = 16;  // positions: blocks of channels lie too far apart for the hardware to foresee
+constexpr int kGatherAhead =
+    16;  // positions: blocks of channels lie too far apart for the hardware to foresee
 
 // Planes of a lane are neighbours in memory, and so are the lanes: whole vectors, shuffled.
 template <class T, int F>
@@ -135,7 +136,8 @@ inline void scatter_zipped(const LaneArgs<T>& a) {
 
 template <class T>
 inline bool whole_vectors(const LaneArgs<T>& a) {
-  return a.channel_stride == 1 && a.channels == Vec<T>::lanes && a.planes <= 8 && (a.planes & (a.planes - 1)) == 0;
+  return a.channel_stride == 1 && a.channels == Vec<T>::lanes && a.planes <= 8 &&
+         (a.planes & (a.planes - 1)) == 0;
 }
 
 // Positions are contiguous in memory: squares of lanes x positions, the last one overlapping. Returns
@@ -221,14 +223,14 @@ void scatter_lanes(const LaneArgs<T>& a) {
 #else
 #define SYMCONV_WINDOW_SIZES 4, 4, 3, 2
 #endif
-#define SYMCONV_WINDOW(f, K, free, paired, tied, both)                                     \
-  {                                                                                        \
-    {{f<T, K, false, false, free>, free}, {f<T, K, false, true, paired>, paired}}, {       \
-      {f<T, K, true, false, tied>, tied}, { f<T, K, true, true, both>, both }              \
-    }                                                                                      \
+#define SYMCONV_WINDOW(f, K, free, paired, tied, both)                               \
+  {                                                                                  \
+    {{f<T, K, false, false, free>, free}, {f<T, K, false, true, paired>, paired}}, { \
+      {f<T, K, true, false, tied>, tied}, { f<T, K, true, true, both>, both }        \
+    }                                                                                \
   }
 #define SYMCONV_WINDOWS_(f, ...) \
-  { SYMCONV_WINDOW(f, 3, __VA_ARGS__), SYMCONV_WINDOW(f, 5, __VA_ARGS__), SYMCONV_WINDOW(f, 7, __VA_ARGS__) }
+  {SYMCONV_WINDOW(f, 3, __VA_ARGS__), SYMCONV_WINDOW(f, 5, __VA_ARGS__), SYMCONV_WINDOW(f, 7, __VA_ARGS__)}
 #define SYMCONV_WINDOWS(f, ...) SYMCONV_WINDOWS_(f, __VA_ARGS__)
 
 template <class T>

@@ -28,24 +28,27 @@ void move_taps(const Problem& p, const WeightView<T>& weight, int64_t group_stri
 template <class T>
 void gather_taps(const DepthwiseKernels<T>& kernels, const Problem& p, const WeightView<const T>& weight,
                  int64_t group_stride, const ChannelBlock& block, int64_t orbit, int lanes, T* out) {
-  const WeightView<T> view{const_cast<T*>(weight.data), weight.orbit_stride, weight.channel_stride, weight.tap_stride};
-  move_taps(p, view, group_stride, block, orbit, lanes, [&](T* memory, int64_t at, int64_t taps, int64_t stride) {
-    kernels.gather({out + at, 0, 1, taps, block.lanes, memory, group_stride, stride, nullptr, false});
-  });
+  const WeightView<T> view{const_cast<T*>(weight.data), weight.orbit_stride, weight.channel_stride,
+                           weight.tap_stride};
+  move_taps(
+      p, view, group_stride, block, orbit, lanes, [&](T* memory, int64_t at, int64_t taps, int64_t stride) {
+        kernels.gather({out + at, 0, 1, taps, block.lanes, memory, group_stride, stride, nullptr, false});
+      });
 }
 
 template <class T>
 void scatter_taps(const DepthwiseKernels<T>& kernels, const Problem& p, const WeightView<T>& weight,
                   int64_t group_stride, const ChannelBlock& block, int64_t orbit, int lanes, T* from) {
-  move_taps(p, weight, group_stride, block, orbit, lanes, [&](T* memory, int64_t at, int64_t taps, int64_t stride) {
-    kernels.scatter({from + at, 0, 1, taps, block.lanes, memory, group_stride, stride, nullptr, false});
-  });
+  move_taps(
+      p, weight, group_stride, block, orbit, lanes, [&](T* memory, int64_t at, int64_t taps, int64_t stride) {
+        kernels.scatter({from + at, 0, 1, taps, block.lanes, memory, group_stride, stride, nullptr, false});
+      });
 }
 
 template <class T>
 void pack_box(const DepthwiseKernels<T>& kernels, int lanes, const View<const T>& source, int64_t image,
-              const ChannelBlock& block, int planes, bool parities, const LinePhase& phase, const Box& box, int64_t pitch,
-              T* out) {
+              const ChannelBlock& block, int planes, bool parities, const LinePhase& phase, const Box& box,
+              int64_t pitch, T* out) {
   const int64_t plane = (1 + box.source_lines()) * pitch * lanes;
   // Columns of a line that lie in the map; zeros on both sides.
   const int64_t first = std::clamp<int64_t>(-phase.column, 0, pitch);
@@ -62,8 +65,8 @@ void pack_box(const DepthwiseKernels<T>& kernels, int lanes, const View<const T>
       }
       if (first == last) continue;
       T* memory = const_cast<T*>(data) + d * source.stride[0] + h * source.stride[1];
-      kernels.gather({line + first * lanes, plane, planes, last - first, block.lanes, memory, source.channel_stride,
-                      source.stride[2], nullptr, parities});
+      kernels.gather({line + first * lanes, plane, planes, last - first, block.lanes, memory,
+                      source.channel_stride, source.stride[2], nullptr, parities});
     }
 }
 
@@ -80,13 +83,13 @@ void planes_to_parities(const DepthwiseKernels<T>& kernels, const Problem& p, T*
   }
 }
 
-#define SYMCONV_INSTANTIATE(T)                                                                                        \
-  template void gather_taps<T>(const DepthwiseKernels<T>&, const Problem&, const WeightView<const T>&, int64_t,       \
-                               const ChannelBlock&, int64_t, int, T*);                                             \
-  template void scatter_taps<T>(const DepthwiseKernels<T>&, const Problem&, const WeightView<T>&, int64_t,            \
-                                const ChannelBlock&, int64_t, int, T*);                                            \
-  template void pack_box<T>(const DepthwiseKernels<T>&, int, const View<const T>&, int64_t, const ChannelBlock&,   \
-                            int, bool, const LinePhase&, const Box&, int64_t, T*);                                        \
+#define SYMCONV_INSTANTIATE(T)                                                                             \
+  template void gather_taps<T>(const DepthwiseKernels<T>&, const Problem&, const WeightView<const T>&,     \
+                               int64_t, const ChannelBlock&, int64_t, int, T*);                            \
+  template void scatter_taps<T>(const DepthwiseKernels<T>&, const Problem&, const WeightView<T>&, int64_t, \
+                                const ChannelBlock&, int64_t, int, T*);                                    \
+  template void pack_box<T>(const DepthwiseKernels<T>&, int, const View<const T>&, int64_t,                \
+                            const ChannelBlock&, int, bool, const LinePhase&, const Box&, int64_t, T*);    \
   template void planes_to_parities<T>(const DepthwiseKernels<T>&, const Problem&, T*, int64_t, int64_t);
 SYMCONV_INSTANTIATE(float)
 SYMCONV_INSTANTIATE(double)

@@ -86,11 +86,13 @@ int32_t source_row(const LinePhase& phase, const Box& box, const int64_t (&ancho
     if (!m.present[tap[i]] || at[i] < 0 || at[i] >= m.extent) return 0;
   }
   const int64_t height = box.source_end[1] - box.source_begin[1];
-  return static_cast<int32_t>((1 + (at[0] - box.source_begin[0]) * height + at[1] - box.source_begin[1]) * pitch);
+  return static_cast<int32_t>((1 + (at[0] - box.source_begin[0]) * height + at[1] - box.source_begin[1]) *
+                              pitch);
 }
 
 template <class Key>
-Steps make_steps(const TiePlan& tie, const LinePhase& phase, const Box& box, int64_t pitch, int64_t keys, Key key) {
+Steps make_steps(const TiePlan& tie, const LinePhase& phase, const Box& box, int64_t pitch, int64_t keys,
+                 Key key) {
   std::vector<std::pair<int32_t, DepthwiseStep>> steps;
   for (int64_t line = 0; line < box.lines(); ++line) {
     const int64_t anchor[2] = {box.anchor(line, 0), box.anchor(line, 1)};
@@ -164,8 +166,14 @@ TiePlan tie_plan(const Problem& p, int mask) {
 
 LineTaps LinePhase::taps(bool tied) const {
   if (!tied) return {untied.data(), nullptr, nullptr, nullptr, static_cast<int64_t>(untied.size()), 0, 0, 0};
-  return {plain.data(), pairs.data(), lefts.data(), rights.data(), static_cast<int64_t>(plain.size()),
-          static_cast<int64_t>(pairs.size()), static_cast<int64_t>(lefts.size()), static_cast<int64_t>(rights.size())};
+  return {plain.data(),
+          pairs.data(),
+          lefts.data(),
+          rights.data(),
+          static_cast<int64_t>(plain.size()),
+          static_cast<int64_t>(pairs.size()),
+          static_cast<int64_t>(lefts.size()),
+          static_cast<int64_t>(rights.size())};
 }
 
 int64_t line_pitch(const LinePhase& phase, int64_t positions) {
@@ -190,7 +198,8 @@ void cut_boxes(LinePhase& phase, int64_t pitch, int64_t most, int64_t at_least) 
   int64_t size[2] = {phase.axis[0]->count, phase.axis[1]->count}, parts[2] = {1, 1};
   for (;;) {
     Box box;
-    for (int i = 0; i < 2; ++i) source_range(*phase.axis[i], 0, size[i], box.source_begin[i], box.source_end[i]);
+    for (int i = 0; i < 2; ++i)
+      source_range(*phase.axis[i], 0, size[i], box.source_begin[i], box.source_end[i]);
     const bool small = (box.source_lines() + 1) * pitch <= most && parts[0] * parts[1] >= at_least;
     const int axis = size[0] > 1 ? 0 : 1;  // a box of one plane needs no second plane in the cache
     if (small || size[axis] <= (axis == 1 ? 8 : 1)) break;  // the halo must not outweigh the rest
@@ -199,7 +208,10 @@ void cut_boxes(LinePhase& phase, int64_t pitch, int64_t most, int64_t at_least) 
   }
   for (int64_t d = 0; d < phase.axis[0]->count; d += size[0])
     for (int64_t h = 0; h < phase.axis[1]->count; h += size[1]) {
-      Box box{{d, h}, {std::min(d + size[0], phase.axis[0]->count), std::min(h + size[1], phase.axis[1]->count)}, {}, {}};
+      Box box{{d, h},
+              {std::min(d + size[0], phase.axis[0]->count), std::min(h + size[1], phase.axis[1]->count)},
+              {},
+              {}};
       for (int i = 0; i < 2; ++i)
         source_range(*phase.axis[i], box.begin[i], box.end[i], box.source_begin[i], box.source_end[i]);
       phase.boxes.push_back(box);

@@ -15,17 +15,17 @@ namespace symconv {
 // A line of the kernel with its images. Image s mirrors the subset s of its paired axes.
 struct KernelLine {
   int log_images = 0;
-  int tap[kMaxKernelLines][2];   // depth, height
-  int parity[kMaxKernelLines];   // vertical parity of combination s
-  int weight = 0;                // first vector in the packed weights; combination s follows s * width later
+  int tap[kMaxKernelLines][2];  // depth, height
+  int parity[kMaxKernelLines];  // vertical parity of combination s
+  int weight = 0;               // first vector in the packed weights; combination s follows s * width later
 };
 
 // Everything that depends on a tie only.
 struct TiePlan {
   int mask;
-  int ties;             // log2 of the number of orbit members
-  bool tied;            // along the width
-  int vertical;         // tied axes among height and depth
+  int ties;      // log2 of the number of orbit members
+  bool tied;     // along the width
+  int vertical;  // tied axes among height and depth
   std::vector<KernelLine> lines;
   std::vector<TapGroup> taps;
   // Parity, or orbit member, by its part along the width and its vertical part.
@@ -35,10 +35,12 @@ TiePlan tie_plan(const Problem& p, int mask);
 
 // A box of destination lines and the source lines that it needs.
 struct Box {
-  int64_t begin[2], end[2];                // anchors: depth, height
+  int64_t begin[2], end[2];  // anchors: depth, height
   int64_t source_begin[2], source_end[2];
   int64_t lines() const { return (end[0] - begin[0]) * (end[1] - begin[1]); }
-  int64_t source_lines() const { return (source_end[0] - source_begin[0]) * (source_end[1] - source_begin[1]); }
+  int64_t source_lines() const {
+    return (source_end[0] - source_begin[0]) * (source_end[1] - source_begin[1]);
+  }
   int64_t anchor(int64_t line, int axis) const {
     const int64_t height = end[1] - begin[1];
     return begin[axis] + (axis == 0 ? line / height : line % height);
@@ -68,7 +70,8 @@ int64_t line_pitch(const LinePhase& phase, int64_t positions);
 
 std::vector<LinePhase> line_phases(const std::vector<AxisMap> (&axes)[kAxes], const Problem& p);
 
-// Cuts a phase into boxes of at most `most` vectors of source, and into `at_least` boxes where that is possible.
+// Cuts a phase into boxes of at most `most` vectors of source, and into `at_least` boxes where that is
+// possible.
 void cut_boxes(LinePhase& phase, int64_t pitch, int64_t most, int64_t at_least);
 
 // Keyed by line * 3 + log_images (forward and input gradient), or by kernel line (weight gradient).

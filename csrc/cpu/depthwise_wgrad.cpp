@@ -28,7 +28,8 @@ class Accumulator {
     for (int axis = 0; axis < kAxes; ++axis) axes_[axis] = axis_maps(p_, !p_.transposed, axis);
     phase_ = line_phases(axes_, p_)[0];
     plan_still();
-    for (const TiePlan& tie : ties_) still_pitch_ = std::max(still_pitch_, whole_chunks(tie, phase_.axis[2]->count));
+    for (const TiePlan& tie : ties_)
+      still_pitch_ = std::max(still_pitch_, whole_chunks(tie, phase_.axis[2]->count));
     pitch_ = line_pitch(phase_, still_pitch_);
     const int64_t tasks = p_.batch * blocks_, threads = thread_count();
     const int64_t vector = moving_planes() * static_cast<int64_t>(sizeof(T));
@@ -48,8 +49,8 @@ class Accumulator {
     parallel_slices(splits * blocks_, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t split = i / blocks_, b = i % blocks_;
-        accumulate(block(b), pieces * split / splits, pieces * (split + 1) / splits, sums.data() + i * weights,
-                   memory.data() + slice * each);
+        accumulate(block(b), pieces * split / splits, pieces * (split + 1) / splits,
+                   sums.data() + i * weights, memory.data() + slice * each);
       }
     });
     parallel_slices(blocks_, threads, [&](int64_t begin, int64_t end, int64_t) {
@@ -65,7 +66,7 @@ class Accumulator {
  private:
   struct BoxPlan {
     const Box* box;
-    Box still;                // the same lines, as a source
+    Box still;                 // the same lines, as a source
     std::vector<Steps> steps;  // by segment
   };
 
@@ -96,7 +97,8 @@ class Accumulator {
   void plan_boxes() {
     for (const Box& box : phase_.boxes) {
       BoxPlan plan{&box, box, {}};
-      for (int i = 0; i < 2; ++i) plan.still.source_begin[i] = box.begin[i], plan.still.source_end[i] = box.end[i];
+      for (int i = 0; i < 2; ++i)
+        plan.still.source_begin[i] = box.begin[i], plan.still.source_end[i] = box.end[i];
       for (const TiePlan& tie : ties_) plan.steps.push_back(steps_by_kernel_line(tie, phase_, box, pitch_));
       boxes_.push_back(std::move(plan));
     }
@@ -120,19 +122,20 @@ class Accumulator {
       T* moving = local + pitch_ * lanes_;
       T* still = moving + moving_planes() * moving_plane(plan);
       const bool one = is_one_orbit(p_);
-      pack_box(k_, lanes_, p_.transposed ? d_.grad : d_.input, image, b, moving_planes(), one && p_.transposed, phase_,
-               *plan.box, pitch_, moving);
-      pack_box(k_, lanes_, p_.transposed ? d_.input : d_.grad, image, b, still_planes(), one && !p_.transposed,
-               still_phase_, plan.still, still_pitch_, still);
+      pack_box(k_, lanes_, p_.transposed ? d_.grad : d_.input, image, b, moving_planes(),
+               one && p_.transposed, phase_, *plan.box, pitch_, moving);
+      pack_box(k_, lanes_, p_.transposed ? d_.input : d_.grad, image, b, still_planes(),
+               one && !p_.transposed, still_phase_, plan.still, still_pitch_, still);
       const int64_t stride = p_.transposed ? moving_plane(plan) : still_plane(plan);
       if (!one) planes_to_parities(k_, p_, p_.transposed ? moving : still, stride, stride / lanes_);
       for (size_t s = 0; s < ties_.size(); ++s)
-        for (int64_t r = 0; r < p_.segments[s].rows; ++r) accumulate_orbit(plan, s, r, moving, still, sums, local);
+        for (int64_t r = 0; r < p_.segments[s].rows; ++r)
+          accumulate_orbit(plan, s, r, moving, still, sums, local);
     }
   }
 
-  void accumulate_orbit(const BoxPlan& plan, size_t segment, int64_t r, const T* moving, const T* still, T* sums,
-                        T* folded) const {
+  void accumulate_orbit(const BoxPlan& plan, size_t segment, int64_t r, const T* moving, const T* still,
+                        T* sums, T* folded) const {
     const Segment& s = p_.segments[segment];
     const TiePlan& tie = ties_[segment];
     T* acc = sums + (s.first + r) * kernel_taps(p_) * lanes_;
@@ -147,7 +150,12 @@ class Accumulator {
       const DepthwiseStep* steps = plan.steps[segment].begin(k);
       const int64_t count = plan.steps[segment].count(k);
       if (windowed(tie)) {
-        WindowGradArgs<T> a{steps, count, from[0], {}, still_pitch_ * lanes_, phase_.axis[2]->count,
+        WindowGradArgs<T> a{steps,
+                            count,
+                            from[0],
+                            {},
+                            still_pitch_ * lanes_,
+                            phase_.axis[2]->count,
                             acc + line.weight * lanes_};
         std::copy_n(at, 1 << tie.ties, a.still);
         k_.weight_grad[window_][tie.tied][line.log_images].run(a);
@@ -157,8 +165,8 @@ class Accumulator {
     }
   }
 
-  void general_step(const TiePlan& tie, const KernelLine& line, const DepthwiseStep& step, const T* const* from,
-                    const T* const* at, T* acc, T* folded) const {
+  void general_step(const TiePlan& tie, const KernelLine& line, const DepthwiseStep& step,
+                    const T* const* from, const T* const* at, T* acc, T* folded) const {
     const int64_t offset = step.line * still_pitch_ * lanes_;
     const int parts = p_.transposed && tie.tied ? 2 : 1;  // parities along the line that move separately
     for (int s = 0; s < 1 << line.log_images; ++s) {
@@ -173,7 +181,8 @@ class Accumulator {
                                 phase_.axis[2]->count,
                                 phase_.taps(tie.tied),
                                 acc + (line.weight + s * p_.kernel[2]) * lanes_};
-        const LineParity parity = !tie.tied || parts == 2 ? (across ? kOddParity : kEvenParity) : kBothParities;
+        const LineParity parity =
+            !tie.tied || parts == 2 ? (across ? kOddParity : kEvenParity) : kBothParities;
         k_.line_grad[parity](a);
       }
     }

@@ -58,7 +58,8 @@ void expand(const Problem& p, const WeightView<const T>& weight, int64_t weight_
     for_member_taps(p, s, filters.tap_stride, weight.tap_stride, [&](int member, int64_t out, int64_t in) {
       T* to = filters.data + group * filters_group_stride + out +
               (member_channel(s, member) + row) * filters.orbit_stride;
-      for (int64_t c = 0; c < p.channels; ++c) to[c * filters.channel_stride] = from[in + c * weight.channel_stride];
+      for (int64_t c = 0; c < p.channels; ++c)
+        to[c * filters.channel_stride] = from[in + c * weight.channel_stride];
     });
   });
 }
@@ -79,11 +80,13 @@ void reduce(const Problem& p, const WeightView<const T>& filters, int64_t filter
   });
 }
 
-template void expand<float>(const Problem&, const WeightView<const float>&, int64_t, const WeightView<float>&, int64_t);
-template void expand<double>(const Problem&, const WeightView<const double>&, int64_t, const WeightView<double>&,
-                             int64_t);
-template void reduce<float>(const Problem&, const WeightView<const float>&, int64_t, const WeightView<float>&, int64_t);
-template void reduce<double>(const Problem&, const WeightView<const double>&, int64_t, const WeightView<double>&,
-                             int64_t);
+template void expand<float>(const Problem&, const WeightView<const float>&, int64_t, const WeightView<float>&,
+                            int64_t);
+template void expand<double>(const Problem&, const WeightView<const double>&, int64_t,
+                             const WeightView<double>&, int64_t);
+template void reduce<float>(const Problem&, const WeightView<const float>&, int64_t, const WeightView<float>&,
+                            int64_t);
+template void reduce<double>(const Problem&, const WeightView<const double>&, int64_t,
+                             const WeightView<double>&, int64_t);
 
 }  // namespace symconv

@@ -45,7 +45,7 @@ struct AxisMap {
 };
 
 struct Slot {
-  int parity;        // fold: compressed parity; sum: 0
+  int parity;  // fold: compressed parity; sum: 0
   int segment;
   int64_t row;       // first orbit inside the segment (sum)
   int64_t channels;  // rows of the contraction that the slot covers
@@ -65,10 +65,10 @@ struct Group {
 struct Plan {
   bool fold = true;
   int parities = 1;
-  int offset_axis = -1;  // its taps are shifts of the panel and need no slots of their own
-  bool reversed = false;  // shifts grow as its taps fall
+  int offset_axis = -1;          // its taps are shifts of the panel and need no slots of their own
+  bool reversed = false;         // shifts grow as its taps fall
   Filtering filtering = kPlain;  // along the offset axis
-  std::vector<Slot> slots;  // parity-major
+  std::vector<Slot> slots;       // parity-major
   std::vector<Group> groups;
   std::vector<AxisMap> axes[kAxes];  // by residue of the destination position
 };

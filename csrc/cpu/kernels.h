@@ -17,7 +17,7 @@ constexpr int kMaxLines = 6;    // input lines of one minimal-filtering tile, F(
 // Minimal filtering along lines for three taps: kPlain is none, kF2 makes 2 results from 4 products
 // and kF4 makes 4 from 6. See winograd.h.
 enum Filtering { kPlain = 0, kF2 = 1, kF4 = 2, kFilterings = 3 };
-constexpr int kLinesIn[kFilterings] = {1, 4, 6};   // also the number of products
+constexpr int kLinesIn[kFilterings] = {1, 4, 6};  // also the number of products
 constexpr int kLinesOut[kFilterings] = {1, 2, 4};
 
 // Entry of the filter transform: what tap `tap` contributes to product `product`.
@@ -31,7 +31,7 @@ struct GemmArgs {
   const T* b;
   const int64_t* a_offset;  // elements, one for each segment
   const int64_t* b_offset;
-  const int64_t* k;         // rows of B, one for each segment
+  const int64_t* k;  // rows of B, one for each segment
   int64_t segments;
   int64_t lda;
   int64_t ldb;
@@ -58,21 +58,22 @@ struct RunArgs {
   int64_t channels;
 };
 
-// Result lines of minimal filtering, butterfly over the parities of a tile of results, bias, and the store to each orbit member.
+// Result lines of minimal filtering, butterfly over the parities of a tile of results, bias, and the store to
+// each orbit member.
 template <class T>
 struct StoreArgs {
-  const T* tile;           // [parities][products][rows][ld]
+  const T* tile;  // [parities][products][rows][ld]
   int64_t parity_stride, product_stride;
   int64_t ld;
   int64_t rows;
   int64_t cols;
-  T* out[kMaxSources];     // one for each member, at row 0, column 0
-  int64_t line_stride;     // in the output, from one result line to the next
-  int lines;               // result lines that exist
+  T* out[kMaxSources];  // one for each member, at row 0, column 0
+  int64_t line_stride;  // in the output, from one result line to the next
+  int lines;            // result lines that exist
   const int64_t* row_offset;
-  const int64_t* col_offset;     // null: columns are contiguous
-  const T* bias[kMaxSources];    // null without bias
-  bool bias_of_row;              // bias runs along the rows, else along the columns
+  const int64_t* col_offset;   // null: columns are contiguous
+  const T* bias[kMaxSources];  // null without bias
+  bool bias_of_row;            // bias runs along the rows, else along the columns
 };
 
 // Weights: gathers `lanes` rows of the source, folds mirrored taps, scales, and stores lane-contiguous.

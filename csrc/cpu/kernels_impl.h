@@ -16,10 +16,14 @@ template <class T>
 using V = typename Vec<T>::type;
 
 template <class T>
-inline V<T> load(const T* p) { return *reinterpret_cast<const V<T>*>(p); }
+inline V<T> load(const T* p) {
+  return *reinterpret_cast<const V<T>*>(p);
+}
 
 template <class T>
-inline void save(T* p, V<T> v) { *reinterpret_cast<V<T>*>(p) = v; }
+inline void save(T* p, V<T> v) {
+  *reinterpret_cast<V<T>*>(p) = v;
+}
 
 // Element type of a value, for constants; never called.
 float scalar(float);
@@ -147,11 +151,12 @@ inline void reduce_at(const T* const (&in)[F::in][S], T* const (&out)[S], int64_
 // Vectors over `count` contiguous elements; the last vector overlaps the one before it, which
 // writes the same values twice and needs no mask.
 template <class T, int S, bool kFold, class F>
-inline void reduce_line(const T* const (&in)[F::in][S], T* const (&out)[S], int64_t product_stride, int64_t count,
-                        int64_t ahead) {
+inline void reduce_line(const T* const (&in)[F::in][S], T* const (&out)[S], int64_t product_stride,
+                        int64_t count, int64_t ahead) {
   constexpr int L = Vec<T>::lanes;
   if (count >= L) {
-    for (int64_t c = 0; c + L <= count; c += L) reduce_at<T, V<T>, S, kFold, F>(in, out, product_stride, c, 1, ahead);
+    for (int64_t c = 0; c + L <= count; c += L)
+      reduce_at<T, V<T>, S, kFold, F>(in, out, product_stride, c, 1, ahead);
     if (count % L) reduce_at<T, V<T>, S, kFold, F>(in, out, product_stride, count - L, 1, ahead);
     return;
   }
@@ -209,7 +214,8 @@ void pack_planes(const RunArgs<T>& r) {
 
 // Result lines of all members for the columns at `c` of row `r`.
 template <class T, class X, int G, class F>
-inline void store_at(const StoreArgs<T>& a, T* const (&out)[G], const T* tile, int64_t r, int64_t c, int64_t at) {
+inline void store_at(const StoreArgs<T>& a, T* const (&out)[G], const T* tile, int64_t r, int64_t c,
+                     int64_t at) {
   X y[F::out][G];
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g) {
@@ -411,10 +417,12 @@ void gather(const GatherArgs<T>& g) {
 #include "depthwise_lanes_impl.h"
 
 #define SYMCONV_ROW4(f, F, ...) \
-  { f<T, 1, ##__VA_ARGS__, F>, f<T, 2, ##__VA_ARGS__, F>, f<T, 4, ##__VA_ARGS__, F>, f<T, 8, ##__VA_ARGS__, F> }
-#define SYMCONV_ROW3(f, F, ...) { f<T, 1, ##__VA_ARGS__, F>, f<T, 2, ##__VA_ARGS__, F>, f<T, 4, ##__VA_ARGS__, F>, nullptr }
-#define SYMCONV_ROWS(f, ...) \
-  { SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), SYMCONV_ROW3(f, F2, ##__VA_ARGS__), SYMCONV_ROW3(f, F4, ##__VA_ARGS__) }
+  {f<T, 1, ##__VA_ARGS__, F>, f<T, 2, ##__VA_ARGS__, F>, f<T, 4, ##__VA_ARGS__, F>, f<T, 8, ##__VA_ARGS__, F>}
+#define SYMCONV_ROW3(f, F, ...) \
+  {f<T, 1, ##__VA_ARGS__, F>, f<T, 2, ##__VA_ARGS__, F>, f<T, 4, ##__VA_ARGS__, F>, nullptr}
+#define SYMCONV_ROWS(f, ...)                                                  \
+  {SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), SYMCONV_ROW3(f, F2, ##__VA_ARGS__), \
+   SYMCONV_ROW3(f, F4, ##__VA_ARGS__)}
 
 template <class T>
 constexpr Kernels<T> kTable = {

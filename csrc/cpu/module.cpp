@@ -39,7 +39,8 @@ struct Geometry {
   int64_t groups;
 };
 
-Problem make_problem(const Geometry& g, at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef output) {
+Problem make_problem(const Geometry& g, at::IntArrayRef input, at::IntArrayRef weight,
+                     at::IntArrayRef output) {
   Problem p;
   p.batch = input[0];
   p.groups = g.groups;
@@ -57,8 +58,8 @@ Problem make_problem(const Geometry& g, at::IntArrayRef input, at::IntArrayRef w
     row += rows;
     copies += rows * ((1 << __builtin_popcount(mask)) - 1);
   }
-  TORCH_CHECK(row == p.orbits && copies == p.filters, "ties do not fit the weight: ", row, " rows and ", copies,
-              " filters in a group, expected ", p.orbits, " and ", p.filters);
+  TORCH_CHECK(row == p.orbits && copies == p.filters, "ties do not fit the weight: ", row, " rows and ",
+              copies, " filters in a group, expected ", p.orbits, " and ", p.filters);
   return p;
 }
 
@@ -95,8 +96,8 @@ void fprop(const Problem& p, const at::Tensor& x, const at::Tensor& w, const std
     for (int g = 0; g < plan.parities; ++g) members.push_back(symconv::member_channel(s, g));
     symconv::multiply<T>({p, plan, const_view<T>(x), p.channels,
                           weight_view(static_cast<const T*>(w.const_data_ptr()), w, p.transposed),
-                          weight_group_stride(w, p.groups), view<T>(y), p.filters, s.rows, p.channels, members,
-                          bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr, planes});
+                          weight_group_stride(w, p.groups), view<T>(y), p.filters, s.rows, p.channels,
+                          members, bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr, planes});
   }
 }
 
@@ -106,9 +107,18 @@ void dgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& w, const at
   const bool planes = use_planes(gy);
   const int axis = symconv::choose_offset_axis(p, false, p.segments.data(), p.segments.size(), planes);
   const symconv::Plan plan = symconv::sum_plan(p, 0, 1, axis, filtering);
-  symconv::multiply<T>({p, plan, const_view<T>(gy), p.filters,
+  symconv::multiply<T>({p,
+                        plan,
+                        const_view<T>(gy),
+                        p.filters,
                         weight_view(static_cast<const T*>(w.const_data_ptr()), w, p.transposed),
-                        weight_group_stride(w, p.groups), view<T>(gx), p.channels, p.channels, p.orbits, {0}, nullptr,
+                        weight_group_stride(w, p.groups),
+                        view<T>(gx),
+                        p.channels,
+                        p.channels,
+                        p.orbits,
+                        {0},
+                        nullptr,
                         planes});
 }
 
@@ -116,8 +126,8 @@ template <class T>
 void wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
            symconv::Filtering filtering) {
   symconv::wgrad<T>({p, const_view<T>(gy), const_view<T>(x),
-                     weight_view(static_cast<T*>(gw.data_ptr()), gw, p.transposed), weight_group_stride(gw, p.groups),
-                     filtering, use_planes(gy)});
+                     weight_view(static_cast<T*>(gw.data_ptr()), gw, p.transposed),
+                     weight_group_stride(gw, p.groups), filtering, use_planes(gy)});
 }
 
 symconv::Filtering filtering_of(const std::string& algorithm) {
@@ -131,8 +141,8 @@ void check(const at::Tensor& t, const at::Tensor& like, const char* name) {
   TORCH_CHECK(t.device().is_cpu(), name, " must be a CPU tensor, got one on ", t.device());
   TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must be ", like.scalar_type(), ", got ",
               t.scalar_type());
-  TORCH_CHECK(t.dim() >= 3 && t.dim() == like.dim(), name, " must have 3, 4 or 5 dimensions as the others, got ",
-              t.dim());
+  TORCH_CHECK(t.dim() >= 3 && t.dim() == like.dim(), name,
+              " must have 3, 4 or 5 dimensions as the others, got ", t.dim());
 }
 
 #define SYMCONV_DISPATCH(TENSOR, CALL)                                                      \
@@ -146,20 +156,22 @@ void check(const at::Tensor& t, const at::Tensor& like, const char* name) {
     CALL;                                                                                   \
   }
 
-void fprop_into(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias, const at::Tensor& y,
-                const Ints& ties, const Ints& stride, const Ints& padding, const Ints& dilation, bool transposed,
-                int64_t groups, const std::string& algorithm) {
+void fprop_into(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias,
+                const at::Tensor& y, const Ints& ties, const Ints& stride, const Ints& padding,
+                const Ints& dilation, bool transposed, int64_t groups, const std::string& algorithm) {
   check(x, y, "input"), check(w, y, "weight");
   std::optional<at::Tensor> b;
   if (bias) b = bias->contiguous();
-  const Problem p = make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), w.sizes(), y.sizes());
+  const Problem p =
+      make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), w.sizes(), y.sizes());
   const symconv::Filtering filtering = filtering_of(algorithm);
   pybind11::gil_scoped_release release;
   SYMCONV_DISPATCH(y, fprop<scalar>(p, x, w, b, y, filtering));
 }
 
-void dgrad_into(const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx, const Ints& ties, const Ints& stride,
-                const Ints& padding, const Ints& dilation, bool transposed, int64_t groups, const std::string& algorithm) {
+void dgrad_into(const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx, const Ints& ties,
+                const Ints& stride, const Ints& padding, const Ints& dilation, bool transposed,
+                int64_t groups, const std::string& algorithm) {
   check(gy, gx, "grad_output"), check(w, gx, "weight");
   const Problem p =
       make_problem({ties, stride, padding, dilation, transposed, groups}, gx.sizes(), w.sizes(), gy.sizes());
@@ -168,8 +180,9 @@ void dgrad_into(const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx,
   SYMCONV_DISPATCH(gx, dgrad<scalar>(p, gy, w, gx, filtering));
 }
 
-void wgrad_into(const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw, const Ints& ties, const Ints& stride,
-                const Ints& padding, const Ints& dilation, bool transposed, int64_t groups, const std::string& algorithm) {
+void wgrad_into(const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw, const Ints& ties,
+                const Ints& stride, const Ints& padding, const Ints& dilation, bool transposed,
+                int64_t groups, const std::string& algorithm) {
   check(gy, gw, "grad_output"), check(x, gw, "input");
   const Problem p =
       make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), gw.sizes(), gy.sizes());
@@ -186,7 +199,8 @@ Problem filter_problem(const at::Tensor& weight, const at::Tensor& filters, cons
   const Ints ones(weight.dim(), 1);
   Ints input = ones, output = ones;
   input[1] = channels, output[1] = outs;
-  return make_problem({ties, Ints(weight.dim() - 2, 1), {}, {}, transposed, groups}, input, weight.sizes(), output);
+  return make_problem({ties, Ints(weight.dim() - 2, 1), {}, {}, transposed, groups}, input, weight.sizes(),
+                      output);
 }
 
 void expand_into(const at::Tensor& weight, const at::Tensor& filters, const Ints& ties, bool transposed,
@@ -194,11 +208,12 @@ void expand_into(const at::Tensor& weight, const at::Tensor& filters, const Ints
   check(weight, filters, "weight");
   const Problem p = filter_problem(weight, filters, ties, transposed, groups);
   pybind11::gil_scoped_release release;
-  SYMCONV_DISPATCH(weight, symconv::expand<scalar>(
-                               p, weight_view(static_cast<const scalar*>(weight.const_data_ptr()), weight, transposed),
-                               weight_group_stride(weight, groups),
-                               weight_view(static_cast<scalar*>(filters.data_ptr()), filters, transposed),
-                               weight_group_stride(filters, groups)));
+  SYMCONV_DISPATCH(
+      weight, symconv::expand<scalar>(
+                  p, weight_view(static_cast<const scalar*>(weight.const_data_ptr()), weight, transposed),
+                  weight_group_stride(weight, groups),
+                  weight_view(static_cast<scalar*>(filters.data_ptr()), filters, transposed),
+                  weight_group_stride(filters, groups)));
 }
 
 void reduce_into(const at::Tensor& filters, const at::Tensor& weight, const Ints& ties, bool transposed,
@@ -206,11 +221,12 @@ void reduce_into(const at::Tensor& filters, const at::Tensor& weight, const Ints
   check(filters, weight, "filters");
   const Problem p = filter_problem(weight, filters, ties, transposed, groups);
   pybind11::gil_scoped_release release;
-  SYMCONV_DISPATCH(weight, symconv::reduce<scalar>(
-                               p, weight_view(static_cast<const scalar*>(filters.const_data_ptr()), filters, transposed),
-                               weight_group_stride(filters, groups),
-                               weight_view(static_cast<scalar*>(weight.data_ptr()), weight, transposed),
-                               weight_group_stride(weight, groups)));
+  SYMCONV_DISPATCH(
+      weight, symconv::reduce<scalar>(
+                  p, weight_view(static_cast<const scalar*>(filters.const_data_ptr()), filters, transposed),
+                  weight_group_stride(filters, groups),
+                  weight_view(static_cast<scalar*>(weight.data_ptr()), weight, transposed),
+                  weight_group_stride(weight, groups)));
 }
 
 void check_depthwise(const Problem& p) {
@@ -232,14 +248,16 @@ void depthwise_fprop(const at::Tensor& x, const at::Tensor& w, const std::option
   check(x, y, "input"), check(w, y, "weight");
   std::optional<at::Tensor> b;
   if (bias) b = bias->contiguous();
-  const Problem p = make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), w.sizes(), y.sizes());
+  const Problem p =
+      make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), w.sizes(), y.sizes());
   check_depthwise(p);
   pybind11::gil_scoped_release release;
   SYMCONV_DISPATCH(y, depthwise<scalar>(p, true, x, w, b, y));
 }
 
 void depthwise_dgrad(const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx, const Ints& ties,
-                     const Ints& stride, const Ints& padding, const Ints& dilation, bool transposed, int64_t groups) {
+                     const Ints& stride, const Ints& padding, const Ints& dilation, bool transposed,
+                     int64_t groups) {
   check(gy, gx, "grad_output"), check(w, gx, "weight");
   const Problem p =
       make_problem({ties, stride, padding, dilation, transposed, groups}, gx.sizes(), w.sizes(), gy.sizes());
@@ -256,7 +274,8 @@ void depthwise_grad(const Problem& p, const at::Tensor& gy, const at::Tensor& x,
 }
 
 void depthwise_wgrad(const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw, const Ints& ties,
-                     const Ints& stride, const Ints& padding, const Ints& dilation, bool transposed, int64_t groups) {
+                     const Ints& stride, const Ints& padding, const Ints& dilation, bool transposed,
+                     int64_t groups) {
   check(gy, gw, "grad_output"), check(x, gw, "input");
   const Problem p =
       make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), gw.sizes(), gy.sizes());

@@ -102,7 +102,8 @@ class Multiplier {
   };
   Results results(const Phase& phase) const {
     if (chunks_.size() == 1) {
-      const int64_t rows = std::max(kernels_.max_rows[1], std::max(kernels_.max_rows[2], kernels_.max_rows[3]));
+      const int64_t rows =
+          std::max(kernels_.max_rows[1], std::max(kernels_.max_rows[2], kernels_.max_rows[3]));
       return {kMaxVectors * lanes_, rows * kMaxVectors * lanes_};
     }
     const Triple& b = phase.tiling.block;
@@ -217,7 +218,8 @@ class Multiplier {
     std::vector<int64_t> a, b, k;
     void clear() { a.clear(), b.clear(), k.clear(); }
     void attach(GemmArgs<T>& g) const {
-      g.a_offset = a.data(), g.b_offset = b.data(), g.k = k.data(), g.segments = static_cast<int64_t>(k.size());
+      g.a_offset = a.data(), g.b_offset = b.data(), g.k = k.data(),
+      g.segments = static_cast<int64_t>(k.size());
     }
   };
 
@@ -265,7 +267,8 @@ class Multiplier {
     return s;
   }
 
-  void store_pixels(const Block& x, const T* tile, int64_t p0, int64_t p1, int64_t column, int64_t width) const {
+  void store_pixels(const Block& x, const T* tile, int64_t p0, int64_t p1, int64_t column,
+                    int64_t width) const {
     StoreArgs<T> s = store_args(x);
     s.cols = std::min(width, m_.columns - column);
     s.col_offset = m_.out.channel_stride == 1 ? nullptr : channel_offset_.data();

@@ -16,15 +16,15 @@ struct Multiply {
   const Problem& problem;
   const Plan& plan;
   View<const T> source;
-  int64_t source_channels;             // of one group of the layer
+  int64_t source_channels;  // of one group of the layer
   WeightView<const T> weight;
   int64_t weight_group_stride;
   View<T> out;
-  int64_t out_channels;                // of one group of the layer
-  int64_t columns;                     // orbits (fold) or input channels (sum)
-  int64_t contraction;                 // channels that a fold plan may be cut along
-  std::vector<int64_t> member_channel; // first output channel of each member
-  const T* bias;                       // null without; [groups * out_channels]
+  int64_t out_channels;                 // of one group of the layer
+  int64_t columns;                      // orbits (fold) or input channels (sum)
+  int64_t contraction;                  // channels that a fold plan may be cut along
+  std::vector<int64_t> member_channel;  // first output channel of each member
+  const T* bias;                        // null without; [groups * out_channels]
   bool planes;
 };
 

@@ -92,8 +92,8 @@ int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1)
 // One source of a group on one line of the tile: base pointer at inner anchor 0, or absent.
 struct LineSource {
   bool valid;
-  int64_t base;   // element offset at inner position 0 of the source
-  int64_t b;      // inner source position = a * t + b
+  int64_t base;  // element offset at inner position 0 of the source
+  int64_t b;     // inner source position = a * t + b
 };
 
 template <class T>
@@ -132,7 +132,8 @@ struct Packer {
     return {valid, base, phase.axis[inner()]->b[tap[inner()]]};
   }
 
-  void run(const Group& g, const LineSource (&from)[kMaxLines][kMaxSources], int64_t pixel, int64_t t, int64_t positions) const {
+  void run(const Group& g, const LineSource (&from)[kMaxLines][kMaxSources], int64_t pixel, int64_t t,
+           int64_t positions) const {
     const AxisMap& m = *phase.axis[inner()];
     const int64_t step = source.stride[inner()];
     const int sources = 1 << g.log_sources;
@@ -250,23 +251,24 @@ void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_str
   for (int64_t i0 = 0; i0 < tile.size[0]; ++i0)
     for (int64_t i1 = 0; i1 < tile.size[1]; ++i1)
       for (int64_t i2 = 0; i2 < tile.size[2]; ++i2)
-        *out++ = batch_stride * tile.image + first[0] + first[1] + first[2] + i0 * step[0] + i1 * step[1] + i2 * step[2];
+        *out++ = batch_stride * tile.image + first[0] + first[1] + first[2] + i0 * step[0] + i1 * step[1] +
+                 i2 * step[2];
 }
 
 template <class T>
 void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase, const Tile& tile,
-                const PanelLayout& layout, const View<const T>& source, int64_t source_channel, int64_t channels,
-                bool planes, const T* zeros, T* panel, int64_t ld, int64_t product_stride) {
-  Packer<T>{kernels, plan, phase, tile, layout, source, source_channel, channels, planes, zeros, panel, ld,
-            product_stride}
+                const PanelLayout& layout, const View<const T>& source, int64_t source_channel,
+                int64_t channels, bool planes, const T* zeros, T* panel, int64_t ld, int64_t product_stride) {
+  Packer<T>{kernels,  plan,   phase, tile,  layout, source,        source_channel,
+            channels, planes, zeros, panel, ld,     product_stride}
       .pack();
 }
 
-template void pack_panel<float>(const Kernels<float>&, const Plan&, const Phase&, const Tile&, const PanelLayout&,
-                                const View<const float>&, int64_t, int64_t, bool, const float*, float*, int64_t,
-                                int64_t);
-template void pack_panel<double>(const Kernels<double>&, const Plan&, const Phase&, const Tile&, const PanelLayout&,
-                                 const View<const double>&, int64_t, int64_t, bool, const double*, double*, int64_t,
-                                 int64_t);
+template void pack_panel<float>(const Kernels<float>&, const Plan&, const Phase&, const Tile&,
+                                const PanelLayout&, const View<const float>&, int64_t, int64_t, bool,
+                                const float*, float*, int64_t, int64_t);
+template void pack_panel<double>(const Kernels<double>&, const Plan&, const Phase&, const Tile&,
+                                 const PanelLayout&, const View<const double>&, int64_t, int64_t, bool,
+                                 const double*, double*, int64_t, int64_t);
 
 }  // namespace symconv

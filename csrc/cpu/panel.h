@@ -22,12 +22,12 @@ struct View {
 // stands for `lines_out` lines of the destination, and the panel holds `products` of such boxes.
 struct Tiling {
   int order[kAxes];
-  Triple count;   // anchors, in that order
-  Triple block;   // of a tile
-  Triple blocks;  // number of tiles
-  int64_t span = 0;       // halo lines of the panel along order[0]
-  int64_t b_min = 0;      // source offset of line 0 from anchor 0 on the offset axis
-  int64_t lines = 0;      // of the destination along order[0]
+  Triple count;       // anchors, in that order
+  Triple block;       // of a tile
+  Triple blocks;      // number of tiles
+  int64_t span = 0;   // halo lines of the panel along order[0]
+  int64_t b_min = 0;  // source offset of line 0 from anchor 0 on the offset axis
+  int64_t lines = 0;  // of the destination along order[0]
   int lines_out = 1, products = 1;
   int64_t tiles() const { return blocks[0] * blocks[1] * blocks[2]; }
 };
@@ -38,7 +38,9 @@ struct Tile {
   int64_t line() const { return size[1] * size[2]; }
   int64_t pixels() const { return size[0] * line(); }
   // Pixels before the last step along order[0], and the lines of the destination which that one has.
-  int64_t full_pixels(const Tiling& t) const { return lines_of_last(t) == t.lines_out ? pixels() : pixels() - line(); }
+  int64_t full_pixels(const Tiling& t) const {
+    return lines_of_last(t) == t.lines_out ? pixels() : pixels() - line();
+  }
   int lines_of_last(const Tiling& t) const {
     const int64_t left = t.lines - (begin[0] + size[0] - 1) * t.lines_out;
     return static_cast<int>(left < t.lines_out ? left : t.lines_out);
@@ -76,7 +78,7 @@ void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_str
 // the longest run. planes: panel[row * ld + pixel], else panel[pixel * ld + row].
 template <class T>
 void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase, const Tile& tile,
-                const PanelLayout& layout, const View<const T>& source, int64_t source_channel, int64_t channels,
-                bool planes, const T* zeros, T* panel, int64_t ld, int64_t product_stride);
+                const PanelLayout& layout, const View<const T>& source, int64_t source_channel,
+                int64_t channels, bool planes, const T* zeros, T* panel, int64_t ld, int64_t product_stride);
 
 }  // namespace symconv

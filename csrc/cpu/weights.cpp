@@ -85,7 +85,8 @@ struct WeightPacker {
   // Elements from one row of the packed weights to the next.
   int64_t row_step(int64_t column) const {
     if (planes) return 1;
-    return block_of(column / kernels.lanes, vectors_of(layout.columns, kernels.lanes)).vectors * kernels.lanes;
+    return block_of(column / kernels.lanes, vectors_of(layout.columns, kernels.lanes)).vectors *
+           kernels.lanes;
   }
 
   int64_t destination(int parity, int64_t row, int64_t column) const {
@@ -124,12 +125,14 @@ std::vector<ColumnBlock> column_blocks(int64_t columns, int lanes) {
 
 int64_t weight_pieces(const WeightLayout& layout, int lanes) { return vectors_of(layout.columns, lanes); }
 
-WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns, const std::vector<Chunk>& chunks,
-                           int lanes, bool planes) {
+WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns,
+                           const std::vector<Chunk>& chunks, int lanes, bool planes) {
   WeightLayout w{};
   w.columns = columns;
   w.chunks = chunks;
-  w.shifts = plan.filtering ? kLinesIn[plan.filtering] : plan.offset_axis >= 0 ? p.kernel[plan.offset_axis] : 1;
+  w.shifts = plan.filtering          ? kLinesIn[plan.filtering]
+             : plan.offset_axis >= 0 ? p.kernel[plan.offset_axis]
+                                     : 1;
   for (const Chunk& chunk : chunks) {
     WeightRows rows;
     int64_t used[8] = {};

@@ -20,20 +20,20 @@ struct WeightView {
 
 // Row of every slot in the packed weights of its parity, for one chunk of channels.
 struct WeightRows {
-  std::vector<int64_t> row;            // by slot, at tap (product) 0 of the offset axis
-  int64_t shift_stride[8];             // rows from one tap (product) to the next, by parity
+  std::vector<int64_t> row;  // by slot, at tap (product) 0 of the offset axis
+  int64_t shift_stride[8];   // rows from one tap (product) to the next, by parity
 };
 
 // Columns are orbits (fold) or input channels (sum). Pixels: blocks of at most kMaxVectors vectors,
 // [block][row][lanes]. Planes: [column][row], leading dimension `ld`.
 struct WeightLayout {
   int64_t columns;
-  int64_t shifts;                      // taps of the offset axis, or products of minimal filtering
+  int64_t shifts;  // taps of the offset axis, or products of minimal filtering
   std::vector<Chunk> chunks;
-  std::vector<WeightRows> rows;        // by chunk
-  int64_t total_rows[8];               // by parity
-  int64_t ld[8];                       // planes
-  int64_t offset[8];                   // first element, by parity
+  std::vector<WeightRows> rows;  // by chunk
+  int64_t total_rows[8];         // by parity
+  int64_t ld[8];                 // planes
+  int64_t offset[8];             // first element, by parity
   int64_t elements;
 };
 
@@ -43,8 +43,8 @@ struct ColumnBlock {
 };
 std::vector<ColumnBlock> column_blocks(int64_t columns, int lanes);
 
-WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns, const std::vector<Chunk>& chunks,
-                           int lanes, bool planes);
+WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns,
+                           const std::vector<Chunk>& chunks, int lanes, bool planes);
 
 // Packs one piece of the columns (pixels: one vector of them); pieces can run in parallel.
 template <class T>

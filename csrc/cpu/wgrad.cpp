@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kPixelsPerSplit = 1024;  // below it a private accumulator costs more than it gives
 constexpr int64_t kOrbitsPerPart = 16;
-constexpr int64_t kTilePixels = 128;  // positions that one tile should have at least,
+constexpr int64_t kTilePixels = 128;       // positions that one tile should have at least,
 constexpr int64_t kTileBytes = 384 << 10;  // in a panel of this size
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
@@ -134,7 +134,8 @@ class Accumulator {
       work.shift_stride = round_up(total, lanes_);
       work.acc_ld = apart(work.shift_stride * static_cast<int64_t>(work.taps.size()));
     }
-    elements_ += w_.planes ? work.shift_stride * static_cast<int64_t>(work.taps.size()) : work.acc_ld * p_.channels;
+    elements_ +=
+        w_.planes ? work.shift_stride * static_cast<int64_t>(work.taps.size()) : work.acc_ld * p_.channels;
     most_pixels_ = std::max(most_pixels_, pixels);
     most_panel_ = std::max(most_panel_, (w_.planes ? total : t.products * halo) * work.panel_ld + lanes_);
     most_rows_ = std::max(most_rows_, t.products * work.row_stride);
@@ -167,7 +168,8 @@ class Accumulator {
           p0 = std::clamp<int64_t>(-b - tile.begin[0], 0, tile.size[0]) * tile.line();
           p1 = std::clamp<int64_t>(map.extent - b - tile.begin[0], 0, tile.size[0]) * tile.line();
         }
-        multiply(work, local, product, acc + static_cast<int64_t>(j) * work.shift_stride, shift, p0, p1, i > begin);
+        multiply(work, local, product, acc + static_cast<int64_t>(j) * work.shift_stride, shift, p0, p1,
+                 i > begin);
       }
     }
   }
@@ -252,7 +254,8 @@ class Accumulator {
       const Plan& plan = *plans_[part];
       const int64_t shifts = plan.offset_axis >= 0 ? p_.kernel[plan.offset_axis] : 1;
       for (size_t i = 0; i < plan.slots.size(); ++i)
-        for (int64_t shift = 0; shift < shifts; ++shift) reduce_slot(acc, part, i, shift, group, c0, c1, terms);
+        for (int64_t shift = 0; shift < shifts; ++shift)
+          reduce_slot(acc, part, i, shift, group, c0, c1, terms);
     }
   }
 

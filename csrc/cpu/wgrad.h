@@ -12,9 +12,9 @@ namespace symconv {
 template <class T>
 struct Wgrad {
   const Problem& problem;
-  View<const T> grad;       // upstream gradient; channels of all groups
+  View<const T> grad;  // upstream gradient; channels of all groups
   View<const T> input;
-  WeightView<T> out;        // reduced weight gradient of group 0
+  WeightView<T> out;  // reduced weight gradient of group 0
   int64_t out_group_stride;
   Filtering filtering;
   bool planes;

@@ -138,7 +138,9 @@ def torch_kind(problem: Problem, op: str) -> str:
 
 def native_seconds(problem: Problem, op: str, algorithm: str) -> float:
     """Estimate for a native algorithm."""
-    return _seconds(native_counts(problem, op, algorithm), RATES[native_kind(problem, op, algorithm)], problem)
+    return _seconds(
+        native_counts(problem, op, algorithm), RATES[native_kind(problem, op, algorithm)], problem
+    )
 
 
 def torch_seconds(problem: Problem, op: str) -> float:
