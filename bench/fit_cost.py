@@ -142,6 +142,7 @@ def fit() -> None:
 
 
 def main() -> None:
+    """Measure if asked to, then fit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", action="store_true", help="time the cases before fitting")
     parser.add_argument("--seconds", type=float, default=0.08, help="for each pass of each case")

@@ -33,7 +33,7 @@ def depthwise(seed: int) -> Case:
     groups = pick((2, 3, 8, 16, 17, 32, 35))
     kernels = (1, 2, 3, 3, 4, 5) if ndim == 3 else (1, 2, 3, 3, 4, 5, 5, 6, 7, 7, 8, 9, 13)
     width = pick(kernels)
-    kernel = tuple(pick((width, width, pick(kernels))) for _ in range(ndim - 1)) + (width,)
+    kernel = (*(pick((width, width, pick(kernels))) for _ in range(ndim - 1)), width)
     plain = pick((True, True, False))
     stride, dilation = (tuple(1 if plain else pick((1, 1, 2, 3)) for _ in range(ndim)) for _ in range(2))
     padding = tuple(pick((k // 2, k // 2, 0, 1, 3)) for k in kernel)
