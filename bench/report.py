@@ -126,7 +126,7 @@ def markdown(rows: list[Row]) -> str:
     one = rows[0]
     parts = [
         f"{one['device']}, {one['threads']} pinned threads, torch {one['torch']}, {one['dtype']}, "
-        f"commit {one['git']}.\n"
+        f"commit {one['git']}, {str(one['date'])[:10]}.\n"
         "Ratio: time of `F.convNd` on filters expanded beforehand, in its faster layout, over that of the symmetric "
         "layer.\n\n"
     ]

@@ -136,6 +136,8 @@ SPECIAL: dict[str, Case] = {
     "depthwise": _case({1: 18}, 18, (9, 11), 7, padding=3, groups=18),
     "depthwise, channels last, all ties": _case({1: 8, 2: 8, 3: 8}, 8, (9, 11), 5, padding=2, groups=8, **LAST),
     "depthwise, stride 2": _case({3: 16}, 16, (9, 11), 3, padding=1, stride=2, groups=16),
+    "depthwise, 31 x 31": _case({1: 7}, 7, (33, 35), 31, padding=15, groups=7, threads=2, **LAST),
+    "depthwise, more channels than lanes": _case({3: 35, 0: 35}, 35, (9, 12), 5, padding=2, groups=35, **LAST),
     "depthwise 3-D": _case({7: 4, 5: 4}, 4, (4, 5, 6), 3, padding=1, groups=4),
     "transposed": _case({1: 4, 3: 3}, 6, (5, 4), 3, transposed=True, padding=1),
     "transposed, stride 2": _case({2: 4, 3: 3}, 6, (5, 4), 4, transposed=True, padding=1, stride=2, **LAST),
