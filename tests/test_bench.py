@@ -55,7 +55,7 @@ def rows() -> list[dict[str, object]]:
         "pass": "fwd", "tie": "h", "layout": "channels_last", "dtype": "float32", "orbit": 2, "error": 1.0,
         "backend": "cpu", "algorithm": "fold", "ms_p50": 1.0, "baseline_ms": 2.0, "fraction": 0.5, "gmacs_folded": 1.0,
         "gmacs_dense": 2.0, "peak_extra_bytes": 10, "baseline_peak_extra_bytes": 0, "activation_bytes": 100,
-        "device": "a CPU", "threads": 2, "torch": "2", "git": "abc",
+        "device": "a CPU", "threads": 2, "torch": "2", "git": "abc", "date": "2026-01-02T03:04:05+00:00",
     }  # fmt: skip
     return [
         base | {"shape": "4x64@56", "ratio": 1.0},
