@@ -2,6 +2,7 @@
 #include "depthwise.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "scratch.h"
 
@@ -17,6 +18,8 @@ int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 template <class T>
 class Pass {
+  using S = Sum<T>;
+
  public:
   explicit Pass(const Depthwise<T>& d)
       : d_(d), p_(d.problem), table_(select_kernels<T>()), k_(table_.depthwise), lanes_(table_.lanes) {
@@ -30,23 +33,36 @@ class Pass {
     plan_memory();
   }
 
+  // Threads share the blocks where those suffice, so that a thread needs only the weights that it has packed
+  // itself; else they share all tasks, and the weights are packed before.
   void operator()() {
-    const int64_t threads = thread_count(), taps = kernel_taps(p_), weights = p_.orbits * taps * lanes_;
-    Scratch<T> packed(blocks_ * weights);
-    Scratch<T> raw(threads * taps * lanes_);
-    parallel_slices(blocks_, threads, [&](int64_t begin, int64_t end, int64_t slice) {
+    const int64_t threads = thread_count(), each = boxes_.size() * p_.batch;
+    const bool by_block = blocks_ % threads == 0 || blocks_ >= 8 * threads;
+    const int64_t slices = std::min(threads, by_block ? blocks_ : each * blocks_);
+    Scratch<S> packed(blocks_ * weight_elements());
+    Scratch<S> memory(local_elements_ * std::max(threads, slices));
+    const auto pack = [&](int64_t begin, int64_t end, int64_t slice) {
       for (int64_t b = begin; b < end; ++b)
-        pack_weights_of(block(b), raw.data() + slice * taps * lanes_, packed.data() + b * weights);
-    });
-    const int64_t tasks = boxes_.size() * p_.batch * blocks_, slices = std::min(tasks, threads);
-    Scratch<T> memory(local_elements_ * slices);
-    parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t b = i % blocks_;
-        run(boxes_[i / blocks_ / p_.batch], i / blocks_ % p_.batch, block(b), packed.data() + b * weights,
-            memory.data() + slice * local_elements_);
-      }
-    });
+        pack_weights_of(block(b), memory.data() + slice * local_elements_, weights_of(packed, b));
+    };
+    if (!by_block) parallel_slices(blocks_, threads, pack);
+    parallel_slices(by_block ? blocks_ : each * blocks_, slices,
+                    [&](int64_t begin, int64_t end, int64_t slice) {
+                      S* local = memory.data() + slice * local_elements_;
+                      const BoxPlan* before = nullptr;
+                      const auto one = [&](int64_t i, int64_t b) {
+                        const BoxPlan* plan = &boxes_[i / p_.batch];
+                        run(*plan, i % p_.batch, block(b), weights_of(packed, b), plan != before, local);
+                        before = plan;
+                      };
+                      if (by_block) {
+                        pack(begin, end, slice);
+                        for (int64_t i = 0; i < each; ++i)
+                          for (int64_t b = begin; b < end; ++b) one(i, b);
+                      } else {
+                        for (int64_t i = begin; i < end; ++i) one(i / blocks_, i % blocks_);
+                      }
+                    });
   }
 
  private:
@@ -56,21 +72,29 @@ class Pass {
     int64_t pitch;
     std::vector<Steps> steps;     // by segment
     std::vector<int64_t> offset;  // of every line of results, from the image and channel
+    std::vector<int64_t> kept;    // of every line of results that is not stored from registers
+    Runs runs;                    // of lines of results that are stored together
   };
 
-  // One line of results of one block of channels.
-  struct Line {
+  // Lines of results that are stored together, of one block of channels.
+  struct Run {
     const BoxPlan& plan;
-    int64_t index;
-    const T* source;  // packed
-    T* lines;         // [planes of the result][whole chunks][lanes]
-    T* folded;        // one packed line
-    T* out;           // first position of the first channel
-    const T* next;    // of the next line, or null
+    int64_t begin, end;
+    const S* source;  // packed
+    S* folded;        // one packed line
+    // Where the first line of the box would be: in the tensor, or, one plane after the other, in what is
+    // scattered into it later.
+    S* out;
+    const S* bias;  // only where stored from registers
+    bool direct;    // stored from registers
   };
 
-  // Chunks of the windows and of the general lines: all of them divide it.
-  int64_t chunks(int64_t positions) const { return round_up(positions, k_.line_width) + widest_; }
+  // Of one line of results. The general lines are written by whole chunks.
+  int64_t line_vectors(const LinePhase& phase) const {
+    bool general = false;
+    for (const TiePlan& tie : ties_) general = general || !windowed(tie);
+    return general ? round_up(phase.axis[2]->count, k_.line_width) : phase.axis[2]->count;
+  }
   bool windowed(const TiePlan& tie) const { return window_ >= 0 && tie.vertical < 2; }
   int64_t plane(const BoxPlan& b) const { return (1 + b.box->source_lines()) * b.pitch * lanes_; }
 
@@ -86,23 +110,37 @@ class Pass {
 
   void plan_phase(LinePhase& phase) {
     int64_t positions = 0;  // with whole chunks for every tie
-    for (const TiePlan& tie : ties_) {
-      const int width = chunk_width(tie);
-      positions = std::max(positions, round_up(phase.axis[2]->count, width));
-      widest_ = std::max(widest_, width);
-    }
+    for (const TiePlan& tie : ties_)
+      positions = std::max(positions, round_up(phase.axis[2]->count, chunk_width(tie)));
     const int64_t pitch = line_pitch(phase, positions);
     const int64_t tasks = p_.batch * blocks_ * static_cast<int64_t>(phases_.size());
     const int64_t want = thread_count() > 1 ? (4 * thread_count() + tasks - 1) / tasks : 1;
-    const int64_t vector = planes_ * static_cast<int64_t>(sizeof(T));  // bytes of one position and channel
+    const int64_t vector = planes_ * static_cast<int64_t>(sizeof(S));  // bytes of one position and channel
     cut_boxes(phase, pitch, std::min(kBoxBytes / lanes_, kRegionBytes / p_.groups) / vector, want);
     for (const Box& box : phase.boxes) {
-      BoxPlan plan{&phase, &box, pitch, {}, {}};
-      for (const TiePlan& tie : ties_) plan.steps.push_back(steps_by_line(tie, phase, box, pitch));
-      for (int64_t line = 0; line < box.lines(); ++line) plan.offset.push_back(line_offset(phase, box, line));
-      boxes_.push_back(std::move(plan));
+      std::vector<Steps> steps;
+      std::vector<int64_t> offset, kept;
+      for (const TiePlan& tie : ties_) steps.push_back(steps_by_line(tie, phase, box, pitch));
+      for (int64_t line = 0; line < box.lines(); ++line) {
+        offset.push_back(line_offset(phase, box, line));
+        kept.push_back(line * line_vectors(phase) * lanes_);
+      }
+      const Runs runs = result_runs(phase, offset);
+      boxes_.push_back({&phase, &box, pitch, std::move(steps), std::move(offset), std::move(kept), runs});
     }
   }
+
+  // Lines of results go together where they follow each other in memory.
+  Runs result_runs(const LinePhase& phase, const std::vector<int64_t>& offset) const {
+    const AxisMap& width = *phase.axis[2];
+    bool together = width.step == 1;
+    for (size_t i = 1; i < offset.size(); ++i)
+      together = together && offset[i] - offset[i - 1] == width.count * d_.out.stride[2];
+    return Runs(offset.size(), width.count, line_vectors(phase), 0, together);
+  }
+
+  int64_t weight_elements() const { return p_.orbits * kernel_taps(p_) * lanes_; }
+  S* weights_of(Scratch<S>& packed, int64_t b) const { return packed.data() + b * weight_elements(); }
 
   // Packed source, result lines, one folded line and the bias of every filter.
   void plan_memory() {
@@ -110,13 +148,15 @@ class Pass {
     for (const BoxPlan& b : boxes_) {
       source = std::max(source, planes_ * plane(b));
       folded = std::max(folded, b.pitch * lanes_);
-      line_elements_ = std::max(line_elements_, chunks(b.phase->axis[2]->count) * lanes_);
+      const int64_t lines = (b.box->lines() + b.runs.count() - 1) / b.runs.count();
+      line_elements_ = std::max(line_elements_, lines * line_vectors(*b.phase) * lanes_);
     }
     const int64_t results = (d_.fold ? p_.filters : 1) * line_elements_;
-    local_elements_ = round_up(source + folded + results + p_.filters * lanes_, 2 * lanes_);
+    const int64_t raw = kernel_taps(p_) * lanes_;  // taps as they lie in the filter, before anything else
+    local_elements_ = round_up(std::max(raw, source + folded + results + p_.filters * lanes_), 2 * lanes_);
   }
 
-  void pack_weights_of(const ChannelBlock& b, T* raw, T* packed) const {
+  void pack_weights_of(const ChannelBlock& b, S* raw, S* packed) const {
     const int64_t taps = kernel_taps(p_);
     for (size_t i = 0; i < ties_.size(); ++i) {
       const Segment& s = p_.segments[i];
@@ -127,30 +167,42 @@ class Pass {
     }
   }
 
-  // Members of an orbit are stored from registers, in turn, where they are all that a channel has.
-  bool interleaved(const ChannelBlock& b) const {
-    return d_.fold && p_.orbits == 1 && windowed(ties_[0]) && d_.out.channel_stride == 1 && b.lanes == lanes_;
+  // Forward, members of an orbit are stored from registers, in turn, where they are all that a channel has.
+  bool stored_from_registers(const ChannelBlock& b) const {
+    bool direct = d_.out.channel_stride == 1 && b.lanes == lanes_ && (!d_.fold || p_.orbits == 1);
+    for (const TiePlan& tie : ties_) direct = direct && windowed(tie);
+    return direct;
   }
 
-  void run(const BoxPlan& plan, int64_t image, const ChannelBlock& b, const T* weights, T* local) const {
-    T* source = local;
-    T* lines = source + planes_ * plane(plan);
-    T* folded = lines + (d_.fold ? p_.filters : 1) * line_elements_;
-    T* bias = folded + plan.pitch * lanes_;
-    const bool one = !d_.fold && is_one_orbit(p_);
-    pack_box(k_, lanes_, d_.source, image, b, planes_, one, *plan.phase, *plan.box, plan.pitch, source);
-    if (!d_.fold && !one) planes_to_parities(k_, p_, source, plane(plan), plane(plan) / lanes_);
+  void run(const BoxPlan& plan, int64_t image, const ChannelBlock& b, const S* weights, bool clear,
+           S* local) const {
+    S* source = local;
+    S* lines = source + planes_ * plane(plan);
+    S* folded = lines + (d_.fold ? p_.filters : 1) * line_elements_;
+    S* bias = folded + plan.pitch * lanes_;
+    pack_box(k_, lanes_, p_, {d_.source, planes_, !d_.fold, *plan.phase, *plan.box, plan.pitch}, image, b,
+             clear, source);
     if (d_.bias)
-      k_.gather({bias, lanes_, static_cast<int>(p_.filters), 1, b.lanes,
+      k_.gather({bias, lanes_, nullptr, static_cast<int>(p_.filters), 1, b.lanes,
                  const_cast<T*>(d_.bias) + b.first * p_.filters, 1, 0, nullptr, false});
     const int64_t channel = b.first * (d_.fold ? p_.filters : 1);
-    T* base = d_.out.data + image * d_.out.batch_stride + channel * d_.out.channel_stride;
-    const int64_t count = plan.box->lines();
-    for (int64_t l = 0; l < count; ++l) {
-      const T* next = l + 1 < count ? base + plan.offset[l + 1] : nullptr;
-      const Line line{plan, l, source, lines, folded, base + plan.offset[l], next};
-      d_.fold ? forward_line(line, b, weights, bias) : gradient_line(line, b, weights);
+    T* out = d_.out.data + image * d_.out.batch_stride + channel * d_.out.channel_stride;
+    if constexpr (std::is_same_v<S, T>)
+      if (stored_from_registers(b))  // the whole box is one run
+        return multiply({plan, 0, plan.box->lines(), source, folded, out,
+                         d_.bias ? d_.bias + b.first * p_.filters : nullptr, true},
+                        weights);
+    for (int64_t r = 0; r < plan.runs.count(); ++r) {
+      const int64_t begin = plan.runs.begin(r), end = plan.runs.begin(r + 1);
+      multiply({plan, begin, end, source, folded, lines - plan.kept[begin], nullptr, false}, weights);
+      k_.scatter({lines, line_elements_, plan.runs.place(), static_cast<int>(d_.fold ? p_.filters : 1),
+                  (end - begin) * plan.phase->axis[2]->count, b.lanes, out + plan.offset[begin],
+                  d_.out.channel_stride, position_step(plan), d_.bias ? bias : nullptr, false});
     }
+  }
+
+  void multiply(const Run& run, const S* weights) const {
+    d_.fold ? forward(run, weights) : gradient(run, weights);
   }
 
   int64_t line_offset(const LinePhase& phase, const Box& box, int64_t line) const {
@@ -164,106 +216,102 @@ class Pass {
 
   int64_t position_step(const BoxPlan& plan) const { return plan.phase->axis[2]->step * d_.out.stride[2]; }
 
-  void store_lines(const Line& line, const ChannelBlock& b, int planes, const T* bias) const {
-    const BoxPlan& plan = line.plan;
-    k_.scatter({line.lines, line_elements_, planes, plan.phase->axis[2]->count, b.lanes, line.out,
-                d_.out.channel_stride, position_step(plan), bias, false});
-  }
-
   // Every field one by one: clearing or copying the struct compiles to string instructions, which wait for
   // all stores before them (measured: a tenth of a forward).
-  WindowArgs<T> window_args(const Line& line, size_t segment, const T* weights) const {
-    const Steps& steps = line.plan.steps[segment];
-    WindowArgs<T> a;
-    a.singles = steps.begin(3 * line.index), a.single_count = steps.count(3 * line.index);
-    a.pairs = steps.begin(3 * line.index + 1), a.pair_count = steps.count(3 * line.index + 1);
+  WindowArgs<S> window_args(const Run& run, size_t segment, const S* weights) const {
+    const Steps& steps = run.plan.steps[segment];
+    WindowArgs<S> a;
+    a.steps = steps.all.data(), a.first = steps.first.data();
+    a.begin = run.begin, a.end = run.end;
     a.weights = weights;
-    a.positions = line.plan.phase->axis[2]->count;
-    for (int g = 0; g < kMaxKernelLines; ++g) a.source[g] = line.source, a.out[g] = line.lines;
-    a.out_step = lanes_, a.next_line = nullptr;
+    a.positions = run.plan.phase->axis[2]->count;
+    for (int g = 0; g < kMaxKernelLines; ++g) a.source[g] = run.source, a.out[g] = run.out;
+    a.offset = run.direct ? run.plan.offset.data() : run.plan.kept.data();
+    a.out_step = run.direct ? position_step(run.plan) : lanes_;
     a.interleave = a.add = false, a.bias = nullptr;
     return a;
   }
 
-  void forward_line(const Line& line, const ChannelBlock& b, const T* weights, const T* bias) const {
+  void forward(const Run& run, const S* weights) const {
     const int64_t taps = kernel_taps(p_) * lanes_;
-    const bool direct = interleaved(b);
     for (size_t i = 0; i < ties_.size(); ++i) {
       const TiePlan& tie = ties_[i];
       const Segment& s = p_.segments[i];
       for (int64_t r = 0; r < s.rows; ++r) {
-        const T* w = weights + (s.first + r) * taps;
-        T* member[kMaxSources];
+        const S* w = weights + (s.first + r) * taps;
+        S* member[kMaxSources];
         for (int g = 0; g < 1 << tie.ties; ++g)
-          member[g] = line.lines + (member_channel(s, g) + r) * line_elements_;
+          member[g] = run.out + (member_channel(s, g) + r) * line_elements_;
         if (!windowed(tie)) {
-          for (int up = 0; up < 1 << tie.vertical; ++up)
-            general_line(line, i, up, tie.tied ? kBothParities : kEvenParity, line.source, w,
-                         {member[tie.parity(0, up)], member[tie.parity(tie.tied, up)]}, false);
-          k_.butterfly(member, tie.ties, line.plan.phase->axis[2]->count);
+          general_forward(run, i, w, member);
           continue;
         }
-        WindowArgs<T> a = window_args(line, i, w);
-        for (int g = 0; g < 1 << tie.ties && g < kMaxKernelLines; ++g) a.out[g] = member[g];
-        if (direct) {
-          a.interleave = true;
-          a.out[0] = line.out, a.out_step = position_step(line.plan), a.next_line = line.next;
-          a.bias = d_.bias ? d_.bias + b.first * p_.filters : nullptr;
-        }
+        WindowArgs<S> a = window_args(run, i, w);
+        a.interleave = run.direct, a.bias = run.bias;
+        for (int g = 0; !run.direct && g < 1 << tie.ties && g < kMaxKernelLines; ++g) a.out[g] = member[g];
         k_.forward[window_][tie.tied][tie.vertical].run(a);
       }
     }
-    if (!direct) store_lines(line, b, static_cast<int>(p_.filters), d_.bias ? bias : nullptr);
   }
 
-  void gradient_line(const Line& line, const ChannelBlock& b, const T* weights) const {
-    const int64_t taps = kernel_taps(p_) * lanes_, step = plane(line.plan);
-    bool direct = d_.out.channel_stride == 1 && b.lanes == lanes_, add = false;
-    for (const TiePlan& tie : ties_) direct = direct && windowed(tie);
+  void gradient(const Run& run, const S* weights) const {
+    const int64_t taps = kernel_taps(p_) * lanes_, step = plane(run.plan);
+    bool add = false;
     for (size_t i = 0; i < ties_.size(); ++i) {
       const TiePlan& tie = ties_[i];
       const Segment& s = p_.segments[i];
       for (int64_t r = 0; r < s.rows; ++r, add = true) {
-        const T* w = weights + (s.first + r) * taps;
-        const T* parity[kMaxSources];
-        for (int g = 0; g < 1 << tie.ties; ++g) parity[g] = line.source + (member_channel(s, g) + r) * step;
+        const S* w = weights + (s.first + r) * taps;
+        const S* parity[kMaxSources];
+        for (int g = 0; g < 1 << tie.ties; ++g) parity[g] = run.source + (member_channel(s, g) + r) * step;
         if (!windowed(tie)) {
-          general_gradient(line, i, parity, w, add);
+          general_gradient(run, i, parity, w, add);
           continue;
         }
-        WindowArgs<T> a = window_args(line, i, w);
+        WindowArgs<S> a = window_args(run, i, w);
         for (int g = 0; g < 1 << tie.ties && g < kMaxKernelLines; ++g) a.source[g] = parity[g];
-        a.out[0] = direct ? line.out : line.lines;
-        if (direct) a.out_step = position_step(line.plan), a.next_line = line.next;
         a.add = add;
         k_.input_grad[window_][tie.tied][tie.vertical].run(a);
       }
     }
-    if (!direct) store_lines(line, b, 1, nullptr);
   }
 
-  void general_gradient(const Line& line, size_t segment, const T* const* parity, const T* w,
-                        bool add) const {
+  void general_forward(const Run& run, size_t segment, const S* w, S* const* member) const {
+    const TiePlan& tie = ties_[segment];
+    for (int64_t line = run.begin; line < run.end; ++line) {
+      S* at[kMaxSources];
+      for (int g = 0; g < 1 << tie.ties; ++g) at[g] = member[g] + run.plan.kept[line];
+      for (int up = 0; up < 1 << tie.vertical; ++up)
+        general_line(run, line, segment, up, tie.tied ? kBothParities : kEvenParity, run.source, w,
+                     {at[tie.parity(0, up)], at[tie.parity(tie.tied, up)]}, false);
+      k_.butterfly(at, tie.ties, run.plan.phase->axis[2]->count);
+    }
+  }
+
+  void general_gradient(const Run& run, size_t segment, const S* const* parity, const S* w, bool add) const {
     const TiePlan& tie = ties_[segment];
     for (int up = 0; up < 1 << tie.vertical; ++up)
       for (int across = 0; across < (tie.tied ? 2 : 1); ++across, add = true)
-        general_line(line, segment, up, across ? kOddParity : kEvenParity, parity[tie.parity(across, up)], w,
-                     {line.lines, line.lines}, add);
+        for (int64_t line = run.begin; line < run.end; ++line) {
+          S* at = run.out + run.plan.kept[line];
+          general_line(run, line, segment, up, across ? kOddParity : kEvenParity,
+                       parity[tie.parity(across, up)], w, {at, at}, add);
+        }
   }
 
   // All kernel lines whose combination has vertical parity `up`: mirrored lines folded first.
-  void general_line(const Line& line, size_t segment, int up, LineParity across, const T* source,
-                    const T* weights, std::array<T*, 2> acc, bool add) const {
+  void general_line(const Run& run, int64_t line, size_t segment, int up, LineParity across, const S* source,
+                    const S* weights, std::array<S*, 2> acc, bool add) const {
     const TiePlan& tie = ties_[segment];
-    const BoxPlan& plan = line.plan;
+    const BoxPlan& plan = run.plan;
     const Steps& steps = plan.steps[segment];
-    std::vector<const T*> rows, w;
-    const DepthwiseStep* single = steps.begin(3 * line.index);
-    for (int64_t i = 0; up == 0 && i < steps.count(3 * line.index); ++i) {
+    std::vector<const S*> rows, w;
+    const DepthwiseStep* single = steps.begin(3 * line);
+    for (int64_t i = 0; up == 0 && i < steps.count(3 * line); ++i) {
       rows.push_back(source + single[i].row[0] * lanes_);
       w.push_back(weights + single[i].weight * lanes_);
     }
-    LineArgs<T> a{rows.data(),
+    LineArgs<S> a{rows.data(),
                   w.data(),
                   static_cast<int64_t>(rows.size()),
                   plan.phase->taps(tie.tied),
@@ -274,15 +322,15 @@ class Pass {
     k_.line[across](a);  // also where there is no line: it writes the zeros
     a.line_count = 1, a.add = true;
     for (int images = 1; images <= 2; ++images) {
-      const DepthwiseStep* step = steps.begin(3 * line.index + images);
-      for (int64_t i = 0; i < steps.count(3 * line.index + images); ++i) {
+      const DepthwiseStep* step = steps.begin(3 * line + images);
+      for (int64_t i = 0; i < steps.count(3 * line + images); ++i) {
         const int combination = combination_of(tie, step[i].weight, up);
         if (combination < 0) continue;
-        const T* images_of[kMaxKernelLines];
+        const S* images_of[kMaxKernelLines];
         for (int s = 0; s < 1 << images; ++s) images_of[s] = source + step[i].row[s] * lanes_;
-        k_.combine(images_of, images, combination, line.folded, plan.pitch);
-        const T* at = weights + (step[i].weight + combination * p_.kernel[2]) * lanes_;
-        const T* folded = line.folded;
+        k_.combine(images_of, images, combination, run.folded, plan.pitch);
+        const S* at = weights + (step[i].weight + combination * p_.kernel[2]) * lanes_;
+        const S* folded = run.folded;
         a.lines = &folded, a.weights = &at;
         k_.line[across](a);
       }
@@ -307,7 +355,6 @@ class Pass {
   int64_t blocks_;
   int planes_;
   int window_;
-  int widest_ = 1;
   int64_t line_elements_ = 0, local_elements_ = 0;  // of one plane of results; of one task
   std::vector<TiePlan> ties_;                       // by segment
   std::vector<AxisMap> axes_[kAxes];
@@ -325,5 +372,7 @@ void depthwise(const Depthwise<T>& d) {
 
 template void depthwise<float>(const Depthwise<float>&);
 template void depthwise<double>(const Depthwise<double>&);
+template void depthwise<Half>(const Depthwise<Half>&);
+template void depthwise<BFloat16>(const Depthwise<BFloat16>&);
 
 }  // namespace symconv

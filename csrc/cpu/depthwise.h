@@ -14,6 +14,8 @@
 
 namespace symconv {
 
+// Tensors hold T; boxes, packed weights and results are Sum<T> until they are stored.
+
 // Forward (fold) from the input, or input gradient from the upstream gradient.
 template <class T>
 struct Depthwise {
@@ -47,30 +49,30 @@ struct ChannelBlock {
   int lanes;
 };
 
-// Lines of `planes` planes of a box (`parities`: made of the members of one orbit), each plane after a line
-// of zeros: [plane][1 + line][pitch][lanes].
+// What a box takes from a tensor: `planes` planes, each after a line of zeros: [plane][1 +
+// line][pitch][lanes].
 template <class T>
-void pack_box(const DepthwiseKernels<T>& kernels, int lanes, const View<const T>& source, int64_t image,
-              const ChannelBlock& block, int planes, bool parities, const LinePhase& phase, const Box& box,
-              int64_t pitch, T* out);
-
-// One orbit of at most four members a channel: its parities are made while packing.
-inline bool is_one_orbit(const Problem& p) {
-  return p.orbits == 1 && p.filters <= 4 && p.filters == 1 << __builtin_popcount(p.segments[0].mask);
-}
-
-// Member planes of every orbit to parity planes, in place. `vectors` of each plane.
+struct Packing {
+  View<const T> source;
+  int planes;
+  bool parities;  // the planes are the members of orbits, and become their parities
+  const LinePhase& phase;
+  const Box& box;
+  int64_t pitch;
+  int64_t plane_vectors() const { return (1 + box.source_lines()) * pitch; }
+};
+// `clear`: write the zeros around the map too; the box that `out` held before was not the same one.
 template <class T>
-void planes_to_parities(const DepthwiseKernels<T>& kernels, const Problem& p, T* planes, int64_t plane_stride,
-                        int64_t vectors);
+void pack_box(const DepthwiseKernels<T>& kernels, int lanes, const Problem& p, const Packing<T>& from,
+              int64_t image, const ChannelBlock& block, bool clear, Sum<T>* out);
 
 // Moves the taps of one orbit of a block of channels between the weight and lanes, [tap][lanes].
 template <class T>
 void gather_taps(const DepthwiseKernels<T>& kernels, const Problem& p, const WeightView<const T>& weight,
-                 int64_t group_stride, const ChannelBlock& block, int64_t orbit, int lanes, T* out);
+                 int64_t group_stride, const ChannelBlock& block, int64_t orbit, int lanes, Sum<T>* out);
 template <class T>
 void scatter_taps(const DepthwiseKernels<T>& kernels, const Problem& p, const WeightView<T>& weight,
-                  int64_t group_stride, const ChannelBlock& block, int64_t orbit, int lanes, T* from);
+                  int64_t group_stride, const ChannelBlock& block, int64_t orbit, int lanes, Sum<T>* from);
 
 inline int64_t kernel_taps(const Problem& p) { return p.kernel[0] * p.kernel[1] * p.kernel[2]; }
 

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "formats.h"
+
 namespace symconv {
 
 constexpr int kMaxKernelLines = 4;  // mirror images of one line of the kernel: along height and depth
@@ -60,14 +62,15 @@ struct LineGradArgs {
 // Stride 1, dilation 1 and a narrow kernel: the source positions of a chunk stay in registers.
 template <class T>
 struct WindowArgs {
-  const DepthwiseStep *singles, *pairs;  // lines without and with a mirror image
-  int64_t single_count, pair_count;
+  const DepthwiseStep* steps;
+  const int32_t* first;  // step of destination line l: first[3l] without, first[3l + 1] with a mirror image
+  int64_t begin, end;    // destination lines
   const T* weights;
   const T* source[kMaxKernelLines];  // forward: [0] only; input gradient: one plane for each parity
   int64_t positions;
   T* out[kMaxKernelLines];  // forward: one for each orbit member; input gradient: [0] only
+  const int64_t* offset;    // elements from `out` to each destination line
   int64_t out_step;         // elements from one position to the next
-  const T* next_line;       // where the next line of results will start in out[0], or null
   bool interleave;          // forward: members of a channel are neighbours, all in out[0]
   const T* bias;            // of out[0] as it is stored; null without; with interleave only
   bool add;                 // input gradient: to what is there
@@ -88,15 +91,16 @@ struct WindowGradArgs {
 // Between memory and planes: lane l of plane f is channel l * planes + f of the memory.
 template <class T>
 struct LaneArgs {
-  T* lanes;
+  Sum<T>* lanes;
   int64_t plane_stride;
+  const int32_t* place;  // vector of each position, or null: one after the other
   int planes;
   int64_t positions;
   int channels;  // lanes that exist; the others are zero in planes and absent in memory
   T* memory;     // read only by gather
   int64_t channel_stride, position_stride;
-  const T* bias;   // scatter: one vector for each plane, or null
-  bool butterfly;  // gather: the 1, 2 or 4 planes are the members of one orbit; make them its parities
+  const Sum<T>* bias;  // scatter: one vector for each plane, or null
+  bool butterfly;      // gather: the 1, 2 or 4 planes are the members of one orbit; make them its parities
 };
 
 // Mirrored taps of one kernel: `tap` as they lie in the filter, `place` of their parities in the packed
@@ -119,22 +123,24 @@ struct WindowGrad {
 
 constexpr int kWindows = 3;  // kernel widths 3, 5 and 7
 
+// T is what tensors hold; everything between gather and scatter is Sum<T>.
 template <class T>
 struct DepthwiseKernels {
+  using S = Sum<T>;
   int line_width;                     // positions of a chunk of `line`
-  Window<T> forward[kWindows][2][2];  // by kernel width, tied along the line, lines with mirror images
-  Window<T> input_grad[kWindows][2][2];
-  WindowGrad<T> weight_grad[kWindows][2][2];
-  void (*line[kLineParities])(const LineArgs<T>&);
-  void (*line_grad[kLineParities])(const LineGradArgs<T>&);
+  Window<S> forward[kWindows][2][2];  // by kernel width, tied along the line, lines with mirror images
+  Window<S> input_grad[kWindows][2][2];
+  WindowGrad<S> weight_grad[kWindows][2][2];
+  void (*line[kLineParities])(const LineArgs<S>&);
+  void (*line_grad[kLineParities])(const LineGradArgs<S>&);
   void (*gather)(const LaneArgs<T>&);
   void (*scatter)(const LaneArgs<T>&);
   // out[i] = sum over 2^log_lines lines of +-line[i], the signs of one parity.
-  void (*combine)(const T* const* lines, int log_lines, int parity, T* out, int64_t vectors);
+  void (*combine)(const S* const* lines, int log_lines, int parity, S* out, int64_t vectors);
   // Every plane by its parity, in place.
-  void (*butterfly)(T* const* planes, int log_planes, int64_t vectors);
+  void (*butterfly)(S* const* planes, int log_planes, int64_t vectors);
   // to[place] = 2^-log * butterfly of from[tap]; the adjoint has `tap` and `place` exchanged.
-  void (*fold_taps)(const TapGroup* groups, int64_t count, const T* from, T* to, bool adjoint);
+  void (*fold_taps)(const TapGroup* groups, int64_t count, const S* from, S* to, bool adjoint);
 };
 
 }  // namespace symconv

@@ -39,19 +39,23 @@ inline void forget_loads() { asm volatile("" ::: "memory"); }
 
 // Asks for the lines that the next chunk will write; they are not in the first-level cache.
 template <class T, int P, int G>
-inline void prefetch_next(const WindowArgs<T>& a, int64_t p) {
+inline void prefetch_next(const WindowArgs<T>& a, int64_t line, int64_t p) {
   constexpr int L = Vec<T>::lanes;
-  const T* next = p + P < a.positions ? a.out[0] + (p + P) * a.out_step : a.next_line;
-  if (!next) return;
+  if (p + P >= a.positions && ++line == a.end) return;
+  const T* next = a.out[0] + a.offset[line] + (p + P < a.positions ? (p + P) * a.out_step : 0);
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i, next += a.out_step)
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) __builtin_prefetch(next + g * L, 1);
 }
 
-// Both parities (or, untied, the one result) of a chunk for one kernel line.
-template <class T, int K, bool kTied, int P, int G>
-inline void window_forward(const V<T> (&c)[P + K - 1], const T* w, V<T> (&y)[G][P], int first) {
+// Where registers allow, the taps of one sum go to two sums in turn: P chains of multiply-adds would wait for
+// each other (measured: 1.05 to 1.15 times the speed of an input gradient).
+constexpr int kHalves = SYMCONV_BYTES == 64 ? 2 : 1;
+
+// Both parities of a chunk for one kernel line; untied, the halves of the one result.
+template <class T, int K, bool kTied, int P>
+inline void window_forward(const V<T> (&c)[P + K - 1], const T* w, V<T> (&y)[2][P]) {
   constexpr int L = Vec<T>::lanes;
   if constexpr (kTied) {
 #pragma GCC unroll 4
@@ -59,73 +63,94 @@ inline void window_forward(const V<T> (&c)[P + K - 1], const T* w, V<T> (&y)[G][
       const V<T> even = load(w + 2 * j * L), odd = load(w + (2 * j + 1) * L);
 #pragma GCC unroll 8
       for (int i = 0; i < P; ++i) {
-        y[first][i] += (c[i + j] + c[i + K - 1 - j]) * even;
-        y[first + 1][i] += (c[i + j] - c[i + K - 1 - j]) * odd;
+        y[0][i] += (c[i + j] + c[i + K - 1 - j]) * even;
+        y[1][i] += (c[i + j] - c[i + K - 1 - j]) * odd;
       }
     }
     const V<T> centre = load(w + (K - 1) * L);
 #pragma GCC unroll 8
-    for (int i = 0; i < P; ++i) y[first][i] += c[i + K / 2] * centre;
+    for (int i = 0; i < P; ++i) y[0][i] += c[i + K / 2] * centre;
   } else {
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) {
       const V<T> tap = load(w + k * L);
 #pragma GCC unroll 8
-      for (int i = 0; i < P; ++i) y[first][i] += c[i + k] * tap;
+      for (int i = 0; i < P; ++i) y[k % kHalves][i] += c[i + k] * tap;
     }
   }
 }
 
-template <class T, int P, int G>
-inline void store_members(const WindowArgs<T>& a, V<T> (&y)[G][P], int64_t p) {
+template <class T, bool kTied, int P>
+inline void add_halves(V<T> (&y)[2][P]) {
+  if constexpr (!kTied) {
+#pragma GCC unroll 16
+    for (int i = 0; i < P; ++i) y[0][i] += y[1][i], y[1][i] = V<T>{};
+  }
+}
+
+// The results of a chunk; those of the first lines of parities come from `kept`.
+template <class T, int P, int H, int G>
+inline void store_members(const WindowArgs<T>& a, int64_t line, int64_t p, const V<T>* kept,
+                          V<T> (&y)[2][P]) {
   constexpr int L = Vec<T>::lanes;
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i) {
     if (p + i >= a.positions) break;
     V<T> v[G];
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) v[g] = y[g][i];
+    for (int g = 0; g < G; ++g) v[g] = g < G - H ? kept[g * P + i] : y[g - (G - H)][i];
     butterfly(v);
     if (a.interleave) {
       zip_planes<T, G>(v);
-      T* out = a.out[0] + (p + i) * a.out_step;
+      T* out = a.out[0] + a.offset[line] + (p + i) * a.out_step;
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) save(out + g * L, a.bias ? v[g] + load(a.bias + g * L) : v[g]);
     } else {
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) save(a.out[g] + (p + i) * a.out_step, v[g]);
+      for (int g = 0; g < G; ++g) save(a.out[g] + a.offset[line] + (p + i) * a.out_step, v[g]);
     }
   }
 }
 
+// Lines with a mirror image are summed first, then subtracted: the results of the sums wait in the
+// first-level cache, so that a chunk may be as wide as without mirror images.
 template <class T, int K, bool kTied, bool kPaired, int P>
 void forward_window(const WindowArgs<T>& a) {
   constexpr int L = Vec<T>::lanes, H = kTied ? 2 : 1, G = kPaired ? 2 * H : H;
-  for (int64_t p = 0; p < a.positions; p += P) {
-    if (a.interleave) prefetch_next<T, P, G>(a, p);
-    V<T> y[G][P] = {};
-    V<T> c[P + K - 1];
-    for (int64_t s = 0; s < a.single_count; ++s) {
-      load_window<T, 0>(a.source[0], a.singles[s], p, c);
-      window_forward<T, K, kTied, P>(c, a.weights + a.singles[s].weight * L, y, 0);
-    }
-    if constexpr (kPaired) {
-      for (int64_t s = 0; s < a.pair_count; ++s) {
-        const T* w = a.weights + a.pairs[s].weight * L;
-        load_window<T, 1>(a.source[0], a.pairs[s], p, c);
-        window_forward<T, K, kTied, P>(c, w, y, 0);
-        forget_loads();
-        load_window<T, -1>(a.source[0], a.pairs[s], p, c);
-        window_forward<T, K, kTied, P>(c, w + K * L, y, H);
+  V<T> kept[H * P];
+  for (int64_t line = a.begin; line < a.end; ++line) {
+    const DepthwiseStep *begin = a.steps + a.first[3 * line], *pairs = a.steps + a.first[3 * line + 1],
+                        *end = a.steps + a.first[3 * line + 2];
+    for (int64_t p = 0; p < a.positions; p += P) {
+      if (a.interleave) prefetch_next<T, P, G>(a, line, p);
+      V<T> y[2][P] = {};
+      V<T> c[P + K - 1];
+      for (const DepthwiseStep* s = begin; s < pairs; ++s) {
+        load_window<T, 0>(a.source[0], *s, p, c);
+        window_forward<T, K, kTied, P>(c, a.weights + s->weight * L, y);
       }
+      if constexpr (kPaired) {
+        for (const DepthwiseStep* s = pairs; s < end; ++s) {
+          load_window<T, 1>(a.source[0], *s, p, c);
+          window_forward<T, K, kTied, P>(c, a.weights + s->weight * L, y);
+        }
+        add_halves<T, kTied>(y);
+#pragma GCC unroll 16
+        for (int i = 0; i < H * P; ++i) kept[i] = y[i / P][i % P], y[i / P][i % P] = V<T>{};
+        for (const DepthwiseStep* s = pairs; s < end; ++s) {
+          load_window<T, -1>(a.source[0], *s, p, c);
+          window_forward<T, K, kTied, P>(c, a.weights + (s->weight + K) * L, y);
+        }
+      }
+      add_halves<T, kTied>(y);
+      store_members<T, P, H, G>(a, line, p, kept, y);
     }
-    store_members<T, P, G>(a, y, p);
   }
 }
 
 // One parity of a chunk for one kernel line; the taps run backwards through the source.
 template <class T, int K, bool kTied, bool kOddPart, int P>
-inline void window_adjoint(const V<T> (&c)[P + K - 1], const T* w, V<T> (&y)[P]) {
+inline void window_adjoint(const V<T> (&c)[P + K - 1], const T* w, V<T> (&y)[2][P]) {
   constexpr int L = Vec<T>::lanes;
   if constexpr (kTied) {
 #pragma GCC unroll 4
@@ -133,39 +158,39 @@ inline void window_adjoint(const V<T> (&c)[P + K - 1], const T* w, V<T> (&y)[P])
       const V<T> tap = load(w + (2 * j + kOddPart) * L);
 #pragma GCC unroll 16
       for (int i = 0; i < P; ++i)
-        y[i] += (kOddPart ? c[i + K - 1 - j] - c[i + j] : c[i + K - 1 - j] + c[i + j]) * tap;
+        y[j % kHalves][i] += (kOddPart ? c[i + K - 1 - j] - c[i + j] : c[i + K - 1 - j] + c[i + j]) * tap;
     }
     if constexpr (!kOddPart) {
       const V<T> centre = load(w + (K - 1) * L);
 #pragma GCC unroll 16
-      for (int i = 0; i < P; ++i) y[i] += c[i + K / 2] * centre;
+      for (int i = 0; i < P; ++i) y[kHalves - 1][i] += c[i + K / 2] * centre;
     }
   } else {
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) {
       const V<T> tap = load(w + k * L);
 #pragma GCC unroll 16
-      for (int i = 0; i < P; ++i) y[i] += c[i + K - 1 - k] * tap;
+      for (int i = 0; i < P; ++i) y[k % kHalves][i] += c[i + K - 1 - k] * tap;
     }
   }
 }
 
 // All kernel lines against the plane of one parity: kVertical over the lines, kOddPart along them.
 template <class T, int K, bool kTied, bool kVertical, bool kOddPart, bool kPaired, int P>
-inline void adjoint_plane(const WindowArgs<T>& a, int64_t p, V<T> (&y)[P]) {
+inline void adjoint_plane(const WindowArgs<T>& a, int64_t line, int64_t p, V<T> (&y)[2][P]) {
   constexpr int L = Vec<T>::lanes;
   const T* source = a.source[kOddPart + (kVertical ? (kTied ? 2 : 1) : 0)];
   V<T> c[P + K - 1];
   if constexpr (!kVertical) {
-    for (int64_t s = 0; s < a.single_count; ++s) {
-      load_window<T, 0>(source, a.singles[s], p, c);
-      window_adjoint<T, K, kTied, kOddPart, P>(c, a.weights + a.singles[s].weight * L, y);
+    for (int32_t s = a.first[3 * line]; s < a.first[3 * line + 1]; ++s) {
+      load_window<T, 0>(source, a.steps[s], p, c);
+      window_adjoint<T, K, kTied, kOddPart, P>(c, a.weights + a.steps[s].weight * L, y);
     }
   }
   if constexpr (kPaired) {
-    for (int64_t s = 0; s < a.pair_count; ++s) {
-      load_window<T, kVertical ? -1 : 1>(source, a.pairs[s], p, c);
-      window_adjoint<T, K, kTied, kOddPart, P>(c, a.weights + (a.pairs[s].weight + (kVertical ? K : 0)) * L,
+    for (int32_t s = a.first[3 * line + 1]; s < a.first[3 * line + 2]; ++s) {
+      load_window<T, kVertical ? -1 : 1>(source, a.steps[s], p, c);
+      window_adjoint<T, K, kTied, kOddPart, P>(c, a.weights + (a.steps[s].weight + (kVertical ? K : 0)) * L,
                                                y);
     }
   }
@@ -173,20 +198,22 @@ inline void adjoint_plane(const WindowArgs<T>& a, int64_t p, V<T> (&y)[P]) {
 
 template <class T, int K, bool kTied, bool kPaired, int P>
 void adjoint_window(const WindowArgs<T>& a) {
-  for (int64_t p = 0; p < a.positions; p += P) {
-    T* out = a.out[0] + p * a.out_step;
-    prefetch_next<T, P, 1>(a, p);
-    V<T> y[P] = {};
-    adjoint_plane<T, K, kTied, false, false, kPaired, P>(a, p, y);
-    if constexpr (kTied) adjoint_plane<T, K, kTied, false, true, kPaired, P>(a, p, y);
-    if constexpr (kPaired) adjoint_plane<T, K, kTied, true, false, true, P>(a, p, y);
-    if constexpr (kPaired && kTied) adjoint_plane<T, K, kTied, true, true, true, P>(a, p, y);
+  for (int64_t line = a.begin; line < a.end; ++line)
+    for (int64_t p = 0; p < a.positions; p += P) {
+      T* out = a.out[0] + a.offset[line] + p * a.out_step;
+      prefetch_next<T, P, 1>(a, line, p);
+      V<T> y[2][P] = {};
+      adjoint_plane<T, K, kTied, false, false, kPaired, P>(a, line, p, y);
+      if constexpr (kTied) adjoint_plane<T, K, kTied, false, true, kPaired, P>(a, line, p, y);
+      if constexpr (kPaired) adjoint_plane<T, K, kTied, true, false, true, P>(a, line, p, y);
+      if constexpr (kPaired && kTied) adjoint_plane<T, K, kTied, true, true, true, P>(a, line, p, y);
 #pragma GCC unroll 16
-    for (int i = 0; i < P; ++i) {
-      if (p + i >= a.positions) break;
-      save(out + i * a.out_step, a.add ? load(out + i * a.out_step) + y[i] : y[i]);
+      for (int i = 0; i < P; ++i) {
+        if (p + i >= a.positions) break;
+        const V<T> sum = y[0][i] + y[1][i];
+        save(out + i * a.out_step, a.add ? load(out + i * a.out_step) + sum : sum);
+      }
     }
-  }
 }
 
 // Every tap of one kernel line against a chunk, or against the `count` positions of the last one: a NaN of

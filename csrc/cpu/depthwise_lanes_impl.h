@@ -96,47 +96,52 @@ inline void unzip_planes(V<T> (&v)[F]) {
   }
 }
 
+template <class T>
+inline Sum<T>* lanes_of(const LaneArgs<T>& a, int plane, int64_t position) {
+  return a.lanes + plane * a.plane_stride + (a.place ? a.place[position] : position) * Vec<Sum<T>>::lanes;
+}
+
 constexpr int kGatherAhead =
     16;  // positions: blocks of channels lie too far apart for the hardware to foresee
 
 // Planes of a lane are neighbours in memory, and so are the lanes: whole vectors, shuffled.
 template <class T, int F>
 inline void gather_zipped(const LaneArgs<T>& a) {
-  constexpr int L = Vec<T>::lanes;
+  constexpr int L = Vec<Sum<T>>::lanes;
   for (int64_t p = 0; p < a.positions; ++p) {
-    V<T> v[F];
+    V<Sum<T>> v[F];
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f) {
       const T* from = a.memory + p * a.position_stride + f * L;
       __builtin_prefetch(from + kGatherAhead * a.position_stride);
-      v[f] = load(from);
+      v[f] = read<V<Sum<T>>>(from);
     }
-    unzip_planes<T, F>(v);
+    unzip_planes<Sum<T>, F>(v);
     if (F <= 4 && a.butterfly) butterfly(v);
 #pragma GCC unroll 8
-    for (int f = 0; f < F; ++f) save(a.lanes + f * a.plane_stride + p * L, v[f]);
+    for (int f = 0; f < F; ++f) save(lanes_of(a, f, p), v[f]);
   }
 }
 
 template <class T, int F>
 inline void scatter_zipped(const LaneArgs<T>& a) {
-  constexpr int L = Vec<T>::lanes;
-  V<T> bias[F] = {};
+  constexpr int L = Vec<Sum<T>>::lanes;
+  V<Sum<T>> bias[F] = {};
   if (a.bias)
     for (int f = 0; f < F; ++f) bias[f] = load(a.bias + f * L);
   for (int64_t p = 0; p < a.positions; ++p) {
-    V<T> v[F];
+    V<Sum<T>> v[F];
 #pragma GCC unroll 8
-    for (int f = 0; f < F; ++f) v[f] = load(a.lanes + f * a.plane_stride + p * L) + bias[f];
-    zip_planes<T, F>(v);
+    for (int f = 0; f < F; ++f) v[f] = load(lanes_of(a, f, p)) + bias[f];
+    zip_planes<Sum<T>, F>(v);
 #pragma GCC unroll 8
-    for (int f = 0; f < F; ++f) save(a.memory + p * a.position_stride + f * L, v[f]);
+    for (int f = 0; f < F; ++f) write<V<Sum<T>>>(a.memory + p * a.position_stride + f * L, v[f]);
   }
 }
 
 template <class T>
 inline bool whole_vectors(const LaneArgs<T>& a) {
-  return a.channel_stride == 1 && a.channels == Vec<T>::lanes && a.planes <= 8 &&
+  return a.channel_stride == 1 && a.channels == Vec<Sum<T>>::lanes && a.planes <= 8 &&
          (a.planes & (a.planes - 1)) == 0;
 }
 
@@ -144,29 +149,28 @@ inline bool whole_vectors(const LaneArgs<T>& a) {
 // false where there are too few positions for one.
 template <class T, bool kScatter>
 inline bool move_transposed(const LaneArgs<T>& a, int plane) {
-  constexpr int L = Vec<T>::lanes;
+  constexpr int L = Vec<Sum<T>>::lanes;
   if (a.position_stride != 1 || a.positions < L) return false;
   T* memory = a.memory + plane * a.channel_stride;
-  T* lanes = a.lanes + plane * a.plane_stride;
   const int64_t step = a.planes * a.channel_stride;
-  const V<T> bias = kScatter && a.bias ? load(a.bias + plane * L) : V<T>{};
+  const V<Sum<T>> bias = kScatter && a.bias ? load(a.bias + plane * L) : V<Sum<T>>{};
   for (int64_t p0 = 0; p0 < a.positions; p0 += L) {
     const int64_t p = p0 + L <= a.positions ? p0 : a.positions - L;
-    V<T> v[L];
+    V<Sum<T>> v[L];
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) {
       if constexpr (kScatter)
-        v[i] = load(lanes + (p + i) * L) + bias;
+        v[i] = load(lanes_of(a, plane, p + i)) + bias;
       else
-        v[i] = i < a.channels ? load(memory + i * step + p) : V<T>{};
+        v[i] = i < a.channels ? read<V<Sum<T>>>(memory + i * step + p) : V<Sum<T>>{};
     }
-    transpose<T>(v);
+    transpose<Sum<T>>(v);
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) {
       if constexpr (kScatter) {
-        if (i < a.channels) save(memory + i * step + p, v[i]);
+        if (i < a.channels) write<V<Sum<T>>>(memory + i * step + p, v[i]);
       } else {
-        save(lanes + (p + i) * L, v[i]);
+        save(lanes_of(a, plane, p + i), v[i]);
       }
     }
   }
@@ -175,7 +179,6 @@ inline bool move_transposed(const LaneArgs<T>& a, int plane) {
 
 template <class T>
 void gather_lanes(const LaneArgs<T>& a) {
-  constexpr int L = Vec<T>::lanes;
   if (whole_vectors(a)) {
     if (a.planes == 1) return gather_zipped<T, 1>(a);
     if (a.planes == 2) return gather_zipped<T, 2>(a);
@@ -186,20 +189,22 @@ void gather_lanes(const LaneArgs<T>& a) {
     if (move_transposed<T, false>(a, f)) continue;
     for (int64_t p = 0; p < a.positions; ++p) {
       const T* memory = a.memory + f * a.channel_stride + p * a.position_stride;
-      T* lanes = a.lanes + f * a.plane_stride + p * L;
-      save(lanes, V<T>{});
-      for (int l = 0; l < a.channels; ++l) lanes[l] = memory[l * a.planes * a.channel_stride];
+      Sum<T>* lanes = lanes_of(a, f, p);
+      save(lanes, V<Sum<T>>{});
+      for (int l = 0; l < a.channels; ++l) lanes[l] = read<Sum<T>>(memory + l * a.planes * a.channel_stride);
     }
   }
   if (!a.butterfly) return;
-  T* planes[4];
-  for (int f = 0; f < a.planes; ++f) planes[f] = a.lanes + f * a.plane_stride;
-  butterfly_by_log<T>(planes, a.planes / 2, a.positions);
+  for (int64_t p = 0; p < a.positions; ++p) {
+    Sum<T>* planes[4];
+    for (int f = 0; f < a.planes; ++f) planes[f] = lanes_of(a, f, p);
+    butterfly_by_log<Sum<T>>(planes, a.planes / 2, 1);
+  }
 }
 
 template <class T>
 void scatter_lanes(const LaneArgs<T>& a) {
-  constexpr int L = Vec<T>::lanes;
+  constexpr int L = Vec<Sum<T>>::lanes;
   if (whole_vectors(a)) {
     if (a.planes == 1) return scatter_zipped<T, 1>(a);
     if (a.planes == 2) return scatter_zipped<T, 2>(a);
@@ -210,24 +215,24 @@ void scatter_lanes(const LaneArgs<T>& a) {
     if (move_transposed<T, true>(a, f)) continue;
     for (int64_t p = 0; p < a.positions; ++p) {
       T* memory = a.memory + f * a.channel_stride + p * a.position_stride;
-      const T* lanes = a.lanes + f * a.plane_stride + p * L;
+      const Sum<T>* lanes = lanes_of(a, f, p);
       for (int l = 0; l < a.channels; ++l)
-        memory[l * a.planes * a.channel_stride] = lanes[l] + (a.bias ? a.bias[f * L + l] : T(0));
+        write<Sum<T>>(memory + l * a.planes * a.channel_stride, lanes[l] + (a.bias ? a.bias[f * L + l] : 0));
     }
   }
 }
 
 // Widths of the chunks: as wide as the registers hold, and dividing the usual maps of 7, 14, 28 and 56.
 #if SYMCONV_BYTES == 64
-#define SYMCONV_WINDOW_SIZES 7, 7, 7, 4
+#define SYMCONV_WINDOW_SIZES 7, 7, 7, 7
 #else
 #define SYMCONV_WINDOW_SIZES 4, 4, 3, 2
 #endif
-#define SYMCONV_WINDOW(f, K, free, paired, tied, both)                               \
-  {                                                                                  \
-    {{f<T, K, false, false, free>, free}, {f<T, K, false, true, paired>, paired}}, { \
-      {f<T, K, true, false, tied>, tied}, { f<T, K, true, true, both>, both }        \
-    }                                                                                \
+#define SYMCONV_WINDOW(f, K, free, paired, tied, both)                                         \
+  {                                                                                            \
+    {{f<Sum<T>, K, false, false, free>, free}, {f<Sum<T>, K, false, true, paired>, paired}}, { \
+      {f<Sum<T>, K, true, false, tied>, tied}, { f<Sum<T>, K, true, true, both>, both }        \
+    }                                                                                          \
   }
 #define SYMCONV_WINDOWS_(f, ...) \
   {SYMCONV_WINDOW(f, 3, __VA_ARGS__), SYMCONV_WINDOW(f, 5, __VA_ARGS__), SYMCONV_WINDOW(f, 7, __VA_ARGS__)}
@@ -239,11 +244,11 @@ constexpr DepthwiseKernels<T> kDepthwise = {
     SYMCONV_WINDOWS(forward_window, SYMCONV_WINDOW_SIZES),
     SYMCONV_WINDOWS(adjoint_window, 7, 7, 7, 7),
     SYMCONV_WINDOWS(grad_window, SYMCONV_WINDOW_SIZES),
-    {line<T, kBothParities>, line<T, kEvenParity>, line<T, kOddParity>},
-    {line_grad<T, kBothParities>, line_grad<T, kEvenParity>, line_grad<T, kOddParity>},
+    {line<Sum<T>, kBothParities>, line<Sum<T>, kEvenParity>, line<Sum<T>, kOddParity>},
+    {line_grad<Sum<T>, kBothParities>, line_grad<Sum<T>, kEvenParity>, line_grad<Sum<T>, kOddParity>},
     gather_lanes<T>,
     scatter_lanes<T>,
-    combine<T>,
-    butterfly_by_log<T>,
-    fold_taps<T>,
+    combine<Sum<T>>,
+    butterfly_by_log<Sum<T>>,
+    fold_taps<Sum<T>>,
 };

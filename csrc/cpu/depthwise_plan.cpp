@@ -176,6 +176,16 @@ LineTaps LinePhase::taps(bool tied) const {
           static_cast<int64_t>(rights.size())};
 }
 
+Runs::Runs(int64_t lines, int64_t width, int64_t pitch, int64_t first, bool together)
+    : lines_(lines), count_(lines), together_(together && lines > 0 && width > 0 && width <= kPositions) {
+  if (!together_) return;
+  const int64_t most = std::min(lines, (kPositions + width - 1) / width);
+  count_ = (lines + most - 1) / most;
+  for (int64_t line = 0; line < most; ++line)
+    for (int64_t i = 0; i < width; ++i)
+      place_[line * width + i] = static_cast<int32_t>(line * pitch + first + i);
+}
+
 int64_t line_pitch(const LinePhase& phase, int64_t positions) {
   return ((positions - 1) * phase.axis[2]->a + phase.span + 1) | 1;
 }

@@ -65,6 +65,23 @@ struct LinePhase {
   LineTaps taps(bool tied) const;
 };
 
+// Lines that follow each other in memory without a gap move together, a run of them at a time: squares of
+// lanes x positions are transposed, and lines shorter than a vector would fill none.
+class Runs {
+ public:
+  // Lines of `width` positions; their vectors begin at `first`, `pitch` apart.
+  Runs(int64_t lines, int64_t width, int64_t pitch, int64_t first, bool together);
+  int64_t count() const { return count_; }
+  int64_t begin(int64_t run) const { return lines_ * run / count_; }
+  const int32_t* place() const { return together_ ? place_ : nullptr; }  // vector of every position of a run
+
+ private:
+  static constexpr int64_t kPositions = 112;  // at least: whole squares of 16 for lines of 7, 14, 28 and 56
+  int64_t lines_, count_;
+  bool together_;
+  int32_t place_[2 * kPositions];
+};
+
 // Columns of a packed line for `positions` destination positions. Odd: lines must not collide in the cache.
 int64_t line_pitch(const LinePhase& phase, int64_t positions);
 

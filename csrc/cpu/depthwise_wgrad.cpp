@@ -18,6 +18,8 @@ int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 template <class T>
 class Accumulator {
+  using S = Sum<T>;
+
  public:
   explicit Accumulator(const DepthwiseGrad<T>& d)
       : d_(d), p_(d.problem), table_(select_kernels<T>()), k_(table_.depthwise), lanes_(table_.lanes) {
@@ -32,7 +34,7 @@ class Accumulator {
       still_pitch_ = std::max(still_pitch_, whole_chunks(tie, phase_.axis[2]->count));
     pitch_ = line_pitch(phase_, still_pitch_);
     const int64_t tasks = p_.batch * blocks_, threads = thread_count();
-    const int64_t vector = moving_planes() * static_cast<int64_t>(sizeof(T));
+    const int64_t vector = moving_planes() * static_cast<int64_t>(sizeof(S));
     cut_boxes(phase_, pitch_, std::min(kBoxBytes / lanes_, kRegionBytes / p_.groups) / vector,
               blocks_ < threads ? (2 * threads + tasks - 1) / tasks : 1);
     plan_boxes();
@@ -43,9 +45,9 @@ class Accumulator {
     // Few blocks: positions are cut too, into private accumulators that are summed in fixed order.
     const int64_t splits = blocks_ < 4 * threads && blocks_ % threads ? std::min(threads, pieces) : 1;
     const int64_t taps = kernel_taps(p_), weights = p_.orbits * taps * lanes_, slices = threads;
-    Scratch<T> sums(splits * blocks_ * weights);
+    Scratch<S> sums(splits * blocks_ * weights);
     const int64_t each = local_elements();
-    Scratch<T> memory(slices * each);
+    Scratch<S> memory(slices * each);
     parallel_slices(splits * blocks_, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t split = i / blocks_, b = i % blocks_;
@@ -55,7 +57,7 @@ class Accumulator {
     });
     parallel_slices(blocks_, threads, [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t b = begin; b < end; ++b) {
-        T* total = sums.data() + b * weights;
+        S* total = sums.data() + b * weights;
         for (int64_t s = 1; s < splits; ++s)
           for (int64_t i = 0; i < weights; ++i) total[i] += sums.data()[(s * blocks_ + b) * weights + i];
         store(block(b), total);
@@ -114,32 +116,35 @@ class Accumulator {
     return round_up(planes + pitch_ * lanes_, 2 * lanes_);
   }
 
-  void accumulate(const ChannelBlock& b, int64_t begin, int64_t end, T* sums, T* local) const {
-    std::fill_n(sums, p_.orbits * kernel_taps(p_) * lanes_, T(0));
+  void accumulate(const ChannelBlock& b, int64_t begin, int64_t end, S* sums, S* local) const {
+    std::fill_n(sums, p_.orbits * kernel_taps(p_) * lanes_, S(0));
+    const Box* packed = nullptr;
     for (int64_t i = begin; i < end; ++i) {
       const BoxPlan& plan = boxes_[i % boxes_.size()];
       const int64_t image = i / static_cast<int64_t>(boxes_.size());
-      T* moving = local + pitch_ * lanes_;
-      T* still = moving + moving_planes() * moving_plane(plan);
-      const bool one = is_one_orbit(p_);
-      pack_box(k_, lanes_, p_.transposed ? d_.grad : d_.input, image, b, moving_planes(),
-               one && p_.transposed, phase_, *plan.box, pitch_, moving);
-      pack_box(k_, lanes_, p_.transposed ? d_.input : d_.grad, image, b, still_planes(),
-               one && !p_.transposed, still_phase_, plan.still, still_pitch_, still);
-      const int64_t stride = p_.transposed ? moving_plane(plan) : still_plane(plan);
-      if (!one) planes_to_parities(k_, p_, p_.transposed ? moving : still, stride, stride / lanes_);
+      S* moving = local + pitch_ * lanes_;
+      S* still = moving + moving_planes() * moving_plane(plan);
+      pack_box(
+          k_, lanes_, p_,
+          {p_.transposed ? d_.grad : d_.input, moving_planes(), p_.transposed, phase_, *plan.box, pitch_},
+          image, b, plan.box != packed, moving);
+      pack_box(k_, lanes_, p_,
+               {p_.transposed ? d_.input : d_.grad, still_planes(), !p_.transposed, still_phase_, plan.still,
+                still_pitch_},
+               image, b, plan.box != packed, still);
+      packed = plan.box;
       for (size_t s = 0; s < ties_.size(); ++s)
         for (int64_t r = 0; r < p_.segments[s].rows; ++r)
           accumulate_orbit(plan, s, r, moving, still, sums, local);
     }
   }
 
-  void accumulate_orbit(const BoxPlan& plan, size_t segment, int64_t r, const T* moving, const T* still,
-                        T* sums, T* folded) const {
+  void accumulate_orbit(const BoxPlan& plan, size_t segment, int64_t r, const S* moving, const S* still,
+                        S* sums, S* folded) const {
     const Segment& s = p_.segments[segment];
     const TiePlan& tie = ties_[segment];
-    T* acc = sums + (s.first + r) * kernel_taps(p_) * lanes_;
-    const T *from[kMaxSources], *at[kMaxSources];  // by parity
+    S* acc = sums + (s.first + r) * kernel_taps(p_) * lanes_;
+    const S *from[kMaxSources], *at[kMaxSources];  // by parity
     for (int g = 0; g < 1 << tie.ties; ++g) {
       const int64_t f = member_channel(s, g) + r;
       from[g] = moving + (p_.transposed ? f * moving_plane(plan) : 0);
@@ -150,7 +155,7 @@ class Accumulator {
       const DepthwiseStep* steps = plan.steps[segment].begin(k);
       const int64_t count = plan.steps[segment].count(k);
       if (windowed(tie)) {
-        WindowGradArgs<T> a{steps,
+        WindowGradArgs<S> a{steps,
                             count,
                             from[0],
                             {},
@@ -166,16 +171,16 @@ class Accumulator {
   }
 
   void general_step(const TiePlan& tie, const KernelLine& line, const DepthwiseStep& step,
-                    const T* const* from, const T* const* at, T* acc, T* folded) const {
+                    const S* const* from, const S* const* at, S* acc, S* folded) const {
     const int64_t offset = step.line * still_pitch_ * lanes_;
     const int parts = p_.transposed && tie.tied ? 2 : 1;  // parities along the line that move separately
     for (int s = 0; s < 1 << line.log_images; ++s) {
       for (int across = 0; across < parts; ++across) {
         const int even = tie.parity(across, line.parity[s]), odd = tie.parity(tie.tied, line.parity[s]);
-        const T* lines[kMaxKernelLines];
+        const S* lines[kMaxKernelLines];
         for (int i = 0; i < 1 << line.log_images; ++i) lines[i] = from[even] + step.row[i] * lanes_;
         if (line.log_images) k_.combine(lines, line.log_images, s, folded, pitch_);
-        const LineGradArgs<T> a{line.log_images ? folded : lines[0],
+        const LineGradArgs<S> a{line.log_images ? folded : lines[0],
                                 phase_.axis[2]->a * lanes_,
                                 {at[even] + offset, at[odd] + offset},
                                 phase_.axis[2]->count,
@@ -188,9 +193,9 @@ class Accumulator {
     }
   }
 
-  void store(const ChannelBlock& b, T* total) const {
+  void store(const ChannelBlock& b, S* total) const {
     const int64_t taps = kernel_taps(p_);
-    Scratch<T> raw(taps * lanes_);
+    Scratch<S> raw(taps * lanes_);
     for (size_t i = 0; i < ties_.size(); ++i) {
       const Segment& s = p_.segments[i];
       for (int64_t r = s.first; r < s.first + s.rows; ++r) {
@@ -224,5 +229,7 @@ void depthwise_wgrad(const DepthwiseGrad<T>& d) {
 
 template void depthwise_wgrad<float>(const DepthwiseGrad<float>&);
 template void depthwise_wgrad<double>(const DepthwiseGrad<double>&);
+template void depthwise_wgrad<Half>(const DepthwiseGrad<Half>&);
+template void depthwise_wgrad<BFloat16>(const DepthwiseGrad<BFloat16>&);
 
 }  // namespace symconv

@@ -1,6 +1,7 @@
 // Copies and sums over orbit members.
 #include "expand.h"
 
+#include "convert.h"
 #include "scratch.h"
 
 namespace symconv {
@@ -74,24 +75,28 @@ void reduce(const Problem& p, const WeightView<const T>& filters, int64_t filter
            [&](const Segment& s, const std::vector<MemberTap>& taps, int64_t row, int64_t group) {
              T* to = weight.data + group * weight_group_stride + (s.first + row) * weight.orbit_stride;
              const T* from = filters.data + group * filters_group_stride + row * filters.orbit_stride;
-             for (const MemberTap& tap : taps) {  // member 0 comes first for every tap
-               const T* in = from + tap.filter + member_channel(s, tap.member) * filters.orbit_stride;
+             const int members = 1 << __builtin_popcount(s.mask);
+             for (size_t t = 0; t < taps.size(); t += members) {
                for (int64_t c = 0; c < p.channels; ++c) {
-                 T& sum = to[tap.weight + c * weight.channel_stride];
-                 sum =
-                     tap.member == 0 ? in[c * filters.channel_stride] : sum + in[c * filters.channel_stride];
+                 Sum<T> sum = 0;
+                 for (int i = 0; i < members; ++i) {
+                   const MemberTap& tap = taps[t + i];
+                   sum += widened(from[tap.filter + member_channel(s, tap.member) * filters.orbit_stride +
+                                       c * filters.channel_stride]);
+                 }
+                 assign(to[taps[t].weight + c * weight.channel_stride], sum);
                }
              }
            });
 }
 
-template void expand<float>(const Problem&, const WeightView<const float>&, int64_t, const WeightView<float>&,
-                            int64_t);
-template void expand<double>(const Problem&, const WeightView<const double>&, int64_t,
-                             const WeightView<double>&, int64_t);
-template void reduce<float>(const Problem&, const WeightView<const float>&, int64_t, const WeightView<float>&,
-                            int64_t);
-template void reduce<double>(const Problem&, const WeightView<const double>&, int64_t,
-                             const WeightView<double>&, int64_t);
+#define SYMCONV_INSTANTIATE(T)                                                                       \
+  template void expand<T>(const Problem&, const WeightView<const T>&, int64_t, const WeightView<T>&, \
+                          int64_t);                                                                  \
+  template void reduce<T>(const Problem&, const WeightView<const T>&, int64_t, const WeightView<T>&, int64_t);
+SYMCONV_INSTANTIATE(float)
+SYMCONV_INSTANTIATE(double)
+SYMCONV_INSTANTIATE(Half)
+SYMCONV_INSTANTIATE(BFloat16)
 
 }  // namespace symconv

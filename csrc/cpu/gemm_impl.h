@@ -4,58 +4,104 @@
 // which keeps the error near that of torch's convolution for any number of channels.
 constexpr int64_t kChain = 384;
 
-// Matrix tile. Row addresses are three bases and multiples of lda, so that fourteen rows need
+// One word of A, broadcast, times a vector of words of B.
+template <class W>
+struct Step {
+  using Scalar = W;
+  using Vector = V<W>;
+  static Scalar scalar(const W* a) { return *a; }
+  static Vector vector(const W* b) { return load(b); }
+  static V<W> add(V<W> sum, Scalar a, Vector b) { return sum + a * b; }
+};
+
+#ifdef SYMCONV_PAIR_INSTRUCTIONS
+template <>
+struct Step<Pair> {
+  using Scalar = __m512i;
+  using Vector = __m512i;
+  static Scalar scalar(const Pair* a) {
+    int word;
+    __builtin_memcpy(&word, a, sizeof word);
+    return _mm512_set1_epi32(word);
+  }
+  static Vector vector(const Pair* b) { return _mm512_loadu_si512(b); }
+  static V<float> add(V<float> sum, Scalar a, Vector b) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  }
+  // What is in the second half of a word may be anything, not a number included.
+  static __m512i first_half(__m512i words) { return _mm512_and_si512(words, _mm512_set1_epi32(0xffff)); }
+};
+
+template <int R, int N>
+inline void add_half(const GemmArgs<Pair>& g, V<float> (&acc)[R][N]) {
+  using At = Step<Pair>;
+  const int64_t s = g.segments - 1;
+  const Pair* a = g.a + g.a_offset[s] + g.k[s] * g.a_step;
+  const Pair* b = g.b + g.b_offset[s] + g.k[s] * g.ldb;
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n)
+      acc[r][n] = At::add(acc[r][n], At::first_half(At::scalar(a + r * g.lda)),
+                          At::first_half(At::vector(b + n * Vec<float>::lanes)));
+}
+#endif
+
+// Matrix tile. Row addresses are one base for five rows and multiples of lda, so that fourteen rows need
 // five registers and not fourteen.
-template <class T, int R, int N>
-void gemm_tile(const GemmArgs<T>& g) {
-  constexpr int L = Vec<T>::lanes;
-  const int64_t lda = g.lda, ldb = g.ldb;
+template <class W, int R, int N>
+void gemm_tile(const GemmArgs<W>& g) {
+  using At = Step<W>;
+  using A = Sum<W>;
+  constexpr int L = Vec<A>::lanes;
+  const int64_t lda = g.lda, step = g.a_step, ldb = g.ldb;
   bool add = g.add;
   int64_t s = 0, k = 0;  // segment, and the place in it
   do {
-    V<T> acc[R][N];
+    V<A> acc[R][N];
     for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) acc[r][n] = V<T>{};
+      for (int n = 0; n < N; ++n) acc[r][n] = V<A>{};
     for (int64_t left = kChain; s < g.segments && left > 0;) {
-      const T* a0 = g.a + g.a_offset[s] + k;
-      const T* a5 = a0 + 5 * lda;
-      const T* a10 = a0 + 10 * lda;
-      const T* b = g.b + g.b_offset[s] + k * ldb;
+      const W* a[(R + 4) / 5];
+      for (int i = 0; i < (R + 4) / 5; ++i) a[i] = g.a + g.a_offset[s] + k * step + 5 * i * lda;
+      const W* b = g.b + g.b_offset[s] + k * ldb;
       const int64_t rest = g.k[s] - k, count = rest < left ? rest : left;
       for (int64_t i = 0; i < count; ++i) {
-        V<T> bv[N];
+        typename At::Vector bv[N];
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) bv[n] = load(b + n * L);
-#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) bv[n] = At::vector(b + n * L);
+#pragma GCC unroll 28
         for (int r = 0; r < R; ++r) {
-          const T* base = r < 5 ? a0 : r < 10 ? a5 : a10;
-          const T x = base[(r % 5) * lda];
+          const auto x = At::scalar(a[r / 5] + (r % 5) * lda);
 #pragma GCC unroll 4
-          for (int n = 0; n < N; ++n) acc[r][n] += x * bv[n];
+          for (int n = 0; n < N; ++n) acc[r][n] = At::add(acc[r][n], x, bv[n]);
         }
-        ++a0, ++a5, ++a10, b += ldb;
+#pragma GCC unroll 6
+        for (int j = 0; j < (R + 4) / 5; ++j) a[j] += step;
+        b += ldb;
       }
       left -= count, k += count;
       if (k == g.k[s]) ++s, k = 0;
     }
+#ifdef SYMCONV_PAIR_INSTRUCTIONS
+    if (s == g.segments && g.half) add_half(g, acc);
+#endif
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < N; ++n) {
-        T* c = g.c + r * g.ldc + n * L;
+        A* c = g.c + r * g.ldc + n * L;
         save(c, add ? load(c) + acc[r][n] : acc[r][n]);
       }
     add = true;
   } while (s < g.segments);
 }
 
-template <class T, int N, int R>
-inline void gemm_rows(int rows, const GemmArgs<T>& g) {
-  if (rows == R) return gemm_tile<T, R, N>(g);
-  if constexpr (R > 1) gemm_rows<T, N, R - 1>(rows, g);
+template <class W, int N, int R>
+inline void gemm_rows(int rows, const GemmArgs<W>& g) {
+  if (rows == R) return gemm_tile<W, R, N>(g);
+  if constexpr (R > 1) gemm_rows<W, N, R - 1>(rows, g);
 }
 
-template <class T>
-void gemm(int rows, int vectors, const GemmArgs<T>& g) {
-  if (vectors == 1) return gemm_rows<T, 1, SYMCONV_ROWS1>(rows, g);
-  if (vectors == 2) return gemm_rows<T, 2, SYMCONV_ROWS2>(rows, g);
-  gemm_rows<T, 3, SYMCONV_ROWS3>(rows, g);
+template <class W>
+void gemm(int rows, int vectors, const GemmArgs<W>& g) {
+  if (vectors == 1) return gemm_rows<W, 1, SYMCONV_ROWS1>(rows, g);
+  if (vectors == 2) return gemm_rows<W, 2, SYMCONV_ROWS2>(rows, g);
+  gemm_rows<W, 3, SYMCONV_ROWS3>(rows, g);
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "depthwise_args.h"
+#include "formats.h"
 
 namespace symconv {
 
@@ -24,20 +25,22 @@ constexpr int kLinesOut[kFilterings] = {1, 2, 4};
 double filter_coefficient(Filtering filtering, int product, int tap);
 
 // C[rows, vectors * lanes] (+)= sum over segments s of A_s[rows, k] * B_s[k, vectors * lanes].
-// A is read one broadcast scalar at a time, so its rows may start anywhere; B row by row.
-template <class T>
+// A is read one broadcast word at a time, so its rows and columns may lie anywhere; B row by row.
+template <class W>
 struct GemmArgs {
-  const T* a;
-  const T* b;
-  const int64_t* a_offset;  // elements, one for each segment
+  const W* a;
+  const W* b;
+  const int64_t* a_offset;  // words, one for each segment
   const int64_t* b_offset;
   const int64_t* k;  // rows of B, one for each segment
   int64_t segments;
-  int64_t lda;
+  int64_t lda;         // of A, from one row to the next
+  int64_t a_step = 1;  // and from one k to the next
   int64_t ldb;
-  T* c;
+  Sum<W>* c;
   int64_t ldc;
   bool add;
+  bool half;  // pairs: one more row after the last segment, the first half of a word that is not counted in k
 };
 
 // One run of packing: sources that move together along a line of positions.
@@ -48,82 +51,100 @@ struct GemmArgs {
 // "Planes": positions are contiguous in the panel, panel rows are channels.
 template <class T>
 struct RunArgs {
-  const T* source[kMaxLines][kMaxSources];
+  const Element<T>* source[kMaxLines][kMaxSources];
   int64_t position_step[kMaxLines][kMaxSources];  // from one position to the next, 0 where absent
   int64_t channel_step[kMaxLines][kMaxSources];   // planes only; 0 where a source is absent
-  T* out[kMaxSources];
+  Stored<T>* out[kMaxSources];
   int64_t product_stride;  // in the panel, from one product to the next
   int64_t ld;              // leading dimension of the panel
   int64_t positions;
   int64_t channels;
+  bool loose;  // planes only: whole vectors may be read and written past the last position
 };
 
 // Result lines of minimal filtering, butterfly over the parities of a tile of results, bias, and the store to
 // each orbit member.
 template <class T>
 struct StoreArgs {
-  const T* tile;  // [parities][products][rows][ld]
+  const Sum<T>* tile;  // [parities][products][rows][ld]
   int64_t parity_stride, product_stride;
   int64_t ld;
   int64_t rows;
   int64_t cols;
-  T* out[kMaxSources];  // one for each member, at row 0, column 0
-  int64_t line_stride;  // in the output, from one result line to the next
-  int lines;            // result lines that exist
+  Element<T>* out[kMaxSources];  // one for each member, at row 0, column 0
+  int64_t line_stride;           // in the output, from one result line to the next
+  int lines;                     // result lines that exist
   const int64_t* row_offset;
-  const int64_t* col_offset;   // null: columns are contiguous
-  const T* bias[kMaxSources];  // null without bias
-  bool bias_of_row;            // bias runs along the rows, else along the columns
+  const int64_t* col_offset;            // null: columns are contiguous
+  const Element<T>* bias[kMaxSources];  // null without bias
+  bool bias_of_row;                     // bias runs along the rows, else along the columns
 };
 
 // Weights: gathers `lanes` rows of the source, folds mirrored taps, scales, and stores lane-contiguous.
 template <class T>
 struct WeightArgs {
-  const T* source;
+  const Element<T>* source;
   int64_t lane_stride;
   int64_t other_stride;
   int64_t others;
   int64_t tap[kMaxSources];
   int64_t tap_stride;  // minimal filtering: from one of the three taps to the next, in order of shift
-  T* out[kMaxSources];
+  Stored<T>* out[kMaxSources];
   int64_t product_stride[kMaxSources];
-  int64_t out_stride;  // from one `other` to the next
+  int64_t out_stride;  // from one `other` (or word of them) to the next
+  bool zip;            // pairs: two `others` go into one word
   int lanes;           // lanes that exist
   int stored;          // lanes to write; those past `lanes` are zero
-  T scale;
+  Sum<T> scale;
 };
 
 // out[product][c][p] = transform over lines of source[offset[p] + line * line_stride + c * channel_stride].
 template <class T>
 struct GatherArgs {
-  const T* source;
+  const Element<T>* source;
   const int64_t* offset;
   int64_t positions;
   int64_t channel_stride, channels;
   int64_t line_stride;
   int lines;  // result lines that exist; the others count as zero
-  T* out;
+  Stored<T>* out;
   int64_t product_stride, ld;
+};
+
+// out[i][c] = (in[2i][c], in[2i + 1][c]); the half that an odd number of rows leaves over is zero.
+struct ZipArgs {
+  const BFloat16* in;
+  Pair* out;
+  int64_t in_ld, out_ld, rows, columns;
 };
 
 template <class T>
 struct Kernels {
   int lanes;                      // elements of a vector
   int max_rows[kMaxVectors + 1];  // rows of a matrix tile by its number of vectors
-  void (*gemm)(int rows, int vectors, const GemmArgs<T>&);
+  void (*gemm)(int rows, int vectors, const GemmArgs<Word<T>>&);
   // By filtering and log2 of the number of sources; null where no axis would be left to filter along.
   void (*fold_pixels[kFilterings][4])(const RunArgs<T>&);
   void (*fold_planes[kFilterings][4])(const RunArgs<T>&);
   void (*sum_pixels[kFilterings][4])(const RunArgs<T>&);
   void (*sum_planes[kFilterings][4])(const RunArgs<T>&);
-  void (*store[kFilterings][4])(const StoreArgs<T>&);  // by log2 of the number of members
+  void (*store[kFilterings][4])(const StoreArgs<T>&);         // by log2 of the number of members
+  void (*store_turned[kFilterings][4])(const StoreArgs<T>&);  // rows contiguous in the output
   void (*fold_weights[kFilterings][4])(const WeightArgs<T>&);
   void (*gather[kFilterings])(const GatherArgs<T>&);
+  // out[c * out_stride + i] = source[c * channel_stride + i * step]; not for 16-bit types, as all of staging
+  void (*stage_line)(const T* source, int64_t channel_stride, int64_t step, int64_t channels,
+                     int64_t positions, T* out, int64_t out_stride);
+  // out[i % residues * pitch + i / residues] = line[i]
+  void (*split_line)(const T* line, int64_t positions, int64_t residues, T* out, int64_t pitch);
+  void (*zip)(const ZipArgs&);  // pairs only
   DepthwiseKernels<T> depthwise;
 };
 
+// Pair: only where has_pairs(). Minimal filtering is for float and double.
 template <class T>
 const Kernels<T>& select_kernels();
+bool has_pairs();
 const char* instruction_set();
 
 }  // namespace symconv

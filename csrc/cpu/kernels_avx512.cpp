@@ -3,6 +3,8 @@
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>  // functions that are always inlined: none is left for the linker to choose
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))), \
                              apply_to = function)
@@ -11,9 +13,10 @@
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
 #endif
 
+#define SYMCONV_HALF_INSTRUCTIONS
 #define SYMCONV_ISA avx512
 #define SYMCONV_BYTES 64
-#define SYMCONV_ROWS1 14
+#define SYMCONV_ROWS1 28
 #define SYMCONV_ROWS2 14
 #define SYMCONV_ROWS3 8
 #include "kernels_impl.h"

@@ -8,25 +8,46 @@
 #define SYMCONV_ROWS3 4
 #include "kernels_impl.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
 namespace symconv {
 
 #if defined(__x86_64__)
+namespace avx512_bf16 {
+const Kernels<Pair>& table(Pair);
+}  // namespace avx512_bf16
 namespace avx512 {
 const Kernels<float>& table(float);
 const Kernels<double>& table(double);
+const Kernels<Half>& table(Half);
+const Kernels<BFloat16>& table(BFloat16);
 }  // namespace avx512
 namespace avx2 {
 const Kernels<float>& table(float);
 const Kernels<double>& table(double);
+const Kernels<Half>& table(Half);
+const Kernels<BFloat16>& table(BFloat16);
 }  // namespace avx2
 #endif
 
 namespace {
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa { baseline, avx2, avx512, avx512_bf16 };
+
+const char* name(Isa isa) {
+  switch (isa) {
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "baseline";
+  }
+}
 
 // SYMCONV_FAST_ISA lowers the choice (for tests and for bisecting); it never raises it.
 Isa detect() {
@@ -37,12 +58,12 @@ Isa detect() {
     best = Isa::avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-      best = Isa::avx512;
+      best = __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
   }
 #endif
   const char* cap = std::getenv("SYMCONV_FAST_ISA");
-  if (cap && !std::strcmp(cap, "baseline")) return Isa::baseline;
-  if (cap && !std::strcmp(cap, "avx2") && best == Isa::avx512) return Isa::avx2;
+  for (Isa lower : {Isa::baseline, Isa::avx2, Isa::avx512})
+    if (cap && !std::strcmp(cap, name(lower))) return std::min(best, lower);
   return best;
 }
 
@@ -64,7 +85,7 @@ double filter_coefficient(Filtering filtering, int product, int tap) {
 template <class T>
 const Kernels<T>& select_kernels() {
 #if defined(__x86_64__)
-  if (isa() == Isa::avx512) return avx512::table(T{});
+  if (isa() >= Isa::avx512) return avx512::table(T{});
   if (isa() == Isa::avx2) return avx2::table(T{});
 #endif
   return baseline::table(T{});
@@ -72,16 +93,21 @@ const Kernels<T>& select_kernels() {
 
 template const Kernels<float>& select_kernels<float>();
 template const Kernels<double>& select_kernels<double>();
+template const Kernels<Half>& select_kernels<Half>();
+template const Kernels<BFloat16>& select_kernels<BFloat16>();
 
-const char* instruction_set() {
-  switch (isa()) {
-    case Isa::avx512:
-      return "avx512";
-    case Isa::avx2:
-      return "avx2";
-    default:
-      return "baseline";
-  }
+template <>
+const Kernels<Pair>& select_kernels<Pair>() {
+#if defined(__x86_64__)
+  return avx512_bf16::table(Pair{});
+#else
+  static const Kernels<Pair> none{};  // not asked for: has_pairs() is false
+  return none;
+#endif
 }
+
+bool has_pairs() { return isa() == Isa::avx512_bf16; }
+
+const char* instruction_set() { return name(isa()); }
 
 }  // namespace symconv

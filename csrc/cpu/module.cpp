@@ -1,4 +1,6 @@
 // Python bindings: tensors and plain numbers in, strided views for the engine out.
+#include <torch/csrc/autograd/profiler.h>
+#include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/extension.h>
 
 #include <cstring>
@@ -14,6 +16,7 @@
 
 namespace {
 
+using symconv::Element;
 using symconv::kAxes;
 using symconv::Problem;
 using symconv::Segment;
@@ -84,54 +87,77 @@ int64_t weight_group_stride(const at::Tensor& w, int64_t groups) { return w.size
 // Channel-contiguous sources are packed pixel by pixel, all others plane by plane.
 bool use_planes(const at::Tensor& source) { return source.stride(1) != 1 && source.size(1) != 1; }
 
+struct Layout {
+  bool planes, staged, pixel_lanes;
+};
+
+// How a multiplication lays out its panel and its results. Runs of channels that fill no vector, and lines
+// that fill none, are staged; columns that fill none leave the lanes to the positions.
+template <class T>
+Layout choose_layout(const at::Tensor& source, const at::Tensor& out, int64_t run, int64_t columns) {
+  const int64_t lanes = symconv::select_kernels<T>().lanes;
+  const bool planes = use_planes(source), last = out.stride(1) == 1 && out.size(1) != 1;
+  if (!symconv::kCanStage<T>) return {planes, false, planes};
+  if (run < lanes || columns < lanes) return {true, true, columns < lanes || !last};
+  return {planes, planes && out.size(-1) <= lanes, planes};
+}
+
 template <class T>
 void fprop(const Problem& p, const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias,
            const at::Tensor& y, symconv::Filtering filtering) {
-  const bool planes = use_planes(x);
   for (size_t i = 0; i < p.segments.size(); ++i) {
     const Segment& s = p.segments[i];
-    const int axis = symconv::choose_offset_axis(p, true, &s, 1, planes);
+    const Layout layout = choose_layout<T>(x, y, p.channels, s.rows);
+    const int axis = symconv::choose_offset_axis(p, true, &s, 1, layout.planes);
     const symconv::Plan plan = symconv::fold_plan(p, static_cast<int>(i), p.channels, axis, filtering);
     std::vector<int64_t> members;
     for (int g = 0; g < plan.parities; ++g) members.push_back(symconv::member_channel(s, g));
-    symconv::multiply<T>({p, plan, const_view<T>(x), p.channels,
-                          weight_view(static_cast<const T*>(w.const_data_ptr()), w, p.transposed),
-                          weight_group_stride(w, p.groups), view<T>(y), p.filters, s.rows, p.channels,
-                          members, bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr, planes});
+    symconv::multiply<T>({p, plan, const_view<Element<T>>(x), p.channels,
+                          weight_view(static_cast<const Element<T>*>(w.const_data_ptr()), w, p.transposed),
+                          weight_group_stride(w, p.groups), view<Element<T>>(y), p.filters, s.rows,
+                          p.channels, members,
+                          bias ? static_cast<const Element<T>*>(bias->const_data_ptr()) : nullptr,
+                          layout.planes, layout.staged, layout.pixel_lanes});
   }
 }
 
 template <class T>
 void dgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx,
            symconv::Filtering filtering) {
-  const bool planes = use_planes(gy);
-  const int axis = symconv::choose_offset_axis(p, false, p.segments.data(), p.segments.size(), planes);
+  int64_t run = p.orbits;
+  for (const Segment& s : p.segments) run = std::min(run, s.rows);
+  const Layout layout = choose_layout<T>(gy, gx, run, p.channels);
+  const int axis = symconv::choose_offset_axis(p, false, p.segments.data(), p.segments.size(), layout.planes);
   const symconv::Plan plan = symconv::sum_plan(p, 0, 1, axis, filtering);
   symconv::multiply<T>({p,
                         plan,
-                        const_view<T>(gy),
+                        const_view<Element<T>>(gy),
                         p.filters,
-                        weight_view(static_cast<const T*>(w.const_data_ptr()), w, p.transposed),
+                        weight_view(static_cast<const Element<T>*>(w.const_data_ptr()), w, p.transposed),
                         weight_group_stride(w, p.groups),
-                        view<T>(gx),
+                        view<Element<T>>(gx),
                         p.channels,
                         p.channels,
                         p.orbits,
                         {0},
                         nullptr,
-                        planes});
+                        layout.planes,
+                        layout.staged,
+                        layout.pixel_lanes});
 }
 
 template <class T>
 void wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
            symconv::Filtering filtering) {
-  symconv::wgrad<T>({p, const_view<T>(gy), const_view<T>(x),
-                     weight_view(static_cast<T*>(gw.data_ptr()), gw, p.transposed),
+  symconv::wgrad<T>({p, const_view<Element<T>>(gy), const_view<Element<T>>(x),
+                     weight_view(static_cast<Element<T>*>(gw.data_ptr()), gw, p.transposed),
                      weight_group_stride(gw, p.groups), filtering, use_planes(gy)});
 }
 
-symconv::Filtering filtering_of(const std::string& algorithm) {
+symconv::Filtering filtering_of(const std::string& algorithm, const at::Tensor& result) {
   if (algorithm == "fold") return symconv::kPlain;
+  TORCH_CHECK(result.element_size() >= 4, "algorithm must be fold for ", result.scalar_type(), ", got ",
+              algorithm);
   if (algorithm == "f2") return symconv::kF2;
   TORCH_CHECK(algorithm == "f4", "algorithm must be fold, f2 or f4, got ", algorithm);
   return symconv::kF4;
@@ -145,15 +171,40 @@ void check(const at::Tensor& t, const at::Tensor& like, const char* name) {
               " must have 3, 4 or 5 dimensions as the others, got ", t.dim());
 }
 
-#define SYMCONV_DISPATCH(TENSOR, CALL)                                                      \
-  if ((TENSOR).scalar_type() == at::kFloat) {                                               \
-    using scalar = float;                                                                   \
-    CALL;                                                                                   \
-  } else {                                                                                  \
-    TORCH_CHECK((TENSOR).scalar_type() == at::kDouble, "float32 or float64 expected, got ", \
-                (TENSOR).scalar_type());                                                    \
-    using scalar = double;                                                                  \
-    CALL;                                                                                   \
+// Runs CALL with `scalar` as the name of a way to run the dtype of TENSOR (formats.h).
+#define SYMCONV_DISPATCH(TENSOR, CALL)                                                                    \
+  switch ((TENSOR).scalar_type()) {                                                                       \
+    case at::kFloat: {                                                                                    \
+      using scalar = float;                                                                               \
+      CALL;                                                                                               \
+      break;                                                                                              \
+    }                                                                                                     \
+    case at::kDouble: {                                                                                   \
+      using scalar = double;                                                                              \
+      CALL;                                                                                               \
+      break;                                                                                              \
+    }                                                                                                     \
+    case at::kHalf: {                                                                                     \
+      using scalar = symconv::Half;                                                                       \
+      CALL;                                                                                               \
+      break;                                                                                              \
+    }                                                                                                     \
+    case at::kBFloat16: {                                                                                 \
+      using scalar = symconv::BFloat16;                                                                   \
+      CALL;                                                                                               \
+      break;                                                                                              \
+    }                                                                                                     \
+    default:                                                                                              \
+      TORCH_CHECK(false, "float16, bfloat16, float32 or float64 expected, got ", (TENSOR).scalar_type()); \
+  }
+
+// The same for the matrix kernels, which have bfloat16 of their own where the CPU has instructions for it.
+#define SYMCONV_DISPATCH_MATRIX(TENSOR, CALL)                            \
+  if ((TENSOR).scalar_type() == at::kBFloat16 && symconv::has_pairs()) { \
+    using scalar = symconv::Pair;                                        \
+    CALL;                                                                \
+  } else {                                                               \
+    SYMCONV_DISPATCH(TENSOR, CALL)                                       \
   }
 
 void fprop_into(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias,
@@ -164,9 +215,9 @@ void fprop_into(const at::Tensor& x, const at::Tensor& w, const std::optional<at
   if (bias) b = bias->contiguous();
   const Problem p =
       make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), w.sizes(), y.sizes());
-  const symconv::Filtering filtering = filtering_of(algorithm);
+  const symconv::Filtering filtering = filtering_of(algorithm, y);
   pybind11::gil_scoped_release release;
-  SYMCONV_DISPATCH(y, fprop<scalar>(p, x, w, b, y, filtering));
+  SYMCONV_DISPATCH_MATRIX(y, fprop<scalar>(p, x, w, b, y, filtering));
 }
 
 void dgrad_into(const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx, const Ints& ties,
@@ -175,9 +226,9 @@ void dgrad_into(const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx,
   check(gy, gx, "grad_output"), check(w, gx, "weight");
   const Problem p =
       make_problem({ties, stride, padding, dilation, transposed, groups}, gx.sizes(), w.sizes(), gy.sizes());
-  const symconv::Filtering filtering = filtering_of(algorithm);
+  const symconv::Filtering filtering = filtering_of(algorithm, gx);
   pybind11::gil_scoped_release release;
-  SYMCONV_DISPATCH(gx, dgrad<scalar>(p, gy, w, gx, filtering));
+  SYMCONV_DISPATCH_MATRIX(gx, dgrad<scalar>(p, gy, w, gx, filtering));
 }
 
 void wgrad_into(const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw, const Ints& ties,
@@ -186,9 +237,9 @@ void wgrad_into(const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
   check(gy, gw, "grad_output"), check(x, gw, "input");
   const Problem p =
       make_problem({ties, stride, padding, dilation, transposed, groups}, x.sizes(), gw.sizes(), gy.sizes());
-  const symconv::Filtering filtering = filtering_of(algorithm);
+  const symconv::Filtering filtering = filtering_of(algorithm, gw);
   pybind11::gil_scoped_release release;
-  SYMCONV_DISPATCH(gw, wgrad<scalar>(p, gy, x, gw, filtering));
+  SYMCONV_DISPATCH_MATRIX(gw, wgrad<scalar>(p, gy, x, gw, filtering));
 }
 
 // Sizes of the filters alone: expand and reduce know no input.
@@ -284,6 +335,100 @@ void depthwise_wgrad(const at::Tensor& gy, const at::Tensor& x, const at::Tensor
   SYMCONV_DISPATCH(gw, depthwise_grad<scalar>(p, gy, x, gw));
 }
 
+// --- a pass with everything static bound once: what is left for a call is tensors
+// -----------------------------------
+
+c10::MemoryFormat memory_format(size_t dims, bool channels_last) {
+  if (!channels_last || dims == 3) return c10::MemoryFormat::Contiguous;
+  return dims == 4 ? c10::MemoryFormat::ChannelsLast : c10::MemoryFormat::ChannelsLast3d;
+}
+
+at::Tensor allocate(const Ints& shape, const at::Tensor& like, bool channels_last) {
+  return at::empty(shape, like.options().requires_grad(false), memory_format(shape.size(), channels_last));
+}
+
+// The kernels read along channels or along the last dimension; anything else is copied once.
+at::Tensor readable(const at::Tensor& t) {
+  if (t.stride(1) == 1 || t.stride(-1) == 1) return t;
+  const bool last = t.stride(1) < t.stride(-1) && t.dim() > 3 && t.stride(1) != 0;
+  return t.contiguous(memory_format(t.dim(), last));
+}
+
+struct Pass {
+  Geometry geometry;
+  Ints output_padding, torch_dilation;
+  Ints result, strides;  // of the result
+  Ints expanded;         // shape of the ordinary filters
+  bool channels_last, depthwise;
+  std::string algorithm;
+
+  at::Tensor fprop(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const {
+    const Geometry& g = geometry;
+    if (algorithm == "expand") return convolve(x, w, bias);
+    const at::Tensor y = allocate(result, x, channels_last);
+    if (depthwise)
+      depthwise_fprop(x, w, bias, y, g.ties, g.stride, g.padding, g.dilation, g.transposed, g.groups);
+    else
+      fprop_into(readable(x), w, bias, y, g.ties, g.stride, g.padding, g.dilation, g.transposed, g.groups,
+                 algorithm);
+    return y;
+  }
+
+  at::Tensor dgrad(const at::Tensor& gy, const at::Tensor& w) const {
+    const Geometry& g = geometry;
+    const at::Tensor gx = allocate(result, w, channels_last);
+    if (depthwise)
+      depthwise_dgrad(gy, w, gx, g.ties, g.stride, g.padding, g.dilation, g.transposed, g.groups);
+    else
+      dgrad_into(readable(gy), w, gx, g.ties, g.stride, g.padding, g.dilation, g.transposed, g.groups,
+                 algorithm);
+    return gx;
+  }
+
+  at::Tensor wgrad(const at::Tensor& gy, const at::Tensor& x) const {
+    const Geometry& g = geometry;
+    const at::Tensor gw = allocate(result, x, channels_last);
+    if (depthwise)
+      depthwise_wgrad(gy, x, gw, g.ties, g.stride, g.padding, g.dilation, g.transposed, g.groups);
+    else
+      wgrad_into(readable(gy), x, gw, g.ties, g.stride, g.padding, g.dilation, g.transposed, g.groups,
+                 algorithm);
+    return gw;
+  }
+
+ private:
+  // The ordinary filters, and torch's convolution. Autocast has had its say where the layer was entered.
+  at::Tensor convolve(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const {
+    const Geometry& g = geometry;
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const at::Tensor filters = allocate(expanded, w, channels_last);
+    expand_into(w, filters, g.ties, g.transposed, g.groups);
+    pybind11::gil_scoped_release release;
+    const at::Tensor y = at::convolution(x, filters, bias, g.stride, g.padding, torch_dilation, g.transposed,
+                                         output_padding, g.groups);
+    const at::Tensor same = y.contiguous(memory_format(y.dim(), channels_last));
+    // Dimensions of size 1 may carry any stride; torch.compile compares them all the same.
+    return same.strides() == at::IntArrayRef(strides) ? same : same.as_strided(same.sizes(), strides);
+  }
+};
+
+// Would the dispatcher do nothing with these but call the CPU kernel? No gradient, mode, subclass or
+// transform.
+bool is_plain(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) {
+  static const c10::DispatchKeySet plain = at::empty({0}).key_set();
+  const auto bars = [](const at::Tensor& t) {
+    return t.key_set() != plain || (at::GradMode::is_enabled() && t.requires_grad());
+  };
+  return !bars(x) && !bars(w) && !(bias && bars(*bias)) &&
+         c10::impl::tls_local_dispatch_key_set().included_ == c10::default_included_set &&
+         !torch::autograd::profiler::profilerEnabled() && !torch::jit::tracer::isTracing();
+}
+
+bool suggests_channels_last(const at::Tensor& t) {
+  const c10::MemoryFormat format = t.suggest_memory_format();
+  return format == c10::MemoryFormat::ChannelsLast || format == c10::MemoryFormat::ChannelsLast3d;
+}
+
 pybind11::dict build_info() {
   pybind11::dict info;
   info["compiler"] = __VERSION__;
@@ -308,9 +453,30 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "clear_workspace", [] { symconv::Workspace::of_thread().clear(); },
       "Gives the working memory that the calling thread keeps for its next call back to the system.");
+  m.def("is_plain", &is_plain);
+  m.def("suggests_channels_last", &suggests_channels_last);
+  pybind11::class_<Pass>(m, "Pass", "One pass of one problem by one algorithm.")
+      .def(pybind11::init([](const Ints& ties, const Ints& stride, const Ints& padding, const Ints& dilation,
+                             bool transposed, int64_t groups, const Ints& output_padding,
+                             const Ints& torch_dilation, const Ints& result, const Ints& strides,
+                             const Ints& expanded, bool channels_last, bool depthwise,
+                             const std::string& algorithm) {
+        return Pass{{ties, stride, padding, dilation, transposed, groups},
+                    output_padding,
+                    torch_dilation,
+                    result,
+                    strides,
+                    expanded,
+                    channels_last,
+                    depthwise,
+                    algorithm};
+      }))
+      .def("fprop", &Pass::fprop)
+      .def("dgrad", &Pass::dgrad)
+      .def("wgrad", &Pass::wgrad);
   m.def("depthwise_fprop", &depthwise_fprop);
   m.def("depthwise_dgrad", &depthwise_dgrad);
   m.def("depthwise_wgrad", &depthwise_wgrad);
-  m.def("isa", &symconv::instruction_set, "Instruction set in use: avx512, avx2 or baseline.");
+  m.def("isa", &symconv::instruction_set, "Instruction set in use: avx512_bf16, avx512, avx2 or baseline.");
   m.def("build_info", &build_info);
 }

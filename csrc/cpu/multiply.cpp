@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "scratch.h"
+#include "stage.h"
 
 namespace symconv {
 
@@ -27,28 +28,28 @@ class Multiplier {
   explicit Multiplier(const Multiply<T>& m)
       : m_(m), kernels_(select_kernels<T>()), threads_(thread_count()), lanes_(kernels_.lanes) {
     chunks_ = cut_channels();
-    int64_t widest = 0;
-    for (const Slot& slot : m.plan.slots) widest += chunks_[0].width(m.plan, slot);
-    phases_ = make_phases(m.plan, m.problem, widest * static_cast<int64_t>(sizeof(T)), threads_, m.planes);
-    weights_ = weight_layout(m.problem, m.plan, m.columns, chunks_, lanes_, m.planes);
+    phases_ = make_phases(m.plan, m.problem, panel_rows() * kWordBytes, m.staged ? kLongTile : kTile,
+                          threads_, m.planes);
+    weights_ = weight_layout(m.problem, m.plan, m.columns, chunks_, lanes_, m.pixel_lanes, kDepth);
     blocks_ = column_blocks(m.columns, lanes_);
     for (const Phase& phase : phases_) {
       std::vector<PanelLayout> layouts;
-      for (const Chunk& chunk : chunks_) layouts.push_back(panel_layout(m.plan, phase, chunk));
+      for (const Chunk& chunk : chunks_) layouts.push_back(panel_layout(m.plan, phase, chunk, kDepth));
       layouts_.push_back(layouts);
+      if (m.staged) stages_.emplace_back(m.plan, phase, stage_channels(), lanes_);
     }
     for (int64_t c = 0; c < m.columns; ++c) channel_offset_.push_back(c * m.out.channel_stride);
   }
 
   void operator()() {
     const int64_t groups = m_.problem.groups;
-    Scratch<T> packed(weights_.elements * groups);
+    Scratch<Word<T>> packed(weights_.elements * groups);
     const int64_t pieces = weight_pieces(weights_, lanes_);
     parallel_slices(pieces * groups, threads_, [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t i = begin; i < end; ++i) {
-        WeightView<const T> w = m_.weight;
+        WeightView<const Element<T>> w = m_.weight;
         w.data += i / pieces * m_.weight_group_stride;
-        pack_weights(kernels_, m_.problem, m_.plan, weights_, w, m_.planes, i % pieces,
+        pack_weights(kernels_, m_.problem, m_.plan, weights_, w, m_.pixel_lanes, i % pieces,
                      packed.data() + i / pieces * weights_.elements);
       }
     });
@@ -56,34 +57,48 @@ class Multiplier {
   }
 
  private:
+  static constexpr int kDepth = Format<T>::depth;
+  static constexpr int64_t kWordBytes = sizeof(Word<T>);
+  static_assert(sizeof(Word<T>) == sizeof(Sum<T>) && sizeof(Element<T>) <= sizeof(Sum<T>), "share a buffer");
+
   // Smallest tile must fit; only fold plans can be cut, since their slots all have the same channels.
   std::vector<Chunk> cut_channels() const {
     const int64_t channels = m_.contraction;
-    const int64_t bytes = 28 * static_cast<int64_t>(m_.plan.slots.size() * sizeof(T)) * channels;
+    const int64_t slots = static_cast<int64_t>(m_.plan.slots.size());
+    const int64_t bytes = (m_.staged ? 112 : 28) * slots * words<T>(channels) * kWordBytes;
     int64_t n = m_.plan.fold ? std::max<int64_t>(1, (bytes + kMaxPanelBytes - 1) / kMaxPanelBytes) : 1;
-    const int64_t width = (channels + n - 1) / n;
+    const int64_t width = words<T>((channels + n - 1) / n) * kDepth;
     std::vector<Chunk> chunks;
     for (int64_t c = 0; c < channels; c += width) chunks.push_back({c, std::min(channels, c + width)});
     return chunks;
   }
 
+  int64_t stage_channels() const { return m_.plan.fold ? chunks_[0].end : m_.source_channels; }
+
+  // In words, as everything here that is not said to be elements.
   int64_t panel_rows() const {
     int64_t rows = 0;
-    for (const Slot& slot : m_.plan.slots) rows += chunks_[0].width(m_.plan, slot);
+    for (const Slot& slot : m_.plan.slots) rows += words<T>(chunks_[0].width(m_.plan, slot));
     return rows;
   }
 
   // Pixels of the panel for one product, halo included.
   int64_t panel_pixels(const Phase& phase) const {
     const Triple& b = phase.tiling.block;
-    const int64_t pixels = (b[0] + phase.tiling.span) * b[1] * b[2];
+    const int64_t pixels = (b[0] + phase.tiling.span) * b[1] * b[2] + (m_.staged ? lanes_ - 1 : 0);
     return m_.planes ? (pixels + lanes_ - 1) / lanes_ * lanes_ : pixels;
   }
 
   int64_t panel_ld(const Phase& phase) const {
-    if (m_.planes) return phase.tiling.products * panel_pixels(phase) + lanes_;
+    // Rows a power of two apart collide in the first-level cache.
+    if (m_.planes) return (phase.tiling.products * panel_pixels(phase) / lanes_ | 1) * lanes_;
     const int64_t rows = panel_rows();
-    return rows % 256 < 16 ? rows + 16 : rows;  // rows a KiB apart collide in the first-level cache
+    return rows % 256 < 16 ? rows + 16 : rows;
+  }
+
+  // Leading dimension of the panel as it is packed, in elements.
+  int64_t stored_ld(const Phase& phase) const {
+    return m_.planes ? panel_ld(phase) : panel_ld(phase) * kDepth;
   }
 
   int64_t product_stride(const Phase& phase) const {
@@ -107,12 +122,12 @@ class Multiplier {
       return {kMaxVectors * lanes_, rows * kMaxVectors * lanes_};
     }
     const Triple& b = phase.tiling.block;
-    const int64_t pixels = b[0] * b[1] * b[2], across = m_.planes ? pixels : m_.columns;
+    const int64_t pixels = b[0] * b[1] * b[2], across = m_.pixel_lanes ? pixels : m_.columns;
     const int64_t ld = (across + kMaxVectors * lanes_ - 1) / lanes_ * lanes_;
-    return {ld, ld * (m_.planes ? m_.columns : pixels)};
+    return {ld, ld * (m_.pixel_lanes ? m_.columns : pixels)};
   }
 
-  void run_phase(size_t index, const T* packed) {
+  void run_phase(size_t index, const Word<T>* packed) {
     const Phase& phase = phases_[index];
     const int64_t tasks = m_.problem.groups * m_.problem.batch * phase.tiling.tiles();
     const int64_t slices = std::min(tasks, threads_);
@@ -121,16 +136,20 @@ class Multiplier {
     const int64_t zeros = std::max(m_.contraction, std::max(m_.source_channels, pixels)) + lanes_;
     const int64_t panel = panel_elements(phase);
     const int64_t result = results(phase).stride * m_.plan.parities * phase.tiling.products;
-    const int64_t each = (panel + result + zeros + lanes_) / lanes_ * lanes_;
-    Scratch<T> memory(each * slices);
+    const int64_t stage = m_.staged ? stages_[index].elements() : 0;
+    const int64_t zipped = kDepth > 1 && m_.planes ? panel : 0;
+    const int64_t each = (panel + zipped + result + zeros + stage + lanes_) / lanes_ * lanes_;
+    Scratch<Sum<T>> memory(each * slices);
     Scratch<int64_t> offsets(pixels * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       Local local;
       local.result = memory.data() + slice * each;
-      local.panel = local.result + result;
-      local.zeros = local.panel + panel;
+      local.panel = reinterpret_cast<Word<T>*>(local.result + result);
+      local.zipped = local.panel + panel;
+      local.zeros = reinterpret_cast<Element<T>*>(local.zipped + zipped);
+      local.stage = local.zeros + zeros;
       local.offset = offsets.data() + slice * pixels;
-      std::fill(local.zeros, local.zeros + zeros, T(0));
+      std::fill(local.zeros, local.zeros + zeros, Element<T>{});
       const int64_t per_group = m_.problem.batch * phase.tiling.tiles();
       for (int64_t i = begin; i < end; ++i)
         run_tile(index, tile_at(phase.tiling, i % per_group), i / per_group,
@@ -139,24 +158,76 @@ class Multiplier {
   }
 
   struct Local {
-    T *result, *panel, *zeros;
+    Sum<T>* result;
+    Word<T>*panel, *zipped;
+    Element<T>*zeros, *stage;
     int64_t* offset;
   };
 
-  void run_tile(size_t index, const Tile& tile, int64_t group, const T* packed, const Local& local) const {
+  void run_tile(size_t index, const Tile& tile, int64_t group, const Word<T>* packed,
+                const Local& local) const {
     const Phase& phase = phases_[index];
     destination_offsets(phase, tile, m_.out.batch_stride, m_.out.stride, local.offset);
     for (size_t c = 0; c < chunks_.size(); ++c) {
       const PanelLayout& layout = layouts_[index][c];
-      const int64_t first = group * m_.source_channels + (m_.plan.fold ? chunks_[c].begin : 0);
-      pack_panel(kernels_, m_.plan, phase, tile, layout, m_.source, first, chunks_[c].end - chunks_[c].begin,
-                 m_.planes, local.zeros, local.panel, panel_ld(phase), product_stride(phase));
+      pack(index, c, tile, group, local);
       Runs runs;
       for (int product = 0; product < phase.tiling.products; ++product)
         for (int parity = 0; parity < m_.plan.parities; ++parity)
           runs.push_back(make_runs(phase, tile, layout, c, parity, product));
       const Block block{phase, tile, group, packed, local, runs, c > 0, c + 1 == chunks_.size()};
-      m_.planes ? multiply_planes(block) : multiply_pixels(block);
+      m_.pixel_lanes ? multiply_planes(block) : multiply_pixels(block);
+    }
+  }
+
+  void pack(size_t index, size_t chunk, const Tile& tile, int64_t group, const Local& local) const {
+    const Phase& phase = phases_[index];
+    const PanelLayout& layout = layouts_[index][chunk];
+    const int64_t first = group * m_.source_channels + (m_.plan.fold ? chunks_[chunk].begin : 0);
+    const int64_t channels = chunks_[chunk].end - chunks_[chunk].begin;
+    View<const Element<T>> source = m_.source;
+    const Stage* stage = m_.staged ? &stages_[index] : nullptr;
+    if constexpr (kCanStage<T>) {
+      if (stage) {
+        stage->fill(kernels_, phase, tile, m_.source, first, m_.plan.fold ? channels : m_.source_channels,
+                    local.stage);
+        source = {local.stage, 0, stage->channel_stride(), {}};
+      }
+    }
+    pack_panel(kernels_, m_.plan, phase, tile, layout, source, stage, stage ? 0 : first, channels, m_.planes,
+               local.zeros, reinterpret_cast<Stored<T>*>(local.panel), stored_ld(phase),
+               product_stride(phase));
+    if constexpr (kDepth > 1) {
+      m_.planes ? zip_panel(phase, tile, layout, chunks_[chunk], local)
+                : clear_odd_rows(phase, tile, layout, chunks_[chunk], local);
+    }
+  }
+
+  // Pixels of the tile, halo lines included.
+  static int64_t packed_pixels(const Phase& phase, const Tile& tile) {
+    return (tile.size[0] + phase.tiling.span) * tile.line();
+  }
+
+  // Panels of planes: neighbouring rows, one after the other as they were packed, become pairs.
+  void zip_panel(const Phase& phase, const Tile& tile, const PanelLayout& layout, const Chunk& chunk,
+                 const Local& local) const {
+    const int64_t ld = panel_ld(phase);
+    for (size_t i = 0; i < m_.plan.slots.size(); ++i) {
+      if (layout.offset[i] < 0) continue;
+      const auto* rows = reinterpret_cast<const Stored<T>*>(local.panel) + layout.offset[i] * kDepth * ld;
+      kernels_.zip({rows, local.zipped + layout.offset[i] * ld, ld, ld,
+                    chunk.width(m_.plan, m_.plan.slots[i]), packed_pixels(phase, tile)});
+    }
+  }
+
+  // Panels of pixels: the last row of a slot, where it fills half a word.
+  void clear_odd_rows(const Phase& phase, const Tile& tile, const PanelLayout& layout, const Chunk& chunk,
+                      const Local& local) const {
+    for (size_t i = 0; i < m_.plan.slots.size(); ++i) {
+      const int64_t width = chunk.width(m_.plan, m_.plan.slots[i]);
+      if (layout.offset[i] < 0 || width % kDepth == 0) continue;
+      auto* last = reinterpret_cast<Stored<T>*>(local.panel) + layout.offset[i] * kDepth + width;
+      for (int64_t p = 0; p < packed_pixels(phase, tile); ++p) last[p * stored_ld(phase)] = {};
     }
   }
 
@@ -165,7 +236,7 @@ class Multiplier {
     const Phase& phase;
     const Tile& tile;
     int64_t group;
-    const T* packed;
+    const Word<T>* packed;
     const Local& local;
     const Runs& runs;
     bool add, last;
@@ -197,7 +268,7 @@ class Multiplier {
     bool fresh = true;
     for (size_t i = 0; i < m_.plan.slots.size(); ++i) {
       if (m_.plan.slots[i].parity != parity || layout.offset[i] < 0) continue;
-      const int64_t width = chunks_[chunk].width(m_.plan, m_.plan.slots[i]);
+      const int64_t width = words<T>(chunks_[chunk].width(m_.plan, m_.plan.slots[i]));
       const int64_t row = rows.row[i] + tap * rows.shift_stride[parity];
       if (!fresh) {
         Run& r = runs.back();
@@ -217,7 +288,7 @@ class Multiplier {
   struct Segments {
     std::vector<int64_t> a, b, k;
     void clear() { a.clear(), b.clear(), k.clear(); }
-    void attach(GemmArgs<T>& g) const {
+    void attach(GemmArgs<Word<T>>& g) const {
       g.a_offset = a.data(), g.b_offset = b.data(), g.k = k.data(),
       g.segments = static_cast<int64_t>(k.size());
     }
@@ -228,21 +299,22 @@ class Multiplier {
     const Results r = results(x.phase);
     const bool whole = chunks_.size() > 1;
     Segments segments;
-    GemmArgs<T> g{};
-    g.lda = ld, g.ldc = r.ld, g.add = x.add;
+    GemmArgs<Word<T>> g{};
+    const int64_t pixel = m_.planes ? 1 : ld, row = m_.planes ? ld : 1;
+    g.lda = pixel, g.a_step = row, g.ldc = r.ld, g.add = x.add;
     for (const ColumnBlock& block : blocks_) {
       const int64_t width = block.vectors * lanes_, column = block.vector * lanes_;
       const int64_t most = kernels_.max_rows[block.vectors], pieces = (pixels + most - 1) / most;
       g.ldb = width;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t p0 = pixels * piece / pieces, p1 = pixels * (piece + 1) / pieces;
-        T* tile = x.local.result + (whole ? p0 * r.ld + column : 0);
+        Sum<T>* tile = x.local.result + (whole ? p0 * r.ld + column : 0);
         for (size_t i = 0; i < x.runs.size(); ++i) {
           const size_t parity = i % m_.plan.parities, product = i / m_.plan.parities;
           segments.clear();
           for (const Run& run : x.runs[i]) {
             if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
-            segments.a.push_back((p0 + run.shift) * ld + run.panel_row);
+            segments.a.push_back((p0 + run.shift) * pixel + run.panel_row * row);
             segments.b.push_back(run.weight_row * width);
             segments.k.push_back(run.rows);
           }
@@ -267,7 +339,7 @@ class Multiplier {
     return s;
   }
 
-  void store_pixels(const Block& x, const T* tile, int64_t p0, int64_t p1, int64_t column,
+  void store_pixels(const Block& x, const Sum<T>* tile, int64_t p0, int64_t p1, int64_t column,
                     int64_t width) const {
     StoreArgs<T> s = store_args(x);
     s.cols = std::min(width, m_.columns - column);
@@ -288,14 +360,14 @@ class Multiplier {
     const Results r = results(x.phase);
     const bool whole = chunks_.size() > 1;
     Segments segments;
-    GemmArgs<T> g{};
+    GemmArgs<Word<T>> g{};
     g.ldb = ld, g.ldc = r.ld, g.add = x.add;
     for (const ColumnBlock& block : column_blocks(pixels, lanes_)) {
       const int64_t p0 = block.vector * lanes_, p1 = std::min(pixels, p0 + block.vectors * lanes_);
       const int64_t most = kernels_.max_rows[block.vectors], pieces = (m_.columns + most - 1) / most;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t u0 = m_.columns * piece / pieces, u1 = m_.columns * (piece + 1) / pieces;
-        T* tile = x.local.result + (whole ? u0 * r.ld + p0 : 0);
+        Sum<T>* tile = x.local.result + (whole ? u0 * r.ld + p0 : 0);
         for (size_t i = 0; i < x.runs.size(); ++i) {
           const size_t parity = i % m_.plan.parities, product = i / m_.plan.parities;
           segments.clear();
@@ -308,7 +380,7 @@ class Multiplier {
           segments.attach(g);
           g.lda = weights_.ld[parity];
           g.a = x.packed + weights_.offset[parity] + u0 * g.lda;
-          g.b = x.local.panel + product * step;
+          g.b = (kDepth > 1 ? x.local.zipped : x.local.panel) + product * step;
           g.c = tile + (parity * x.phase.tiling.products + product) * r.stride;
           kernels_.gemm(static_cast<int>(u1 - u0), block.vectors, g);
         }
@@ -318,27 +390,30 @@ class Multiplier {
   }
 
   // Columns are pixels: stored in runs that are contiguous in the destination.
-  void store_planes(const Block& x, const T* tile, int64_t u0, int64_t u1, int64_t p0, int64_t p1) const {
+  void store_planes(const Block& x, const Sum<T>* tile, int64_t u0, int64_t u1, int64_t p0,
+                    int64_t p1) const {
     StoreArgs<T> s = store_args(x);
     s.rows = u1 - u0;
     s.row_offset = channel_offset_.data();
     s.bias_of_row = true;
     const int64_t full = x.tile.full_pixels(x.phase.tiling);
     const int64_t* at = x.local.offset;
+    const bool turned = kCanStage<T> && m_.out.channel_stride == 1 && m_.columns > 1;
     for (int64_t from = p0, to; from < p1; from = to) {
       const int64_t end = from < full ? std::min(p1, full) : p1;
       for (to = from + 1; to < end && at[to] == at[to - 1] + 1;) ++to;
-      const bool contiguous = to - from >= lanes_ || to == end;
+      const bool contiguous = !turned && (to - from >= lanes_ || to == end);
       if (!contiguous) to = end;
       s.lines = from < full ? x.phase.tiling.lines_out : x.tile.lines_of_last(x.phase.tiling);
       s.tile = tile + (from - p0);
       s.cols = to - from;
       s.col_offset = contiguous ? nullptr : at + from;
-      finish_store(x, s, u0, contiguous ? at[from] : 0);
+      finish_store(x, s, u0, contiguous ? at[from] : 0, turned);
     }
   }
 
-  void finish_store(const Block& x, StoreArgs<T>& s, int64_t column, int64_t base) const {
+  void finish_store(const Block& x, StoreArgs<T>& s, int64_t column, int64_t base,
+                    bool turned = false) const {
     int members = static_cast<int>(m_.member_channel.size()), log = 0;
     while (1 << log < members) ++log;
     for (int i = 0; i < members; ++i) {
@@ -346,7 +421,7 @@ class Multiplier {
       s.out[i] = m_.out.data + base + channel * m_.out.channel_stride;
       s.bias[i] = m_.bias ? m_.bias + channel : nullptr;
     }
-    kernels_.store[m_.plan.filtering][log](s);
+    (turned ? kernels_.store_turned : kernels_.store)[m_.plan.filtering][log](s);
   }
 
   const Multiply<T>& m_;
@@ -356,6 +431,7 @@ class Multiplier {
   std::vector<Chunk> chunks_;
   std::vector<Phase> phases_;
   std::vector<std::vector<PanelLayout>> layouts_;
+  std::vector<Stage> stages_;  // by phase, where there are any
   WeightLayout weights_;
   std::vector<ColumnBlock> blocks_;
   std::vector<int64_t> channel_offset_;
@@ -369,7 +445,7 @@ void multiply(const Multiply<T>& m) {
   run();
 }
 
-template void multiply<float>(const Multiply<float>&);
-template void multiply<double>(const Multiply<double>&);
+#define SYMCONV_INSTANTIATE(T) template void multiply<T>(const Multiply<T>&);
+SYMCONV_FOR_ALL_TYPES(SYMCONV_INSTANTIATE)
 
 }  // namespace symconv

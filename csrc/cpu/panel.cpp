@@ -3,14 +3,12 @@
 
 #include <algorithm>
 
+#include "stage.h"
+
 namespace symconv {
 
 namespace {
 
-// Bytes of a panel: it is written once and read once for every block of columns, so it should stay
-// in the second-level cache beside the weights of one block.
-constexpr int64_t kPanelBytes = 384 << 10;
-constexpr int64_t kMaxPixels = 256;
 constexpr int64_t kMinPixels = 14;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -26,9 +24,9 @@ void set_block(Tiling& t, int axis, int64_t limit) {
   t.blocks[axis] = ceil_div(t.count[axis], t.block[axis]);
 }
 
-void choose_blocks(Tiling& t, int64_t slot_bytes, bool planes) {
+void choose_blocks(Tiling& t, int64_t slot_bytes, const TileLimits& limits, bool planes) {
   int64_t pixels =
-      std::clamp<int64_t>(kPanelBytes / std::max<int64_t>(slot_bytes, 1), kMinPixels, kMaxPixels);
+      std::clamp<int64_t>(limits.bytes / std::max<int64_t>(slot_bytes, 1), kMinPixels, limits.pixels);
   if (t.span == 0) {
     pixels = std::max<int64_t>(pixels / t.products, kMinPixels);
     set_block(t, 2, pixels);
@@ -57,8 +55,8 @@ void balance(Tiling& t, int64_t outer, int64_t threads) {
   }
 }
 
-Tiling make_tiling(const Plan& plan, const Phase& phase, int64_t outer, int64_t slot_bytes, int64_t threads,
-                   bool planes) {
+Tiling make_tiling(const Plan& plan, const Phase& phase, int64_t outer, int64_t slot_bytes,
+                   const TileLimits& limits, int64_t threads, bool planes) {
   Tiling t;
   int n = 0;
   if (plan.offset_axis >= 0) t.order[n++] = plan.offset_axis;
@@ -82,17 +80,17 @@ Tiling make_tiling(const Plan& plan, const Phase& phase, int64_t outer, int64_t 
   }
   t.lines = t.count[0];
   t.count[0] = ceil_div(t.lines, t.lines_out);
-  choose_blocks(t, slot_bytes, planes);
+  choose_blocks(t, slot_bytes, limits, planes);
   balance(t, outer, threads);
   return t;
 }
 
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
-// One source of a group on one line of the tile: base pointer at inner anchor 0, or absent.
+// One source of a group on one line of the tile, or absent.
 struct LineSource {
   bool valid;
-  int64_t base;  // element offset at inner position 0 of the source
+  int64_t base;  // element offset of the line in the source
   int64_t b;     // inner source position = a * t + b
 };
 
@@ -103,31 +101,40 @@ struct Packer {
   const Phase& phase;
   const Tile& tile;
   const PanelLayout& layout;
-  const View<const T>& source;
+  const View<const Element<T>>& source;
+  const Stage* stage;  // null: `source` is the tensor itself
   int64_t source_channel, channels;
   bool planes;
-  const T* zeros;
-  T* panel;
+  const Element<T>* zeros;
+  Stored<T>* panel;
   int64_t ld, product_stride;
 
   int inner() const { return phase.tiling.order[2]; }
 
-  // Position of a source on an outer axis of the tiling, or -1 outside the map.
+  // Position of a source on an outer axis of the tiling.
   int64_t position(int level, int64_t index, int line, const Taps& tap) const {
     const int axis = phase.tiling.order[level];
     const AxisMap& m = *phase.axis[axis];
     const int64_t t = tile.begin[level] + index;
-    const int64_t at = axis == plan.offset_axis ? t * phase.tiling.lines_out + line + phase.tiling.b_min
-                                                : m.a * t + m.b[tap[axis]];
-    return at >= 0 && at < m.extent ? at : -1;
+    return axis == plan.offset_axis ? t * phase.tiling.lines_out + line + phase.tiling.b_min
+                                    : m.a * t + m.b[tap[axis]];
+  }
+
+  // A stage has zeros around the map, so that every position exists there.
+  bool inside(int level, int64_t at) const {
+    return stage || (at >= 0 && at < phase.axis[phase.tiling.order[level]]->extent);
+  }
+
+  int64_t offset(int level, int64_t at) const {
+    const int axis = phase.tiling.order[level];
+    return stage ? stage->offset(axis, at, stage->first(axis, tile.begin[level])) : at * source.stride[axis];
   }
 
   LineSource line_source(const Group& g, int s, int line, int64_t i0, int64_t i1) const {
     const Taps& tap = g.tap[s];
     const int64_t at0 = position(0, i0, line, tap), at1 = position(1, i1, line, tap);
-    const bool valid = at0 >= 0 && at1 >= 0 && source_present(plan, phase, g, s);
-    const int64_t base = source.batch_stride * tile.image + source.stride[phase.tiling.order[0]] * at0 +
-                         source.stride[phase.tiling.order[1]] * at1 +
+    const bool valid = inside(0, at0) && inside(1, at1) && source_present(plan, phase, g, s);
+    const int64_t base = source.batch_stride * tile.image + offset(0, at0) + offset(1, at1) +
                          (source_channel + g.channel[s]) * source.channel_stride;
     return {valid, base, phase.axis[inner()]->b[tap[inner()]]};
   }
@@ -135,23 +142,24 @@ struct Packer {
   void run(const Group& g, const LineSource (&from)[kMaxLines][kMaxSources], int64_t pixel, int64_t t,
            int64_t positions) const {
     const AxisMap& m = *phase.axis[inner()];
-    const int64_t step = source.stride[inner()];
+    const int64_t step = stage ? 1 : m.a * source.stride[inner()];
     const int sources = 1 << g.log_sources;
     RunArgs<T> r;
     r.ld = ld;
+    r.loose = stage != nullptr;
     r.product_stride = product_stride;
     r.positions = positions;
     r.channels = plan.fold ? channels : g.channels;
     for (int line = 0; line < phase.tiling.products; ++line)
       for (int s = 0; s < sources; ++s) {
         const int64_t at = m.a * t + from[line][s].b;
-        const bool valid = from[line][s].valid && at >= 0 && at < m.extent;
-        r.source[line][s] = valid ? source.data + from[line][s].base + at * step : zeros;
-        r.position_step[line][s] = valid ? m.a * step : 0;
+        const bool valid = from[line][s].valid && inside(2, at);
+        r.source[line][s] = valid ? source.data + from[line][s].base + offset(2, at) : zeros;
+        r.position_step[line][s] = valid ? step : 0;
         r.channel_step[line][s] = valid ? source.channel_stride : 0;
       }
     for (int s = 0; s < sources; ++s) {
-      const int64_t row = layout.offset[g.slot[plan.fold ? s : 0]];
+      const int64_t row = layout.offset[g.slot[plan.fold ? s : 0]] * layout.depth;
       r.out[s] = planes ? panel + row * ld + pixel : panel + pixel * ld + row;
     }
     const auto& table = plan.fold ? (planes ? kernels.fold_planes : kernels.fold_pixels)
@@ -168,7 +176,7 @@ struct Packer {
     for (int line = 0; line < phase.tiling.products; ++line)
       for (int s = 0; s < 1 << g.log_sources; ++s) {
         const LineSource& f = from[line][s] = line_source(g, s, line, i0, i1);
-        if (!f.valid) continue;
+        if (stage || !f.valid) continue;
         low = std::max(low, -floor_div(f.b, m.a));
         high = std::min(high, floor_div(m.extent - 1 - f.b, m.a) + 1);
       }
@@ -189,15 +197,15 @@ struct Packer {
 
 }  // namespace
 
-std::vector<Phase> make_phases(const Plan& plan, const Problem& p, int64_t slot_bytes, int64_t threads,
-                               bool planes) {
+std::vector<Phase> make_phases(const Plan& plan, const Problem& p, int64_t slot_bytes,
+                               const TileLimits& limits, int64_t threads, bool planes) {
   std::vector<Phase> phases;
   for (const AxisMap& d : plan.axes[0])
     for (const AxisMap& h : plan.axes[1])
       for (const AxisMap& w : plan.axes[2]) {
         if (d.count == 0 || h.count == 0 || w.count == 0) continue;
         Phase phase{{&d, &h, &w}, {}};
-        phase.tiling = make_tiling(plan, phase, p.batch * p.groups, slot_bytes, threads, planes);
+        phase.tiling = make_tiling(plan, phase, p.batch * p.groups, slot_bytes, limits, threads, planes);
         phases.push_back(phase);
       }
   return phases;
@@ -221,8 +229,9 @@ bool source_present(const Plan& plan, const Phase& phase, const Group& g, int so
   return true;
 }
 
-PanelLayout panel_layout(const Plan& plan, const Phase& phase, const Chunk& chunk) {
+PanelLayout panel_layout(const Plan& plan, const Phase& phase, const Chunk& chunk, int depth) {
   PanelLayout layout;
+  layout.depth = depth;
   layout.offset.assign(plan.slots.size(), -1);
   for (const Group& g : plan.groups) {
     bool fed = false;
@@ -233,7 +242,7 @@ PanelLayout panel_layout(const Plan& plan, const Phase& phase, const Chunk& chun
   for (size_t i = 0; i < plan.slots.size(); ++i) {
     if (layout.offset[i] < 0) continue;
     layout.offset[i] = layout.total;
-    layout.total += chunk.width(plan, plan.slots[i]);
+    layout.total += ceil_div(chunk.width(plan, plan.slots[i]), depth);
   }
   return layout;
 }
@@ -257,18 +266,18 @@ void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_str
 
 template <class T>
 void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase, const Tile& tile,
-                const PanelLayout& layout, const View<const T>& source, int64_t source_channel,
-                int64_t channels, bool planes, const T* zeros, T* panel, int64_t ld, int64_t product_stride) {
-  Packer<T>{kernels,  plan,   phase, tile,  layout, source,        source_channel,
-            channels, planes, zeros, panel, ld,     product_stride}
+                const PanelLayout& layout, const View<const Element<T>>& source, const Stage* stage,
+                int64_t source_channel, int64_t channels, bool planes, const Element<T>* zeros,
+                Stored<T>* panel, int64_t ld, int64_t product_stride) {
+  Packer<T>{kernels,        plan,     phase,  tile,  layout, source, stage,
+            source_channel, channels, planes, zeros, panel,  ld,     product_stride}
       .pack();
 }
 
-template void pack_panel<float>(const Kernels<float>&, const Plan&, const Phase&, const Tile&,
-                                const PanelLayout&, const View<const float>&, int64_t, int64_t, bool,
-                                const float*, float*, int64_t, int64_t);
-template void pack_panel<double>(const Kernels<double>&, const Plan&, const Phase&, const Tile&,
-                                 const PanelLayout&, const View<const double>&, int64_t, int64_t, bool,
-                                 const double*, double*, int64_t, int64_t);
+#define SYMCONV_INSTANTIATE(T)                                                                               \
+  template void pack_panel<T>(const Kernels<T>&, const Plan&, const Phase&, const Tile&, const PanelLayout&, \
+                              const View<const Element<T>>&, const Stage*, int64_t, int64_t, bool,           \
+                              const Element<T>*, Stored<T>*, int64_t, int64_t);
+SYMCONV_FOR_ALL_TYPES(SYMCONV_INSTANTIATE)
 
 }  // namespace symconv

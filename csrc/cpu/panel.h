@@ -52,10 +52,12 @@ struct Phase {
   Tiling tiling;
 };
 
-// Where a panel keeps its slots: row (pixels: column) of each, -1 where nothing feeds it in a phase.
+// Where a panel keeps its slots: row (pixels: column) of each, in words of `depth` rows, -1 where nothing
+// feeds it in a phase.
 struct PanelLayout {
   std::vector<int64_t> offset;
   int64_t total = 0;
+  int depth = 1;
 };
 
 // Channels [begin, end) of a fold plan; sum plans have one chunk, which covers every slot whole.
@@ -64,21 +66,33 @@ struct Chunk {
   int64_t width(const Plan& plan, const Slot& slot) const { return plan.fold ? end - begin : slot.channels; }
 };
 
-std::vector<Phase> make_phases(const Plan& plan, const Problem& p, int64_t slot_bytes, int64_t tasks_at_least,
-                               bool planes);
+// How large a tile may be. Its panel is written once and read once for every block of columns, so it should
+// stay in the second-level cache beside the weights of one block.
+struct TileLimits {
+  int64_t bytes, pixels;
+};
+constexpr TileLimits kTile{192 << 10, 256};
+constexpr TileLimits kLongTile{384 << 10, 1024};  // of staged tiles, which copy a halo of lines each
+
+std::vector<Phase> make_phases(const Plan& plan, const Problem& p, int64_t slot_bytes,
+                               const TileLimits& limits, int64_t threads, bool planes);
 Tile tile_at(const Tiling& tiling, int64_t index);
 bool source_present(const Plan& plan, const Phase& phase, const Group& g, int source);
-PanelLayout panel_layout(const Plan& plan, const Phase& phase, const Chunk& chunk);
+PanelLayout panel_layout(const Plan& plan, const Phase& phase, const Chunk& chunk, int depth);
 
 // Offset of every anchor of the tile in the destination.
 void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_stride, const Triple& stride,
                          int64_t* out);
 
+class Stage;
+
 // Fills the panel. `source_channel` and `channels` cut the channels of fold plans; `zeros` is as long as
-// the longest run. planes: panel[row * ld + pixel], else panel[pixel * ld + row].
+// the longest run. planes: panel[row * ld + pixel], else panel[pixel * ld + row]. With a stage `source` is
+// that copy, and whole vectors are written: up to lanes - 1 pixels past the last one of every row.
 template <class T>
 void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase, const Tile& tile,
-                const PanelLayout& layout, const View<const T>& source, int64_t source_channel,
-                int64_t channels, bool planes, const T* zeros, T* panel, int64_t ld, int64_t product_stride);
+                const PanelLayout& layout, const View<const Element<T>>& source, const Stage* stage,
+                int64_t source_channel, int64_t channels, bool planes, const Element<T>* zeros,
+                Stored<T>* panel, int64_t ld, int64_t product_stride);
 
 }  // namespace symconv

@@ -25,9 +25,9 @@ struct WeightPacker {
   const Problem& p;
   const Plan& plan;
   const WeightLayout& layout;
-  const WeightView<const T>& w;
+  const WeightView<const Element<T>>& w;
   bool planes;
-  T* out;
+  Word<T>* out;
 
   int64_t column_stride() const { return plan.fold ? w.orbit_stride : w.channel_stride; }
   int64_t row_stride() const { return plan.fold ? w.channel_stride : w.orbit_stride; }
@@ -39,31 +39,33 @@ struct WeightPacker {
     const int64_t first_row = plan.fold ? layout.chunks[chunk].begin : segment.first + slot.row;
     const int64_t first_column = plan.fold ? segment.first : 0;
     const int sources = plan.fold ? 1 << g.log_sources : 1;
-    WeightArgs<T> a;
+    WeightArgs<T> a{};
     a.tap_stride = plan.filtering ? w.tap_stride[plan.offset_axis] * (plan.reversed ? -1 : 1) : 0;
     a.source = w.data + (first_row + begin) * row_stride() + (first_column + column) * column_stride();
-    a.scale = T(1) / T(sources);
+    a.scale = Sum<T>(1) / Sum<T>(sources);
     for (int s = 0; s < sources; ++s) {
       a.tap[s] = 0;
       for (int axis = 0; axis < kAxes; ++axis)
         a.tap[s] += (axis == plan.offset_axis ? first_tap(shift) : g.tap[s][axis]) * w.tap_stride[axis];
       const int parity = plan.slots[g.slot[s]].parity;
       a.product_stride[s] = layout.rows[chunk].shift_stride[parity] * row_step(column);
-      const int64_t row =
-          layout.rows[chunk].row[g.slot[s]] + shift * layout.rows[chunk].shift_stride[parity] + begin;
-      a.out[s] = out + layout.offset[parity] + destination(parity, row, column);
+      const int64_t row = layout.rows[chunk].row[g.slot[s]] +
+                          shift * layout.rows[chunk].shift_stride[parity] + words<T>(begin);
+      a.out[s] = reinterpret_cast<Stored<T>*>(out + layout.offset[parity] + destination(parity, row, column));
     }
     if (planes) {
       a.lane_stride = row_stride(), a.other_stride = column_stride();
       a.others = std::min<int64_t>(kernels.lanes, layout.columns - column);
-      a.lanes = a.stored = static_cast<int>(count);
+      a.lanes = static_cast<int>(count);
+      a.stored = static_cast<int>(words<T>(count)) * layout.depth;
       pack_planes(a, g, sources);
     } else {
       a.lane_stride = column_stride(), a.other_stride = row_stride();
       a.others = count;
       a.lanes = static_cast<int>(std::min<int64_t>(kernels.lanes, layout.columns - column));
       a.stored = kernels.lanes;
-      a.out_stride = row_step(column);
+      a.out_stride = row_step(column) * layout.depth;
+      a.zip = layout.depth > 1;
       kernels.fold_weights[plan.filtering][plan.fold ? g.log_sources : 0](a);
     }
   }
@@ -75,14 +77,14 @@ struct WeightPacker {
     for (int64_t c = 0; c < columns; ++c) {
       kernels.fold_weights[plan.filtering][plan.fold ? g.log_sources : 0](a);
       a.source += a.other_stride;
-      for (int s = 0; s < sources; ++s) a.out[s] += layout.ld[plan.slots[g.slot[s]].parity];
+      for (int s = 0; s < sources; ++s) a.out[s] += layout.ld[plan.slots[g.slot[s]].parity] * layout.depth;
     }
   }
 
   // Minimal filtering takes the three taps in order of shift, from the first.
   int64_t first_tap(int64_t shift) const { return plan.filtering && plan.reversed ? 2 : shift; }
 
-  // Elements from one row of the packed weights to the next.
+  // From one row of the packed weights to the next.
   int64_t row_step(int64_t column) const {
     if (planes) return 1;
     return block_of(column / kernels.lanes, vectors_of(layout.columns, kernels.lanes)).vectors *
@@ -126,9 +128,10 @@ std::vector<ColumnBlock> column_blocks(int64_t columns, int lanes) {
 int64_t weight_pieces(const WeightLayout& layout, int lanes) { return vectors_of(layout.columns, lanes); }
 
 WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns,
-                           const std::vector<Chunk>& chunks, int lanes, bool planes) {
+                           const std::vector<Chunk>& chunks, int lanes, bool planes, int depth) {
   WeightLayout w{};
   w.columns = columns;
+  w.depth = depth;
   w.chunks = chunks;
   w.shifts = plan.filtering          ? kLinesIn[plan.filtering]
              : plan.offset_axis >= 0 ? p.kernel[plan.offset_axis]
@@ -138,7 +141,7 @@ WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns,
     int64_t used[8] = {};
     for (const Slot& slot : plan.slots) {
       rows.row.push_back(w.total_rows[slot.parity] + used[slot.parity]);
-      used[slot.parity] += chunk.width(plan, slot);
+      used[slot.parity] += (chunk.width(plan, slot) + depth - 1) / depth;
     }
     for (int parity = 0; parity < plan.parities; ++parity) {
       rows.shift_stride[parity] = used[parity];
@@ -158,13 +161,13 @@ WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns,
 
 template <class T>
 void pack_weights(const Kernels<T>& kernels, const Problem& p, const Plan& plan, const WeightLayout& layout,
-                  const WeightView<const T>& weight, bool planes, int64_t piece, T* out) {
+                  const WeightView<const Element<T>>& weight, bool planes, int64_t piece, Word<T>* out) {
   WeightPacker<T>{kernels, p, plan, layout, weight, planes, out}.pack_piece(piece * kernels.lanes);
 }
 
-template void pack_weights<float>(const Kernels<float>&, const Problem&, const Plan&, const WeightLayout&,
-                                  const WeightView<const float>&, bool, int64_t, float*);
-template void pack_weights<double>(const Kernels<double>&, const Problem&, const Plan&, const WeightLayout&,
-                                   const WeightView<const double>&, bool, int64_t, double*);
+#define SYMCONV_INSTANTIATE(T)                                                                       \
+  template void pack_weights<T>(const Kernels<T>&, const Problem&, const Plan&, const WeightLayout&, \
+                                const WeightView<const Element<T>>&, bool, int64_t, Word<T>*);
+SYMCONV_FOR_ALL_TYPES(SYMCONV_INSTANTIATE)
 
 }  // namespace symconv

@@ -20,14 +20,16 @@ struct WeightView {
 
 // Row of every slot in the packed weights of its parity, for one chunk of channels.
 struct WeightRows {
-  std::vector<int64_t> row;  // by slot, at tap (product) 0 of the offset axis
+  std::vector<int64_t> row;  // by slot, at tap (product) 0 of the offset axis; in words
   int64_t shift_stride[8];   // rows from one tap (product) to the next, by parity
 };
 
 // Columns are orbits (fold) or input channels (sum). Pixels: blocks of at most kMaxVectors vectors,
-// [block][row][lanes]. Planes: [column][row], leading dimension `ld`.
+// [block][row][lanes]. Planes: [column][row], leading dimension `ld`. Rows are words of `depth` contraction
+// rows.
 struct WeightLayout {
   int64_t columns;
+  int depth;
   int64_t shifts;  // taps of the offset axis, or products of minimal filtering
   std::vector<Chunk> chunks;
   std::vector<WeightRows> rows;  // by chunk
@@ -44,12 +46,12 @@ struct ColumnBlock {
 std::vector<ColumnBlock> column_blocks(int64_t columns, int lanes);
 
 WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns,
-                           const std::vector<Chunk>& chunks, int lanes, bool planes);
+                           const std::vector<Chunk>& chunks, int lanes, bool planes, int depth);
 
 // Packs one piece of the columns (pixels: one vector of them); pieces can run in parallel.
 template <class T>
 void pack_weights(const Kernels<T>& kernels, const Problem& p, const Plan& plan, const WeightLayout& layout,
-                  const WeightView<const T>& weight, bool planes, int64_t piece, T* out);
+                  const WeightView<const Element<T>>& weight, bool planes, int64_t piece, Word<T>* out);
 int64_t weight_pieces(const WeightLayout& layout, int lanes);
 
 }  // namespace symconv

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "convert.h"
 #include "scratch.h"
 
 namespace symconv {
@@ -24,7 +25,7 @@ struct PhaseWork {
   std::vector<int64_t> taps;  // of the offset axis, those present; with minimal filtering its products
   int64_t offset;             // of the accumulator, elements
   int64_t panel_ld, row_ld, acc_ld, shift_stride;
-  int64_t panel_stride, row_stride;  // from one product to the next
+  int64_t panel_stride, row_stride;  // from one product to the next; in elements, as panel_ld and row_ld are
 };
 
 template <class T>
@@ -39,23 +40,24 @@ class Accumulator {
 
   void operator()() {
     const int64_t tasks = p_.groups * parts_ * splits_;
-    Scratch<T> acc(elements_ * splits_ * p_.groups);
+    Scratch<Sum<T>> acc(elements_ * splits_ * p_.groups);
     const int64_t slices = std::min(tasks, thread_count());
     const int64_t each = local_elements(), pixels = most_pixels_;
-    Scratch<T> memory(each * slices);
+    Scratch<Sum<T>> memory(each * slices);
     Scratch<int64_t> offsets((pixels + p_.channels) * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       Local local;
-      local.panel = memory.data() + slice * each;
+      local.zipped = reinterpret_cast<Word<T>*>(memory.data() + slice * each);
+      local.panel = reinterpret_cast<Stored<T>*>(local.zipped + zipped());
       local.rows = local.panel + most_panel_;
-      local.zeros = local.rows + most_rows_;
+      local.zeros = reinterpret_cast<Element<T>*>(local.rows + most_rows_);
       local.offset = offsets.data() + slice * (pixels + p_.channels);
       local.channel = local.offset + pixels;
-      std::fill(local.zeros, local.zeros + zeros(), T(0));
+      std::fill(local.zeros, local.zeros + zeros(), Element<T>{});
       for (int64_t c = 0; c < p_.channels; ++c) local.channel[c] = c * w_.input.channel_stride;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t split = i % splits_, part = i / splits_ % parts_, group = i / splits_ / parts_;
-        T* into = acc.data() + (group * splits_ + split) * elements_;
+        Sum<T>* into = acc.data() + (group * splits_ + split) * elements_;
         for (const PhaseWork& work : work_[part]) accumulate(*plans_[part], work, group, split, into, local);
       }
     });
@@ -67,10 +69,15 @@ class Accumulator {
   }
 
  private:
-  static constexpr int64_t kBlock = 16;  // input channels reduced together
+  static constexpr int64_t kBlock = 16;               // input channels reduced together
+  static constexpr int64_t kBytes = sizeof(Word<T>);  // of the panel, and of what is made of it, an element
+
+  static constexpr int kDepth = Format<T>::depth;
 
   struct Local {
-    T *panel, *rows, *zeros;
+    Word<T>* zipped;  // the right side, where words are pairs of positions
+    Stored<T>*panel, *rows;
+    Element<T>* zeros;
     int64_t *offset, *channel;
   };
 
@@ -82,7 +89,7 @@ class Accumulator {
     const int64_t positions = p_.batch * p_.in[0] * p_.in[1] * p_.in[2];
     splits_ = std::clamp<int64_t>(positions / kPixelsPerSplit, 1, want);
     while (want % splits_) --splits_;
-    int64_t most = 1, slots = p_.orbits * static_cast<int64_t>(sizeof(T));
+    int64_t most = 1, slots = p_.orbits * kBytes;
     for (const Segment& s : p_.segments) most = std::max(most, s.rows);
     for (int axis = 0; axis < kAxes; ++axis)
       if (axis != axis_) slots *= p_.kernel[axis];
@@ -100,8 +107,9 @@ class Accumulator {
     int64_t widest = 0;
     for (const Slot& slot : plan.slots) widest += slot.channels;
     std::vector<PhaseWork> works;
-    for (const Phase& phase : make_phases(plan, p_, widest * static_cast<int64_t>(sizeof(T)), 1, w_.planes)) {
-      PhaseWork work{phase, panel_layout(plan, phase, {0, 0}), {}, elements_, 0, 0, 0, 0, 0, 0};
+    for (const Phase& phase :
+         make_phases(plan, p_, widest * kBytes, {kTileBytes, kTile.pixels}, 1, w_.planes)) {
+      PhaseWork work{phase, panel_layout(plan, phase, {0, 0}, 1), {}, elements_, 0, 0, 0, 0, 0, 0};
       const int64_t taps = plan.filtering ? kLinesIn[plan.filtering] : axis >= 0 ? p_.kernel[axis] : 1;
       for (int64_t k = 0; k < taps; ++k)
         if (plan.filtering || axis < 0 || phase.axis[axis]->present[k]) work.taps.push_back(k);
@@ -137,27 +145,31 @@ class Accumulator {
     elements_ +=
         w_.planes ? work.shift_stride * static_cast<int64_t>(work.taps.size()) : work.acc_ld * p_.channels;
     most_pixels_ = std::max(most_pixels_, pixels);
+    most_ld_ = std::max(most_ld_, w_.planes ? work.row_ld : work.panel_ld);
     most_panel_ = std::max(most_panel_, (w_.planes ? total : t.products * halo) * work.panel_ld + lanes_);
     most_rows_ = std::max(most_rows_, t.products * work.row_stride);
   }
 
   int64_t zeros() const { return std::max(p_.orbits, most_pixels_) + lanes_; }
-  int64_t local_elements() const { return round_up(most_panel_ + most_rows_ + zeros(), lanes_); }
+  // Pairs: the right side once more, in half as many words as elements and one row for an odd number.
+  int64_t zipped() const { return kDepth > 1 ? (w_.planes ? most_rows_ : most_panel_) / 2 + most_ld_ : 0; }
+  int64_t local_elements() const { return round_up(zipped() + most_panel_ + most_rows_ + zeros(), lanes_); }
 
-  void accumulate(const Plan& plan, const PhaseWork& work, int64_t group, int64_t split, T* into,
+  void accumulate(const Plan& plan, const PhaseWork& work, int64_t group, int64_t split, Sum<T>* into,
                   const Local& local) const {
     const int64_t tiles = p_.batch * work.phase.tiling.tiles();
     const int64_t begin = tiles * split / splits_, end = tiles * (split + 1) / splits_;
-    T* acc = into + work.offset;
+    Sum<T>* acc = into + work.offset;
     if (begin == end) {
       const int64_t size = work.shift_stride * static_cast<int64_t>(work.taps.size());
-      std::fill(acc, acc + (w_.planes ? size : work.acc_ld * p_.channels), T(0));
+      std::fill(acc, acc + (w_.planes ? size : work.acc_ld * p_.channels), Sum<T>(0));
     }
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tile_at(work.phase.tiling, i);
-      pack_panel(kernels_, plan, work.phase, tile, work.layout, w_.grad, group * p_.filters, 0, w_.planes,
-                 local.zeros, local.panel, work.panel_ld, work.panel_stride);
+      pack_panel(kernels_, plan, work.phase, tile, work.layout, w_.grad, nullptr, group * p_.filters, 0,
+                 w_.planes, local.zeros, local.panel, work.panel_ld, work.panel_stride);
       pack_input(work, tile, group, local);
+      int64_t zipped_from = -1;
       for (size_t j = 0; j < work.taps.size(); ++j) {
         int64_t shift = 0, p0 = 0, p1 = tile.pixels();
         const int64_t product = plan.filtering ? static_cast<int64_t>(j) : 0;
@@ -168,6 +180,7 @@ class Accumulator {
           p0 = std::clamp<int64_t>(-b - tile.begin[0], 0, tile.size[0]) * tile.line();
           p1 = std::clamp<int64_t>(map.extent - b - tile.begin[0], 0, tile.size[0]) * tile.line();
         }
+        if constexpr (kDepth > 1) zip(work, local, (w_.planes ? p0 : shift + p0) % 2, tile, zipped_from);
         multiply(work, local, product, acc + static_cast<int64_t>(j) * work.shift_stride, shift, p0, p1,
                  i > begin);
       }
@@ -175,9 +188,9 @@ class Accumulator {
   }
 
   struct Term {
-    const T* data;
+    const Sum<T>* data;
     int64_t orbit_stride, channel_stride;
-    T scale;
+    Sum<T> scale;
   };
 
   // What an accumulated tap, or product of minimal filtering, gives to the gradient of a tap.
@@ -198,7 +211,7 @@ class Accumulator {
     g.line_stride = work.phase.axis[outer]->step * w_.input.stride[outer];
     g.product_stride = work.row_stride;
     g.ld = work.row_ld;
-    const T* input = w_.input.data + group * p_.channels * w_.input.channel_stride;
+    const Element<T>* input = w_.input.data + group * p_.channels * w_.input.channel_stride;
     if (!w_.planes) {
       g.channel_stride = w_.input.channel_stride, g.channels = p_.channels, g.source = input;
       for (const auto& [from, to] : {std::pair{int64_t{0}, full}, std::pair{full, pixels}}) {
@@ -218,22 +231,40 @@ class Accumulator {
     }
   }
 
-  void multiply(const PhaseWork& work, const Local& local, int64_t product, T* acc, int64_t shift, int64_t p0,
-                int64_t p1, bool add) const {
+  // Pairs are made of the right side's positions, from the first one that is wanted: lines of an odd length
+  // shift it by single positions. `from` is where those that are there begin.
+  void zip(const PhaseWork& work, const Local& local, int64_t first, const Tile& tile, int64_t& from) const {
+    if (from == first) return;
+    from = first;
+    const int64_t halo = w_.planes ? 0 : work.phase.tiling.span * tile.line();
+    const int64_t ld = w_.planes ? work.row_ld : work.panel_ld;
+    const Stored<T>* rows = w_.planes ? local.rows : local.panel;
+    kernels_.zip({rows + first * ld, local.zipped, ld, ld, tile.pixels() + halo - first,
+                  w_.planes ? p_.channels : work.layout.total});
+  }
+
+  // Elements as words: the left side may start at any of them.
+  static const Word<T>* as_words(const Stored<T>* p) { return reinterpret_cast<const Word<T>*>(p); }
+
+  void multiply(const PhaseWork& work, const Local& local, int64_t product, Sum<T>* acc, int64_t shift,
+                int64_t p0, int64_t p1, bool add) const {
     const int64_t rows = w_.planes ? work.layout.total : p_.channels;
     const int64_t columns = w_.planes ? p_.channels : work.layout.total;
-    const int64_t zero = 0, k = p1 - p0;
-    GemmArgs<T> g{};
+    const int64_t zero = 0, positions = std::max<int64_t>(0, p1 - p0), k = positions / kDepth;
+    GemmArgs<Word<T>> g{};
     g.a_offset = g.b_offset = &zero;
-    g.k = &k, g.segments = k > 0 ? 1 : 0;
-    g.lda = w_.planes ? work.panel_ld : work.row_ld;
+    g.k = &k, g.segments = positions > 0 ? 1 : 0;
+    g.half = positions % kDepth != 0;
+    g.lda = (w_.planes ? work.panel_ld : work.row_ld) / kDepth;
     g.ldb = w_.planes ? work.row_ld : work.panel_ld;
     g.ldc = work.acc_ld;
     g.add = add;
-    const T* panel = local.panel + product * work.panel_stride;
-    const T* input = local.rows + product * work.row_stride;
-    const T* a = w_.planes ? panel + shift + p0 : input + p0;
-    const T* b = w_.planes ? input + p0 * g.ldb : panel + (shift + p0) * g.ldb;
+    const Stored<T>* panel = local.panel + product * work.panel_stride;
+    const Stored<T>* input = local.rows + product * work.row_stride;
+    const Word<T>* a = as_words(w_.planes ? panel + shift + p0 : input + p0);
+    const int64_t at = w_.planes ? p0 : shift + p0;
+    const Word<T>* b =
+        kDepth > 1 ? local.zipped + at / kDepth * g.ldb : as_words((w_.planes ? input : panel) + at * g.ldb);
     for (const ColumnBlock& block : column_blocks(columns, lanes_)) {
       const int64_t most = kernels_.max_rows[block.vectors], pieces = (rows + most - 1) / most;
       for (int64_t piece = 0; piece < pieces; ++piece) {
@@ -247,7 +278,7 @@ class Accumulator {
   }
 
   // out[m, c, k] = sum over splits and phases, in fixed order, for a block of input channels.
-  void reduce(const T* acc, int64_t group, int64_t c0) const {
+  void reduce(const Sum<T>* acc, int64_t group, int64_t c0) const {
     const int64_t c1 = std::min(p_.channels, c0 + kBlock);
     std::vector<Term> terms;
     for (int part = 0; part < parts_; ++part) {
@@ -259,12 +290,12 @@ class Accumulator {
     }
   }
 
-  void reduce_slot(const T* acc, int part, size_t i, int64_t shift, int64_t group, int64_t c0, int64_t c1,
-                   std::vector<Term>& terms) const {
+  void reduce_slot(const Sum<T>* acc, int part, size_t i, int64_t shift, int64_t group, int64_t c0,
+                   int64_t c1, std::vector<Term>& terms) const {
     const Plan& plan = *plans_[part];
     const Slot& slot = plan.slots[i];
-    T* out = w_.out.data + group * w_.out_group_stride +
-             (p_.segments[slot.segment].first + slot.row) * w_.out.orbit_stride;
+    Element<T>* out = w_.out.data + group * w_.out_group_stride +
+                      (p_.segments[slot.segment].first + slot.row) * w_.out.orbit_stride;
     for (int axis = 0; axis < kAxes; ++axis)
       out += (axis == plan.offset_axis ? shift : slot.tap[axis]) * w_.out.tap_stride[axis];
     terms.clear();
@@ -274,17 +305,17 @@ class Accumulator {
       for (size_t j = 0; j < work.taps.size(); ++j) {
         const double scale = coefficient(plan, work.taps[j], shift);
         if (scale == 0) continue;
-        const T* base = acc + work.offset + static_cast<int64_t>(j) * work.shift_stride +
-                        work.layout.offset[i] * m_stride;
+        const Sum<T>* base = acc + work.offset + static_cast<int64_t>(j) * work.shift_stride +
+                             work.layout.offset[i] * m_stride;
         for (int64_t s = 0; s < splits_; ++s)
-          terms.push_back({base + s * elements_, m_stride, c_stride, static_cast<T>(scale)});
+          terms.push_back({base + s * elements_, m_stride, c_stride, static_cast<Sum<T>>(scale)});
       }
     }
     for (int64_t m = 0; m < slot.channels; ++m)
       for (int64_t c = c0; c < c1; ++c) {
-        T sum = 0;
+        Sum<T> sum = 0;
         for (const Term& t : terms) sum += t.scale * t.data[m * t.orbit_stride + c * t.channel_stride];
-        out[m * w_.out.orbit_stride + c * w_.out.channel_stride] = sum;
+        assign(out[m * w_.out.orbit_stride + c * w_.out.channel_stride], sum);
       }
   }
 
@@ -298,7 +329,7 @@ class Accumulator {
   std::vector<std::unique_ptr<Plan>> plans_;
   std::vector<std::vector<PhaseWork>> work_;
   int64_t elements_ = 0;
-  int64_t most_pixels_ = 0, most_panel_ = 0, most_rows_ = 0;
+  int64_t most_pixels_ = 0, most_panel_ = 0, most_rows_ = 0, most_ld_ = 0;
 };
 
 }  // namespace
@@ -309,7 +340,7 @@ void wgrad(const Wgrad<T>& w) {
   run();
 }
 
-template void wgrad<float>(const Wgrad<float>&);
-template void wgrad<double>(const Wgrad<double>&);
+#define SYMCONV_INSTANTIATE(T) template void wgrad<T>(const Wgrad<T>&);
+SYMCONV_FOR_ALL_TYPES(SYMCONV_INSTANTIATE)
 
 }  // namespace symconv

@@ -12,9 +12,9 @@ namespace symconv {
 template <class T>
 struct Wgrad {
   const Problem& problem;
-  View<const T> grad;  // upstream gradient; channels of all groups
-  View<const T> input;
-  WeightView<T> out;  // reduced weight gradient of group 0
+  View<const Element<T>> grad;  // upstream gradient; channels of all groups
+  View<const Element<T>> input;
+  WeightView<Element<T>> out;  // reduced weight gradient of group 0
   int64_t out_group_stride;
   Filtering filtering;
   bool planes;

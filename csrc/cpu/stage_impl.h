@@ -1,0 +1,91 @@
+// Copies of lines into a stage: contiguous positions for every channel. Included by kernels_impl.h,
+// inside its namespace.
+
+// Element n of every N, from N vectors.
+template <class T, int N>
+inline V<T> every(const V<T> (&v)[N], int n) {
+  constexpr int L = Vec<T>::lanes;
+  V<T> found = v[0];
+#pragma GCC unroll 4
+  for (int part = 1; part < N; ++part) {
+    Mask<T> order;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      const int at = N * i + n;
+      const int before = part == 1 ? at : i;
+      order[i] = at / L == part ? L + at % L : at / L < part ? before : 0;
+    }
+    found = pick<T>(found, v[part], order);
+  }
+  return found;
+}
+
+// out[n * stride + i] = source[N * i + n].
+template <class T, int N>
+void deal(const T* source, int64_t count, T* out, int64_t stride) {
+  constexpr int L = Vec<T>::lanes;
+  int64_t i = 0;
+  for (; i + L <= count; i += L) {
+    V<T> v[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) v[n] = load(source + N * i + n * L);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) save(out + n * stride + i, every<T, N>(v, n));
+  }
+  for (; i < count; ++i)
+    for (int n = 0; n < N; ++n) out[n * stride + i] = source[N * i + n];
+}
+
+// [position][channel] to [channel][position]: whole vectors of both through registers.
+template <class T>
+void turn(const T* source, int64_t step, int64_t positions, int64_t channels, T* out, int64_t stride) {
+  constexpr int L = Vec<T>::lanes;
+  for (int64_t p = 0; p < positions; p += L) {
+    int64_t c = 0;
+    if (p + L <= positions) {
+      for (; c + L <= channels; c += L) {
+        V<T> v[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) v[i] = load(source + (p + i) * step + c);
+        transpose<T>(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) save(out + (c + i) * stride + p, v[i]);
+      }
+    }
+    const int64_t end = p + L < positions ? p + L : positions;
+    for (; c < channels; ++c)
+      for (int64_t i = p; i < end; ++i) out[c * stride + i] = source[i * step + c];
+  }
+}
+
+// All channels of a line: out[c * out_stride + i] = source[c * channel_stride + i * step].
+template <class T>
+void stage_line(const T* source, int64_t channel_stride, int64_t step, int64_t channels, int64_t positions,
+                T* out, int64_t out_stride) {
+  if (channel_stride == 1 && channels == step && channels == 3)
+    return deal<T, 3>(source, positions, out, out_stride);
+  if (channel_stride == 1 && channels == step && channels == 2)
+    return deal<T, 2>(source, positions, out, out_stride);
+  if (channel_stride == 1 && channels == step && channels == 4)
+    return deal<T, 4>(source, positions, out, out_stride);
+  if (channel_stride == 1 && channels > 1) return turn(source, step, positions, channels, out, out_stride);
+  for (int64_t c = 0; c < channels; ++c, source += channel_stride, out += out_stride) {
+    if (step == 1) {
+      for (int64_t i = 0; i < positions; ++i) out[i] = source[i];
+    } else {
+      for (int64_t i = 0; i < positions; ++i) out[i] = source[i * step];
+    }
+  }
+}
+
+// Residue r of a line goes to out + r * pitch.
+template <class T>
+void split_line(const T* line, int64_t positions, int64_t residues, T* out, int64_t pitch) {
+  if (residues == 2) {
+    deal<T, 2>(line, positions / 2, out, pitch);
+    if (positions % 2) out[positions / 2] = line[positions - 1];
+    return;
+  }
+  for (int64_t r = 0; r < residues; ++r)
+    for (int64_t i = 0; i * residues + r < positions; ++i) out[r * pitch + i] = line[i * residues + r];
+}

@@ -1,0 +1,77 @@
+// The store of a tile whose lanes are positions into memory where channels are contiguous: finished rows go
+// to a buffer, which is transposed in registers. Included by kernels_impl.h, inside its namespace.
+
+// The first `count` elements of a vector.
+template <class T>
+inline void save_some(T* to, V<T> v, int count) {
+  constexpr int L = Vec<T>::lanes;
+  if (count >= L) return save(to, v);
+  T all[L];
+  save(all, v);
+  const T* from = all;
+#pragma GCC unroll 4
+  for (int part = L / 2; part > 0; part /= 2) {
+    if (!(count & part)) continue;
+    for (int i = 0; i < part; ++i) to[i] = from[i];
+    to += part, from += part;
+  }
+}
+
+// `rows` rows of the buffer, L elements each, to contiguous channels at L positions of which `positions`
+// exist.
+template <class T>
+inline void turn_rows(const T* rows, int count, T* out, const int64_t* offset, int64_t positions) {
+  constexpr int L = Vec<T>::lanes;
+  for (int r0 = 0; r0 < count; r0 += L) {
+    const int n = count - r0 < L ? count - r0 : L;
+    V<T> v[L];
+    for (int i = 0; i < L; ++i) v[i] = i < n ? load(rows + (r0 + i) * L) : V<T>{};
+    transpose<T>(v);
+    for (int64_t p = 0; p < L && p < positions; ++p) save_some(out + r0 + offset[p], v[p], n);
+  }
+}
+
+// Results of all members for one row and L positions, one buffer row a member and line.
+template <class T, int G, class F>
+inline void finish_row(const StoreArgs<T>& a, const T* tile, int64_t r, T* buffer, int64_t rows,
+                       int64_t line) {
+  constexpr int L = Vec<T>::lanes;
+  V<T> y[F::out][G];
+  for (int g = 0; g < G; ++g) {
+    V<T> m[F::in], lines[F::out];
+    for (int i = 0; i < F::in; ++i) m[i] = load(tile + g * a.parity_stride + i * a.product_stride);
+    F::result(m, lines);
+    for (int i = 0; i < F::out; ++i) y[i][g] = lines[i];
+  }
+  for (int i = 0; i < F::out; ++i) {
+    butterfly(y[i]);
+    for (int g = 0; g < G; ++g) {
+      if (a.bias[0]) y[i][g] += a.bias[g][r];
+      save(buffer + i * line + (g * rows + r) * L, y[i][g]);
+    }
+  }
+}
+
+// As `store`, where rows are channels that are contiguous in the output and columns lie at col_offset.
+template <class T, int G, class F>
+void store_turned(const StoreArgs<T>& a) {
+  constexpr int L = Vec<T>::lanes, kRows = 16;
+  T buffer[F::out * G * kRows * L];
+  for (int64_t r0 = 0; r0 < a.rows; r0 += kRows) {
+    const int rows = static_cast<int>(a.rows - r0 < kRows ? a.rows - r0 : kRows);
+    bool together = true;  // members that follow each other are stored as one run of channels
+    for (int g = 1; g < G; ++g) together = together && a.out[g] == a.out[0] + g * rows;
+    const int count = together ? G * rows : rows;
+    StoreArgs<T> part = a;
+    for (int g = 0; g < G; ++g) part.bias[g] = a.bias[0] ? a.bias[g] + r0 : nullptr;
+    for (int64_t c = 0; c < a.cols; c += L) {
+      const T* tile = a.tile + r0 * a.ld + c;
+      for (int64_t r = 0; r < rows; ++r)
+        finish_row<T, G, F>(part, tile + r * a.ld, r, buffer, rows, G * kRows * L);
+      for (int i = 0; i < a.lines && i < F::out; ++i)
+        for (int g = 0; g < (together ? 1 : G); ++g)
+          turn_rows(buffer + (i * G * kRows + g * rows) * L, count, a.out[g] + r0 + i * a.line_stride,
+                    a.col_offset + c, a.cols - c);
+    }
+  }
+}
