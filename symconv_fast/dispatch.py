@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from . import settings
 from .problem import OPS, Problem, suggests_channels_last
 
-BACKENDS: tuple[str, ...] = ("cpu", "reference")
+BACKENDS: tuple[str, ...] = ("cpu", "triton", "composed", "reference")
 """Modules under symconv_fast.backends. To add a backend, add its name here and nowhere else."""
 
 ENV_BACKEND = "SYMCONV_FAST_BACKEND"
@@ -26,7 +26,7 @@ ENV_ALGORITHM = "SYMCONV_FAST_ALGORITHM"
 
 
 class Backend(Protocol):
-    """What a module in symconv_fast.backends must have."""
+    """What a module in symconv_fast.backends must have; `unavailable() -> str | None` may be there as well."""
 
     NAME: str
     ALGORITHMS: tuple[str, ...]
@@ -85,9 +85,13 @@ _environment = Pin(
 def load(name: str) -> Any | str:
     """The module of a backend, or, as text, why it is not available. Quiet: who needs it gives the reason."""
     try:
-        return importlib.import_module(f"symconv_fast.backends.{name}")
+        module = importlib.import_module(f"symconv_fast.backends.{name}")
+        reason = module.unavailable() if hasattr(module, "unavailable") else None
     except ImportError as error:
-        return f"the {name} backend is not available in this installation ({error})"
+        reason = str(error)
+    return (
+        module if reason is None else f"the {name} backend is not available in this installation ({reason})"
+    )
 
 
 def available() -> dict[str, Any]:
@@ -131,6 +135,16 @@ def choose(problem: Problem, op: str) -> Choice:
     return _choose(problem, op, pinned(), torch.get_num_threads())
 
 
+def bind(problem: Problem, op: str) -> Callable[..., Tensor]:
+    """The function that `choose` finds, all but its tensors bound: (input, weight, bias) for fprop, two tensors else.
+
+    A backend may have a `bind` of its own, where it can prepare more than the arguments.
+    """
+    backend, algorithm = choose(problem, op)
+    own = getattr(backend, "bind", None)
+    return own(problem, op, algorithm) if own else partial(getattr(backend, op), problem, algorithm)
+
+
 @lru_cache(maxsize=4096)
 def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
     # `threads` is part of the key alone: estimates may depend on it.
@@ -140,7 +154,7 @@ def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
         return Choice(module, "expand")
     if problem.device == "cpu" and pin.name != "reference":
         _say_once_if_native_is_missing()
-    allowed = [c for c in candidates(problem, op) if _matches(c, pin)]
+    allowed = candidates(problem, op, pin)
     able = [c for c in allowed if c.reason is None]
     if not able:
         reasons = "; ".join(f"{c.backend}/{c.algorithm}: {c.reason}" for c in allowed)
@@ -153,26 +167,27 @@ def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
 settings.on_change(_choose.cache_clear)
 
 
-def candidates(problem: Problem, op: str) -> list[Candidate]:
-    """Every backend and algorithm with its reason or its estimate, whatever is pinned."""
+def candidates(problem: Problem, op: str, pin: Pin | None = None) -> list[Candidate]:
+    """Every backend and algorithm with its reason or its estimate; with a pin, those that it allows.
+
+    One alone needs no estimate.
+    """
     found = []
     for name in BACKENDS:
+        if pin and pin.name not in (None, name):
+            continue
         module = load(name)
         if isinstance(module, str):
             found.append(Candidate(name, "-", module, None))
             continue
         for algorithm in module.ALGORITHMS:
+            if pin and pin.algorithm not in (None, algorithm):
+                continue
             reason = module.can_run(problem, op, algorithm)
-            seconds = module.estimate(problem, op, algorithm) if reason is None else None
+            settled = reason is not None or (pin and pin.name and pin.algorithm)
+            seconds = None if settled else module.estimate(problem, op, algorithm)
             found.append(Candidate(name, algorithm, reason, seconds))
     return found
-
-
-def _matches(candidate: Candidate, pin: Pin) -> bool:
-    if pin.name is not None and candidate.backend != pin.name:
-        return False
-    # A backend that is not available has no algorithms; it stays, to give its reason.
-    return pin.algorithm is None or candidate.algorithm in (pin.algorithm, "-")
 
 
 def _is_empty(problem: Problem) -> bool:

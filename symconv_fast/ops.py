@@ -18,7 +18,8 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch, settings
-from .problem import Problem, ShapeError, allocate, check_tensors, macs, output_size, suggests_channels_last
+from .native import is_plain, suggests_channels_last
+from .problem import Problem, ShapeError, allocate, check_tensors, macs, output_size
 
 _GEOMETRY = (
     "int[] ties, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] output_padding, "
@@ -63,23 +64,20 @@ def _fake_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: A
 
 # --- real kernels: through dispatch, with the choice remembered ----------------------------------------------------
 
-_plans: dict[Any, tuple[Callable[..., Tensor], Problem, str]] = {}
+_plans: dict[Any, Callable[..., Tensor]] = {}
 _MAX_PLANS = 8192
 settings.on_change(_plans.clear)
 
 
-def _plan(op: str, first: Tensor, second: Tensor, third: Any, static: Sequence[Any]) -> Any:
-    """(function, problem, algorithm) for these arguments: checked and chosen once for each combination."""
-    ties, stride, padding, dilation, output_padding, *scalars = static
+def _plan(
+    op: str, first: Tensor, second: Tensor, third: Any, static: tuple[Any, ...]
+) -> Callable[..., Tensor]:
+    """The function for these arguments: checked, chosen and bound once for each combination."""
     last = suggests_channels_last(first)
-    if third is None:
-        extra: Any = None
-    else:
-        extra = (third.shape, third.dtype, third.device) if op == "fprop" else tuple(third)
+    extra = (third.shape, third.dtype, third.device) if isinstance(third, Tensor) else third
     key = (
-        op, first.shape, second.shape, extra, first.dtype, second.dtype, first.device, second.device, tuple(ties),
-        tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding), *scalars, last, dispatch.pinned(),
-        torch.get_num_threads(),
+        op, first.shape, second.shape, extra, first.dtype, second.dtype, first.device, second.device, static, last,
+        dispatch.pinned(), torch.get_num_threads(),
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
@@ -87,24 +85,28 @@ def _plan(op: str, first: Tensor, second: Tensor, third: Any, static: Sequence[A
             _plans.clear()
         input_size, weight_size, _ = _sizes(op, first, second, third, static[:7])
         problem = Problem.create((input_size, weight_size), static, last, first.dtype, first.device.type)
-        choice = dispatch.choose(problem, op)
-        plan = _plans[key] = (getattr(choice.backend, op), problem, choice.algorithm)
+        plan = _plans[key] = dispatch.bind(problem, op)
     return plan
 
 
+def _hashable(static: Sequence[Any]) -> tuple[Any, ...]:
+    """The dispatcher gives lists."""
+    ties, stride, padding, dilation, output_padding, *scalars = static
+    return (tuple(ties), tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding), *scalars)
+
+
 def _real_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, *static: Any) -> Tensor:
-    run, problem, algorithm = _plan("fprop", input, weight, bias, static)
-    return run(problem, algorithm, input, weight, bias)
+    return _plan("fprop", input, weight, bias, _hashable(static))(input, weight, bias)
 
 
 def _real_dgrad(grad_output: Tensor, weight: Tensor, input_size: Any, *static: Any) -> Tensor:
-    run, problem, algorithm = _plan("dgrad", grad_output, weight, input_size, static)
-    return run(problem, algorithm, grad_output, weight)
+    run = _plan("dgrad", grad_output, weight, tuple(input_size), _hashable(static))
+    return run(grad_output, weight)
 
 
 def _real_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: Any) -> Tensor:
-    run, problem, algorithm = _plan("wgrad", grad_output, input, weight_size, static)
-    return run(problem, algorithm, grad_output, input)
+    run = _plan("wgrad", grad_output, input, tuple(weight_size), _hashable(static))
+    return run(grad_output, input)
 
 
 # --- derivatives ---------------------------------------------------------------------------------------------------
@@ -115,6 +117,22 @@ def _real_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: A
 def _either_last(a: Tensor, b: Tensor) -> bool:
     """torch's rule for the layout of a convolution's result."""
     return suggests_channels_last(a) or suggests_channels_last(b)
+
+
+def _wanted(ctx: Any, place: int) -> bool:
+    """Does the running backward pass ask for the gradient of the tensor argument at `place`?
+
+    needs_input_grad says what was wanted when the graph was built; torch.autograd.grad may ask for less.
+    """
+    try:
+        node = ctx.next_functions[place][0]
+        return node is not None and bool(torch._C._will_engine_execute_node(node))
+    except (
+        AttributeError,
+        IndexError,
+        RuntimeError,
+    ):  # a leaf that torch.autograd.grad asks for, or no engine
+        return True
 
 
 class SymconvFprop(_SingleLevelFunction):
@@ -138,11 +156,11 @@ class SymconvFprop(_SingleLevelFunction):
         if grad is not None:
             input, weight = ctx.saved_tensors
             geometry = ctx.static[:7]
-            if need_input:
+            if need_input and _wanted(ctx, 0):
                 grads[0] = dgrad(grad, weight, ctx.sizes[0], *ctx.static)
-            if need_weight:
+            if need_weight and _wanted(ctx, 1):
                 grads[1] = wgrad(grad, input, ctx.sizes[1], *geometry, ctx.weight_last)
-            if need_bias:
+            if need_bias and _wanted(ctx, 2):
                 grads[2] = grad.sum([d for d in range(grad.dim()) if d != 1])
         return (None, *grads, *[None] * 8)
 
@@ -253,32 +271,15 @@ def _refuse_tangents(*tensors: Any) -> None:
 
 # --- the short way for eager inference ------------------------------------------------------------------------------
 
-_PLAIN_TENSOR = torch._C._dispatch_keys(torch.empty(0))
-_PLAIN_THREAD = torch._C._dispatch_tls_local_include_set()
 
-
-def call_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, static: Sequence[Any]) -> Tensor:
+def call_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, static: tuple[Any, ...]) -> Tensor:
     """`fprop`, past the dispatcher where it would do nothing: plain CPU tensors, no gradient, no mode, no transform.
 
     The trip through the dispatcher and two Python kernels costs about 10 us, as much as a tiny convolution.
     """
-    if torch.compiler.is_compiling() or not _is_plain(input, weight, bias):
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not is_plain(input, weight, bias):
         return fprop(input, weight, bias, *static)
-    return _real_fprop(input, weight, bias, *static)
-
-
-def _is_plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    tensors = (input, weight) if bias is None else (input, weight, bias)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return False
-    keys = torch._C._dispatch_keys
-    return (
-        all(type(t) in (Tensor, torch.nn.Parameter) and keys(t) == _PLAIN_TENSOR for t in tensors)
-        and torch._C._dispatch_tls_local_include_set() == _PLAIN_THREAD
-        and forward_ad._current_level < 0
-        and not torch.autograd._profiler_enabled()
-        and torch._C._get_tracing_state() is None
-    )
+    return _plan("fprop", input, weight, bias, static)(input, weight, bias)
 
 
 # --- torch.vmap ----------------------------------------------------------------------------------------------------

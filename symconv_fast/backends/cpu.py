@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import _cpu, settings  # type: ignore[attr-defined]
 from ..problem import Problem, allocate, as_result, memory_format
 from . import cpu_cost, cpu_depthwise
-from .reference import torch_backward, torch_geometry, without_autocast
+from .reference import torch_backward, torch_geometry, torch_is_wrong, without_autocast
 
 NAME = "cpu"
 ALGORITHMS = ("fold", "winograd", "expand")
 
-_DTYPES = (torch.float32, torch.float64)
 # Estimates are off by 20 % at times; losing against torch is worse than leaving a small gain.
-# Runs of few channels are packed one by one, and there the estimates are worse.
+# The weight gradient, and all passes in 16-bit types, pack few orbits or channels one by one, and there the estimates
+# are worse.
 _MARGIN, _MARGIN_NARROW, _NARROW = 1.1, 1.5, 8
 
 
@@ -31,10 +34,10 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     """
     if problem.device != "cpu":
         return f"the tensors are on {problem.device}, not on the CPU"
-    if problem.dtype not in _DTYPES:
-        return f"{str(problem.dtype)[6:]} has no native kernel; float32 and float64 have"
     if algorithm == "winograd":
         return _why_no_winograd(problem, op)
+    if algorithm == "expand" and op == "fprop" and torch_is_wrong(problem, op):
+        return "torch's convolution is wrong in 16-bit types where the padding is as long as the map"
     return None
 
 
@@ -45,7 +48,7 @@ def _why_no_winograd(problem: Problem, op: str) -> str | None:
         return "a depthwise layer (one input channel in each group) has kernels of its own"
     if problem.dtype != torch.float32:
         return f"minimal filtering is for float32, not for {str(problem.dtype)[6:]}"
-    if not any(cpu_cost.filtered(problem, op, mask) for mask in cpu_cost.contractions(problem, op)):
+    if not any(cpu_cost.filtered(problem, op, c) for c in cpu_cost.contractions(problem, op)):
         return "no axis is free of ties and has three taps, stride 1 and dilation 1"
     return None
 
@@ -58,8 +61,9 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
         return _MARGIN * cpu_depthwise.native_seconds(problem, op)
     if algorithm == "expand":
         return cpu_cost.torch_seconds(problem, op)
-    rows = problem.in_channels if op == "fprop" else min(rows for _, rows in problem.ties)
-    margin = _MARGIN_NARROW if rows // problem.groups < _NARROW else _MARGIN
+    least = min(problem.in_channels, *(rows for _, rows in problem.ties)) // problem.groups
+    narrow = (op == "wgrad" or problem.dtype.itemsize == 2) and least < _NARROW
+    margin = _MARGIN_NARROW if narrow else _MARGIN
     return margin * cpu_cost.native_seconds(problem, op, _native_name(algorithm))
 
 
@@ -90,6 +94,21 @@ def _expand(problem: Problem, weight: Tensor) -> Tensor:
     filters = allocate(problem.expanded_shape, weight, problem.channels_last)
     _cpu.expand(weight, filters, _flat(problem), problem.transposed, problem.groups)
     return filters
+
+
+def bind(problem: Problem, op: str, algorithm: str) -> Callable[..., Tensor]:
+    """The function of `op` with all but its tensors bound, in one native call where there is one."""
+    p = problem
+    if algorithm == "expand" and op != "fprop":
+        return partial(globals()[op], problem, algorithm)
+    _, _, dilation, _, output_padding, _ = torch_geometry(p)
+    result = {"fprop": p.output_shape, "dgrad": p.input_shape, "wgrad": p.weight_shape}[op]
+    strides = allocate(result, torch.empty(0, device="meta"), p.channels_last).stride()
+    native = _cpu.Pass(
+        *_geometry(p), output_padding, dilation, result, strides, p.expanded_shape, p.channels_last,
+        cpu_depthwise.applies(p), _native_name(algorithm),
+    )  # fmt: skip
+    return getattr(native, op)
 
 
 def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,53 +7,99 @@ moved. The rates in `cpu_rates.py` were fitted to measurements by `python -m ben
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 
 from ..problem import Problem
 from ..symmetry import orbit_size
-from .cpu_rates import RATES
+from .cpu_rates import FACTORS, RATES
+
+try:
+    from .. import _cpu  # type: ignore[attr-defined]
+except ImportError:
+    _cpu = None
 
 _VECTOR_BYTES = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 16)
 _FILTERING = {"f2": (4, 2), "f4": (6, 4)}  # products and results of minimal filtering with three taps
 _COLD_WEIGHT_SECONDS = 0.5e-9
-FEATURES = ("call", "pass", "multiply_adds", "panel", "runs", "weights", "activations")
+_PASS = ("pass", "multiply_adds", "results", "panel", "runs", "weights")
+LAYOUTS = ("pixels", "planes", "staged", "turned")
+FEATURES = ("call", "activations", *(f"{layout}/{name}" for layout in LAYOUTS for name in _PASS))
+
+SERIAL = ("call", *(f"{layout}/pass" for layout in LAYOUTS))  # whatever the threads
 
 
-def contractions(problem: Problem, op: str) -> list[int]:
-    """Tie masks of the separate multiplications: one a segment forward, one for all of them backward."""
-    masks = [mask for mask, _ in problem.ties]
+class Contraction(NamedTuple):
+    """One multiplication of a pass: one a segment forward, one for all of them backward."""
+
+    mask: int  # tied axes
+    run: int  # channels that lie together in a slot of the panel
+    contracted: int  # channels of a slot, all together
+    columns: int
+    sources: int  # orbit members that a sum reads
+
+
+def contractions(problem: Problem, op: str) -> list[Contraction]:
+    """The multiplications of a pass, counted inside one group of the layer."""
+    groups, channels = problem.groups, problem.in_channels // problem.groups
     if op == "fprop":
-        return masks
+        return [Contraction(mask, channels, channels, rows // groups, 1) for mask, rows in problem.ties]
     union = 0
-    for mask in masks:
+    for mask, _ in problem.ties:
         union |= mask
-    return [union]
+    run = min(rows for _, rows in problem.ties) // groups
+    sources = max(orbit_size(mask) for mask, _ in problem.ties)
+    return [Contraction(union, run, problem.unique // groups, channels, sources)]
 
 
-def planes(problem: Problem) -> bool:
-    """Are panels packed plane by plane (contiguous source), or pixel by pixel?"""
-    return not problem.input_channels_last
+def lanes(problem: Problem) -> int:
+    """Sums in a vector; those of 16-bit types are float32."""
+    return _VECTOR_BYTES // max(4, problem.dtype.itemsize)
 
 
-def offset_axis(problem: Problem, op: str, mask: int) -> int | None:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a dtype in the tables of rates. bfloat16 without instructions of its own is another one."""
+    widened = dtype == torch.bfloat16 and _cpu is not None and _cpu.isa() != "avx512_bf16"
+    return str(dtype)[6:] + (" widened" if widened else "")
+
+
+def layout(problem: Problem, op: str, c: Contraction) -> str:
+    """How panel and results lie, as choose_layout in csrc/cpu/module.cpp has it.
+
+    pixels: [pixel][row], orbits are the lanes. planes: [row][pixel], pixels are the lanes. staged: [row][pixel] from a
+    stage, orbits are the lanes. turned: the same, pixels are the lanes. The weight gradient and 16-bit types do not
+    stage.
+    """
+    planes = not problem.input_channels_last
+    if op != "wgrad" and problem.dtype.itemsize > 2:
+        width = problem.out_spatial[-1] if op == "fprop" else problem.spatial[-1]
+        few = min(c.run, c.columns) < lanes(problem)
+        if few or (planes and width <= lanes(problem)):
+            pixel_lanes = c.columns < lanes(problem) or not problem.channels_last
+            return "turned" if pixel_lanes else "staged"
+    return "planes" if planes else "pixels"
+
+
+def offset_axis(problem: Problem, op: str, c: Contraction) -> int | None:
     """The axis whose taps are shifts of the panel, as choose_offset_axis in csrc/cpu/geometry.cpp has it."""
     ndim = problem.ndim
+    planes = layout(problem, op, c) != "pixels"
     steps_through = (op == "fprop") != problem.transposed
     best = None
     for axis in range(ndim):
-        tied = mask >> (ndim - 1 - axis) & 1
+        tied = c.mask >> (ndim - 1 - axis) & 1
         strided = steps_through and problem.stride[axis] != 1
-        if tied or strided or problem.kernel[axis] < 2 or (planes(problem) and axis == ndim - 1):
+        if tied or strided or problem.kernel[axis] < 2 or (planes and axis == ndim - 1):
             continue
         if best is None or problem.kernel[axis] > problem.kernel[best]:
             best = axis
     return best
 
 
-def filtered(problem: Problem, op: str, mask: int) -> bool:
+def filtered(problem: Problem, op: str, c: Contraction) -> bool:
     """Has that axis three taps that can be filtered with fewer products?"""
-    axis = offset_axis(problem, op, mask)
+    axis = offset_axis(problem, op, c)
     if axis is None:
         return False
     return problem.kernel[axis] == 3 and problem.stride[axis] == 1 and problem.dilation[axis] == 1
@@ -64,59 +110,53 @@ def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]
     counts = dict.fromkeys(FEATURES, 0.0)
     counts["call"] = 1
     counts["activations"] = _activations(problem)
-    if op == "fprop":
-        for mask, rows in problem.ties:
-            _add(counts, problem, op, algorithm, mask, rows // problem.groups, 1)
-    else:
-        rows = problem.unique // problem.groups
-        sources = max(orbit_size(mask) for mask, _ in problem.ties)
-        _add(counts, problem, op, algorithm, contractions(problem, op)[0], rows, sources)
+    for c in contractions(problem, op):
+        _add(counts, problem, op, algorithm, c)
     return counts
 
 
-def _add(
-    counts: dict[str, float], problem: Problem, op: str, algorithm: str, mask: int, rows: int, sources: int
-) -> None:
-    """Add the work of one multiplication over `rows` orbits of each group."""
-    lanes = _VECTOR_BYTES // problem.dtype.itemsize
-    groups, channels, taps = problem.groups, problem.in_channels // problem.groups, math.prod(problem.kernel)
-    spatial = problem.out_spatial if (op == "fprop") != problem.transposed else problem.spatial
-    if op != "fprop" and not problem.transposed:
-        spatial = problem.spatial
+def _add(counts: dict[str, float], problem: Problem, op: str, algorithm: str, c: Contraction) -> None:
+    """Add the work of one multiplication."""
+    width, kind = lanes(problem), layout(problem, op, c)
+    groups, taps = problem.groups, math.prod(problem.kernel)
+    spatial = problem.out_spatial if op == "fprop" else problem.spatial
     pixels = problem.batch * math.prod(spatial)
-    axis = offset_axis(problem, op, mask)
+    axis = offset_axis(problem, op, c)
     shifts = problem.kernel[axis] if axis is not None else 1
     saving, stored = 1.0, 1.25 if axis is not None else 1.0  # halo lines of the panel
-    if algorithm in _FILTERING and filtered(problem, op, mask) and axis is not None:
+    if algorithm in _FILTERING and filtered(problem, op, c) and axis is not None:
         products, results = _FILTERING[algorithm]
         tiles = -(-spatial[axis] // results)
         saving, stored = tiles * products / (3 * spatial[axis]), tiles * products / spatial[axis]
     strides = math.prod(problem.stride) if (op == "fprop") == problem.transposed else 1
-    packed, other = (channels, rows) if op == "fprop" else (rows, channels)
     slots = taps // shifts / strides
-    if planes(problem):
-        vectors = other * packed * (-(-pixels // lanes) if op != "wgrad" else pixels / lanes)
-        panel = slots * packed * pixels / lanes
-        runs = slots * packed * pixels / max(1, spatial[-1]) * 2
-    else:
-        across = -(-other // lanes) if op != "wgrad" else other / lanes
-        vectors = packed * across * pixels
-        panel = slots * pixels * (packed / lanes if packed >= lanes else packed)
+    by_pixel = -(-pixels // width) if op != "wgrad" else pixels / width
+    by_column = -(-c.columns // width) if op != "wgrad" else c.columns / width
+    stores = c.columns * by_pixel if kind in ("planes", "turned") else by_column * pixels
+    if kind == "pixels":
+        panel = slots * pixels * (c.contracted / width if c.run >= width else c.contracted)
         runs = slots * pixels
-    counts["pass"] += 1
-    counts["multiply_adds"] += groups * vectors * taps / strides * saving
-    counts["panel"] += groups * panel * stored * (1 + sources) / 2
-    counts["runs"] += groups * runs * stored
-    counts["weights"] += groups * rows * channels * taps
+    else:
+        panel = slots * c.contracted * pixels / width
+        runs = slots * pixels / spatial[-1] * (2 * c.contracted if kind == "planes" else c.contracted / c.run)
+    work = {
+        "pass": 1,
+        "multiply_adds": groups * stores * c.contracted * taps / strides * saving,
+        "results": groups * stores * (orbit_size(c.mask) if op == "fprop" else 1),
+        "panel": groups * panel * stored * (1 + c.sources) / 2,
+        "runs": groups * runs * stored,
+        "weights": groups * c.contracted * c.columns * taps,
+    }
+    for name, value in work.items():
+        counts[f"{kind}/{name}"] += value
 
 
 def torch_counts(problem: Problem) -> dict[str, float]:
     """Work of one pass by expanding the filters and torch's convolution."""
-    lanes = _VECTOR_BYTES // problem.dtype.itemsize
     counts = dict.fromkeys(FEATURES, 0.0)
     counts["call"] = 1
-    counts["multiply_adds"] = problem.macs_dense / lanes
-    counts["weights"] = math.prod(problem.expanded_shape)
+    counts["pixels/multiply_adds"] = problem.macs_dense / lanes(problem)
+    counts["pixels/weights"] = math.prod(problem.expanded_shape)
     counts["activations"] = _activations(problem)
     return counts
 
@@ -128,19 +168,19 @@ def _activations(problem: Problem) -> float:
 def native_kind(problem: Problem, op: str, algorithm: str) -> str:
     """Which rates hold for a native algorithm."""
     family = "winograd" if algorithm in _FILTERING else algorithm
-    return f"{family}/{'planes' if planes(problem) else 'pixels'}/{op}"
+    return f"{family}/{op}"
 
 
 def torch_kind(problem: Problem, op: str) -> str:
     """Which rates hold for torch's convolution; it has other kernels by dimension and for few channels."""
-    few = "/few" if problem.ndim == 2 and problem.in_channels // problem.groups < 8 else ""
-    return f"torch{problem.ndim}d/{'planes' if planes(problem) else 'pixels'}/{op}{few}"
+    few = "/few" if problem.ndim < 3 and problem.in_channels // problem.groups < 8 else ""
+    return f"torch{problem.ndim}d/{'pixels' if problem.input_channels_last else 'planes'}/{op}{few}"
 
 
 def native_seconds(problem: Problem, op: str, algorithm: str) -> float:
     """Estimate for a native algorithm."""
     counts = native_counts(problem, op, algorithm)
-    seconds = _seconds(counts, RATES[native_kind(problem, op, algorithm)], problem)
+    seconds = _seconds(counts, native_kind(problem, op, algorithm), problem, op)
     if algorithm in _FILTERING:
         # The rates were measured with warm caches. In a network the weights come from memory, and filtering packs
         # more of them: 512 channels on a 7 x 7 map took 0.6 ms with the fold and 0.7 to 1.1 ms with F(2,3).
@@ -151,12 +191,25 @@ def native_seconds(problem: Problem, op: str, algorithm: str) -> float:
 
 def torch_seconds(problem: Problem, op: str) -> float:
     """Estimate for the reference: expanded filters and torch's convolution."""
-    return _seconds(torch_counts(problem), RATES[torch_kind(problem, op)], problem)
+    return _seconds(torch_counts(problem), torch_kind(problem, op), problem, op)
 
 
-def _seconds(counts: dict[str, float], rates: dict[str, float], problem: Problem) -> float:
-    """Calls and passes cost the same whatever the threads; the rest is shared by them. Rates are nanoseconds."""
-    threads = max(1, torch.get_num_threads())
-    serial = sum(rates[name] * counts[name] for name in ("call", "pass"))
-    shared = sum(rates[name] * counts[name] for name in FEATURES if name not in ("call", "pass"))
-    return (serial + shared / threads) * 1e-9
+def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
+    """Which factor holds for a kind in a 16-bit type: natively, runs that fill no vector cost far more."""
+    if kind.startswith("torch"):
+        return f"{dtype} {kind}"
+    narrow = "/narrow" if min(c.run for c in contractions(problem, op)) < lanes(problem) else ""
+    return f"{dtype} {kind}/{'pixels' if problem.input_channels_last else 'planes'}{narrow}"
+
+
+def _seconds(counts: dict[str, float], kind: str, problem: Problem, op: str) -> float:
+    """Calls and passes cost the same whatever the threads and the dtype; the rest is shared by the threads."""
+    serial, shared = parts(counts, RATES[kind])
+    factor = FACTORS.get(factor_kind(problem, op, kind, dtype_name(problem.dtype)), 1.0)
+    return (serial + factor * shared / max(1, torch.get_num_threads())) * 1e-9
+
+
+def parts(counts: dict[str, float], rates: dict[str, float]) -> tuple[float, float]:
+    """Nanoseconds that do not depend on the number of threads, and those that they share."""
+    serial = sum(rates.get(name, 0.0) * counts[name] for name in SERIAL)
+    return serial, sum(rates.get(name, 0.0) * counts[name] for name in FEATURES if name not in SERIAL)

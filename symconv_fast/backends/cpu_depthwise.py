@@ -24,7 +24,7 @@ _NATIVE = {
     ("planes", "dgrad"): (5700, 0.125, 0.407, 0.181),
     ("planes", "wgrad"): (4500, 0.147, 0.362, 0.174),
 }
-# A call; a vector multiply-add; an element moved. One filter a group in float32, and everything else.
+# A call; a vector multiply-add; an element moved. One filter a group in float32 or bfloat16, and everything else.
 _TORCH_SINGLE = {
     ("pixels", "fprop"): (22300, 0.219, 0.027),
     ("pixels", "dgrad"): (26400, 0.242, 0.037),
@@ -41,6 +41,8 @@ _TORCH_MULTIPLE = {
     ("planes", "dgrad"): (30900, 2.29, 0.588),
     ("planes", "wgrad"): (30400, 2.29, 0.428),
 }
+# A multiply-add in float16, which torch does one by one: the least that was seen (2026-11-21, the same core; up to 4).
+_TORCH_HALF = {"fprop": 1.5, "dgrad": 1.1, "wgrad": 0.4}
 
 
 def applies(problem: Problem) -> bool:
@@ -52,21 +54,23 @@ def native_seconds(problem: Problem, op: str) -> float:
     """Estimate for the depthwise kernels."""
     p = problem
     call, window, general, element = _NATIVE[_layout(p), op]
-    lanes = _VECTOR_BYTES // p.dtype.itemsize
+    lanes = _VECTOR_BYTES // max(4, p.dtype.itemsize)  # 16-bit types are widened to float32
     positions = p.batch * math.prod(p.spatial if p.transposed else p.out_spatial)
     vectors = positions * -(-p.groups // lanes) * (p.unique // p.groups) * math.prod(p.kernel)
     simple = p.kernel[-1] in (3, 5, 7) and p.stride[-1] == p.dilation[-1] == 1 and not p.transposed
-    shared = vectors * (window if simple else general) + _moved(p) * element
+    shared = vectors * (window if simple else general) + _moved(p, 4) * element
     return (call + shared / max(1, torch.get_num_threads())) * 1e-9
 
 
 def torch_seconds(problem: Problem, op: str) -> float:
     """Estimate for expanded filters and torch's convolution."""
     p = problem
-    single = p.out_channels == p.groups and p.dtype == torch.float32 and p.ndim < 3
+    single = p.out_channels == p.groups and p.dtype in (torch.float32, torch.bfloat16) and p.ndim < 3
     call, vector, element = (_TORCH_SINGLE if single else _TORCH_MULTIPLE)[_layout(p), op]
-    lanes = _VECTOR_BYTES // p.dtype.itemsize
-    shared = p.macs_dense / lanes * vector + _moved(p) * element
+    lanes = _VECTOR_BYTES // max(4, p.dtype.itemsize)
+    shared = p.macs_dense / lanes * vector + _moved(p, 2) * element
+    if p.dtype == torch.float16:
+        shared = p.macs_dense * _TORCH_HALF[op]
     return (call + shared / max(1, torch.get_num_threads())) * 1e-9
 
 
@@ -74,7 +78,7 @@ def _layout(problem: Problem) -> str:
     return "pixels" if problem.input_channels_last else "planes"
 
 
-def _moved(problem: Problem) -> float:
-    """Elements of input and output, as if all were float32."""
+def _moved(problem: Problem, least: int) -> float:
+    """Elements of input and output, as if all were float32; none counts as fewer than `least` bytes."""
     elements = math.prod(problem.input_shape) + math.prod(problem.output_shape)
-    return elements * problem.dtype.itemsize / 4
+    return elements * max(least, problem.dtype.itemsize) / 4
