@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
-from .problem import Problem, ShapeError, suggests_channels_last
+from .native import suggests_channels_last
+from .problem import Problem, ShapeError
 from .symmetry import Symmetry, SymmetryLike, compute_rows, resolve_rows
 from .ties import Ties
 

@@ -1,0 +1,66 @@
+"""Triton kernels for GPUs: the parity fold forward and the gather-sum backward, or each filter by itself.
+
+No figure of speed in this backend has been measured on a GPU: the estimates are a model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem
+from . import interpreted, model, run
+from .geometry import geometry
+
+NAME = "triton"
+ALGORITHMS = ("fold", "direct")
+
+_LEAST_CAPABILITY = (8, 0)
+
+
+def unavailable() -> str | None:
+    """Why no problem can run here, or None."""
+    if interpreted.ACTIVE:
+        return None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is built without CUDA and ROCm"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    return None
+
+
+def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
+    """Why not, or None. Every geometry and dtype runs; depthwise layers have `direct` alone."""
+    if problem.device == "cpu":
+        if not interpreted.ACTIVE:
+            return "the tensors are on the CPU (set TRITON_INTERPRET=1 to run the kernels there, slowly, for tests)"
+    elif problem.device != "cuda":
+        return f"the tensors are on {problem.device}, not on a CUDA or ROCm GPU"
+    elif not torch.version.hip and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
+        return "the GPU is older than compute capability 8.0"
+    if algorithm == "fold" and geometry(problem).depthwise:
+        return "a depthwise layer has nothing to contract but its taps, so folding saves nothing there"
+    return None
+
+
+def estimate(problem: Problem, op: str, algorithm: str) -> float:
+    """Seconds by the model of `model.seconds`; under the interpreter so many that nothing is sent there unasked."""
+    if interpreted.ACTIVE:
+        return model.INTERPRETED_SECONDS
+    device = torch.device(problem.device)
+    return model.seconds(problem, op, algorithm, run.architecture(device), run.precision())
+
+
+def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Output (N, out_channels, *out_spatial)."""
+    return run.fprop(problem, algorithm, input, weight, bias)
+
+
+def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the input, (N, C, *spatial)."""
+    return run.dgrad(problem, algorithm, grad_output, weight)
+
+
+def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
+    """Gradient of the reduced weight."""
+    return run.wgrad(problem, algorithm, grad_output, input)

@@ -1,0 +1,181 @@
+"""Tables: tile sizes by kernel, tie, type and architecture, thresholds and nominal rates. Data and its lookup only.
+
+No figure here was measured on a GPU. Tiles for sm_80 and sm_90 compile without spills (2026-11-21) but for
+those named in SPILLING; of sm_100 and gfx942 only a part was compiled. Rates are the vendors' data sheets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A tile: `m` positions (wgrad: orbits) × `n` columns, `k` elements of the contraction at a time."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+_Table = dict[tuple[str, int], tuple[Config, ...]]
+
+
+def _table(**rows: tuple[tuple[tuple[int, int, int, int, int], ...], ...]) -> _Table:
+    """From a row for each kernel: its tiles for 0, 1, 2, 3 tied axes, the largest first."""
+    return {
+        (kernel, order): tuple(Config(*tile) for tile in tiles)
+        for kernel, orders in rows.items()
+        for order, tiles in enumerate(orders)
+    }
+
+
+_WIDE = ((128, 128, 64, 8, 3), (64, 64, 64, 4, 3), (32, 32, 64, 4, 3))
+_MIDDLE = ((128, 128, 32, 8, 3), (64, 64, 32, 4, 3), (32, 32, 32, 4, 3))
+_NARROW = ((64, 64, 32, 4, 3), (32, 32, 32, 4, 3))
+_SMALL = ((64, 128, 32, 8, 2), (64, 64, 32, 8, 2), (32, 32, 32, 4, 2))
+
+# Bytes of an element -> kernel and number of tied axes -> tiles, for every architecture that has none of its own below.
+TILES: dict[int, _Table] = {
+    2: _table(
+        fprop_fold=(_WIDE, _MIDDLE, ((128, 64, 32, 8, 2), (64, 32, 32, 4, 2), (32, 16, 32, 4, 2)),
+                    ((64, 32, 32, 8, 2), (32, 16, 32, 8, 2))),
+        fprop_direct=(_WIDE,),
+        dgrad=(_WIDE, _MIDDLE, _MIDDLE, _SMALL),
+        # 128 columns of free rows are serialised (C7515).
+        wgrad=(((128, 64, 64, 8, 3), *_WIDE[1:]), _MIDDLE, _MIDDLE, _SMALL),
+    ),
+    4: _table(
+        fprop_fold=(_NARROW, ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)), ((64, 32, 16, 8, 2), (32, 16, 32, 4, 2)),
+                    ((64, 16, 16, 8, 2),)),
+        fprop_direct=(_NARROW,),
+        dgrad=(_NARROW, ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)), ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)),
+               ((32, 32, 32, 4, 2),)),
+        wgrad=(_NARROW, ((64, 32, 32, 4, 2), (32, 32, 32, 4, 2)), ((64, 32, 32, 4, 2), (32, 32, 32, 4, 2)),
+               ((32, 32, 32, 4, 2),)),
+    ),
+    8: _table(
+        fprop_fold=(((32, 32, 16, 4, 2),), ((32, 32, 16, 4, 2),), ((32, 16, 16, 4, 2),), ((32, 16, 16, 8, 2),)),
+        fprop_direct=(((32, 32, 16, 4, 2),),),
+        dgrad=(((32, 32, 16, 4, 2),),) * 4,
+        wgrad=(((32, 32, 16, 4, 2),),) * 4,
+    ),
+}  # fmt: skip
+OWN_TILES: dict[str, dict[int, _Table]] = {
+    # Without products that run beside the other instructions, the registers of 128 × 128 and 128 × 64 spill.
+    "sm_80": {
+        2: _table(
+            fprop_fold=(_WIDE, ((128, 64, 32, 8, 3), *_MIDDLE[1:]),
+                        ((128, 32, 32, 8, 2), (64, 32, 32, 8, 2), (32, 16, 32, 4, 2)), ((64, 16, 32, 8, 2),)),
+        ),
+        4: _table(
+            fprop_fold=(_NARROW, ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)), ((32, 16, 32, 4, 2),),
+                        ((64, 16, 16, 8, 2),)),
+        ),
+    },
+}  # fmt: skip
+
+# (kernel, tied axes, bytes of an element): tiles that spill some registers, since no smaller one is left.
+SPILLING = frozenset({("fprop_fold", 2, 8), ("fprop_fold", 3, 8), ("fprop_fold", 3, 4)})
+
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 32}
+# A multiprocessor: multiply-adds a clock by bytes of an element, and what the second-level cache gives it (model).
+PRODUCTS_PER_CLOCK = {2: 2048, 4: 1024, 8: 128}
+CACHE_BYTES_PER_CLOCK = 28
+
+# Below this many input channels (dgrad: rows) the contraction runs over (tap, channel) pairs.
+PACK_BELOW = 16
+# From this many channels on, a tensor whose channels are not innermost is copied first: its tiles would be read or
+# written one element a sector.
+COPY_FROM = 8
+# A layer of several ties whose tiles would not fill the device this many times is one launch.
+MERGE_WAVES = 2
+
+# A product over many positions is split until it fills the device this often, while each part keeps this many steps.
+SPLIT_WAVES, SPLIT_STEPS, SPLIT_LIMIT, SPLIT_ELEMENTS = 2, 8, 64, 2**26
+REDUCE_BLOCK = 1024
+
+
+def splits(programs: int, steps: int, elements: int, arch: str) -> int:
+    """Parts into which the positions of wgrad are split: `elements` of partial gradient each."""
+    wanted = -(-SPLIT_WAVES * MULTIPROCESSORS[arch] // programs)
+    return max(1, min(wanted, steps // SPLIT_STEPS, SPLIT_LIMIT, SPLIT_ELEMENTS // elements))
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least `n`."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def tiles(kernel: str, order: int, itemsize: int, arch: str) -> tuple[Config, ...]:
+    """Candidates for a kernel, the largest first. Under the interpreter large ones, since operations count there."""
+    if arch == "interpreter":
+        return (Config(32, 32, 256, 4, 1) if kernel == "wgrad" else Config(512, 32, 64, 4, 1),)
+    own = OWN_TILES.get(arch, {}).get(itemsize, {})
+    return own.get((kernel, order)) or TILES[itemsize][kernel, order]
+
+
+def fit(config: Config, positions: int, columns: int, contraction: int) -> Config:
+    """The tile cut to the problem, never below 16, which is the least that matrix units take."""
+
+    def cut(size: int, needed: int) -> int:
+        return max(16, min(size, power_of_two(needed)))
+
+    return Config(
+        cut(config.m, positions), cut(config.n, columns), cut(config.k, contraction), config.warps, config.stages,
+    )  # fmt: skip
+
+
+def select(
+    kernel: str,
+    order: int,
+    itemsize: int,
+    arch: str,
+    sizes: tuple[int, tuple[int, ...], int],
+    repeats: int = 1,
+) -> Config:
+    """The tile with the lowest modelled time.
+
+    Args:
+        kernel: its name; `order` is the number of tied axes.
+        order: number of tied axes.
+        itemsize: bytes of an element.
+        arch: one of ARCHITECTURES, or "interpreter".
+        sizes: extent along `m` of a tile, extents along `n` that are blocked one by one, length of the contraction.
+        repeats: how often all that is there: phases, groups, taps, splits.
+    """
+    positions, columns, contraction = sizes
+
+    def seconds(c: Config) -> float:
+        programs = repeats * -(-positions // c.m) * sum(-(-n // c.n) for n in columns)
+        rounds = -(-programs // MULTIPROCESSORS[arch])
+        step = max(c.m * c.n / PRODUCTS_PER_CLOCK[itemsize], (c.m + c.n) * itemsize / CACHE_BYTES_PER_CLOCK)
+        return rounds * -(-contraction // c.k) * c.k * step
+
+    candidates = tiles(kernel, order, itemsize, arch)
+    return min((fit(c, positions, max(columns), contraction) for c in candidates), key=seconds)
+
+
+# Depthwise: elements of a tile by number of tied axes, so that the results of all members stay in registers; columns
+# (groups) where they are contiguous and where positions are; taps of a program of wgrad.
+DEPTHWISE_ELEMENTS = (2048, 2048, 1024, 512)
+DEPTHWISE_WGRAD_ELEMENTS = 512
+DEPTHWISE_COLUMNS = {True: 64, False: 4}
+DEPTHWISE_TAPS = 8
+
+
+def depthwise(
+    op: str, order: int, groups_innermost: bool, positions: int, groups: int, config: Config | None, arch: str
+) -> Config:
+    """The tile of the depthwise kernels: `m` positions × `n` groups."""
+    if config is not None:
+        return config
+    n = min(power_of_two(groups), DEPTHWISE_COLUMNS[groups_innermost])
+    elements = DEPTHWISE_WGRAD_ELEMENTS if op == "wgrad" else DEPTHWISE_ELEMENTS[order]
+    if arch == "interpreter":
+        n, elements = power_of_two(groups), 16384
+    return Config(min(power_of_two(positions), elements // n), n, 1, 4, 2)

@@ -1,0 +1,96 @@
+"""The weight fold before fprop, and the sum over splits after wgrad."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .index import MASK, PADDED, ROW, ROWS, count, field, wide
+
+
+@triton.jit
+def fold_weights(
+    w, folded, w_sg, w_su, w_sc, w_sd, w_sh, w_sw, f_st, f_sg, f_sc, f_su,
+    AXES: tl.constexpr, SEGS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, UP: tl.constexpr,
+    HALVE: tl.constexpr, BC: tl.constexpr, BU: tl.constexpr,
+):  # fmt: skip
+    """Parity parts of the rows: (G, U, C, taps) -> [taps][G][CP, UP], padded with zeros.
+
+    The part that is odd on the axes x stands, for each tap of the first half with the centre, at that tap mirrored
+    along x: even parts fill the first half of an axis and odd parts the second. HALVE doubles the part once for each
+    axis on which the sums of its inputs are halved.
+    """
+    KD: tl.constexpr = field(AXES, 0, 0)
+    KH: tl.constexpr = field(AXES, 1, 0)
+    KW: tl.constexpr = field(AXES, 2, 0)
+    pid = tl.program_id(0)
+    tap = pid % (KD * KH * KW)
+    pid = pid // (KD * KH * KW)
+    us = pid % tl.cdiv(UP, BU) * BU + tl.arange(0, BU)
+    pid = pid // tl.cdiv(UP, BU)
+    cs = pid % tl.cdiv(CP, BC) * BC + tl.arange(0, BC)
+    group = wide(pid // tl.cdiv(CP, BC))
+
+    row = us * 0 - 1
+    tie = us * 0
+    for s in tl.static_range(count(SEGS)):
+        at = us - field(SEGS, s, PADDED)
+        here = (at >= 0) & (at < field(SEGS, s, ROWS))
+        row = tl.where(here, at + field(SEGS, s, ROW), row)
+        tie = tl.where(here, field(SEGS, s, MASK), tie)
+
+    kd, kh, kw = tap // (KH * KW), tap // KW % KH, tap % KW
+    far = 4 * (2 * kd >= KD + KD % 2).to(tl.int32) + 2 * (2 * kh >= KH + KH % 2).to(tl.int32)
+    odd = tie & (far + (2 * kw >= KW + KW % 2).to(tl.int32))
+    off_centre = 4 * (2 * kd != KD - 1).to(tl.int32) + 2 * (2 * kh != KH - 1).to(tl.int32)
+    halved = tie & (off_centre + (2 * kw != KW - 1).to(tl.int32))
+
+    ACC: tl.constexpr = tl.float64 if w.dtype.element_ty == tl.float64 else tl.float32
+    base = w + group * w_sg + wide(cs)[:, None] * w_sc + wide(row)[None, :] * w_su
+    inside = (cs < C)[:, None] & (row >= 0)[None, :]
+    total = tl.zeros((BC, BU), ACC)
+    members = us * 0
+    for g in tl.static_range(8):
+        # Even parts are taken at the tap itself, odd ones at its mirror image: the sum is the same but for a sign,
+        # which is that of the members that undo the mirroring.
+        belongs = (g & ~tie) == 0
+        members += belongs.to(tl.int32)
+        odds = odd & g
+        crossings = (odds & 1) + (odds >> 1 & 1) + (odds >> 2 & 1)
+        sign = tl.where(crossings % 2 == 1, -1.0, 1.0)
+        md = KD - 1 - kd if g & 4 else kd
+        mh = KH - 1 - kh if g & 2 else kh
+        mw = KW - 1 - kw if g & 1 else kw
+        offset = wide(md) * w_sd + wide(mh) * w_sh + wide(mw) * w_sw
+        value = tl.load(base + offset, mask=inside & belongs[None, :], other=0.0).to(ACC)
+        total += value * sign[None, :].to(ACC)
+    flips = (odd & 1) + (odd >> 1 & 1) + (odd >> 2 & 1)
+    scale = tl.where(flips % 2 == 1, -1.0, 1.0) / members.to(tl.float32)
+    if HALVE:
+        times = (halved & 1) + (halved >> 1 & 1) + (halved >> 2 & 1)
+        scale = scale * (1 << times).to(tl.float32)
+    total = total * scale[None, :].to(ACC)
+    place = wide(tap) * f_st + group * f_sg + wide(cs)[:, None] * f_sc + wide(us)[None, :] * f_su
+    tl.store(folded + place, total.to(folded.dtype.element_ty), mask=(cs < CP)[:, None] & (us < UP)[None, :])
+
+
+@triton.jit
+def reduce_splits(
+    partial, out, total, p_ss, o_sg, o_st, o_su, o_sc,
+    U: tl.constexpr, C: tl.constexpr, TAPS: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum of the partial results [SPLITS][G][TAPS][U][C] in fixed order, in the strides and dtype of the gradient."""
+    at = wide(tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < total
+    acc = tl.load(partial + at, mask=inside, other=0.0)
+    here = at
+    for _ in range(1, SPLITS):
+        here += p_ss
+        acc += tl.load(partial + here, mask=inside, other=0.0)
+    c = at % C
+    at = at // C
+    u = at % U
+    at = at // U
+    place = at // TAPS * o_sg + at % TAPS * o_st + u * o_su + c * o_sc
+    tl.store(out + place, acc.to(out.dtype.element_ty), mask=inside)

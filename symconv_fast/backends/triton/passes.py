@@ -1,0 +1,315 @@
+"""The plans of the passes: which kernels, over which grid, with which arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from . import configs
+from .configs import Config
+from .geometry import Segment
+from .plans import LIMIT, Buffer, Context, Launch, Plan
+
+# --- shared pieces -------------------------------------------------------------------------------------------------
+
+
+def _segments(
+    segments: list[Segment], width: int, padded: Mapping[int, int]
+) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """The table SEGS for blocks of `width` orbits, and the number of blocks."""
+    table, block = [], 0
+    for s in segments:
+        table.append((s.mask, s.row, s.rows, s.copy, block, padded.get(s.row, 0)))
+        block += -(-s.rows // width)
+    return tuple(table), block
+
+
+def _destination(c: Context, sizes: tuple[int, int, int], scatter: bool) -> tuple[dict[str, int], int]:
+    """Arguments that count the positions of a destination, and the number of phases."""
+    (d, h, w), phases = c.g.phased(sizes, scatter)
+    return {"total": c.g.batch * d * h * w, "TD": d, "TH": h, "TW": w}, phases
+
+
+def _extents(prefix: str, sizes: tuple[int, int, int]) -> dict[str, int]:
+    return {f"{prefix}{axis}": n for axis, n in zip("DHW", sizes)}
+
+
+# --- fprop ---------------------------------------------------------------------------------------------------------
+
+
+def _fprop_arguments(
+    c: Context, config: Config, contraction: int
+) -> tuple[dict[str, int], dict[str, Any], int]:
+    """(integers, constants, programs of one block) that the fold and the direct kernel share."""
+    g, scatter = c.g, c.g.transposed
+    at, phases = _destination(c, g.y, scatter)
+    tiles = -(-at["total"] // config.m)
+    scalars = at | {"tiles": tiles} | _extents("I", g.x) | _extents("O", g.y)
+    scalars |= c.strides("x", "x", "ncdhw") | c.strides("y", "y", "ncdhw")
+    constants = {
+        "AXES": g.axes, "SCATTER": scatter, "WIDE": at["total"] + config.m >= LIMIT, "C": g.channels, "F": g.filters,
+        "BM": config.m, "BN": config.n, "BK": config.k, "PACKED": contraction < configs.PACK_BELOW,
+        "PRECISION": c.options.precision, "BIAS": c.options.bias, "ACT": c.options.activation,
+    }  # fmt: skip
+    return scalars, constants, tiles * phases * g.groups
+
+
+def fprop_direct(c: Context) -> Plan:
+    """One launch for all segments, straight from the raw weight."""
+    g = c.g
+    at, phases = _destination(c, g.y, g.transposed)
+    depth = g.channels if g.channels >= configs.PACK_BELOW else g.channels * g.taps
+    config = c.config("fprop_direct", 0, (at["total"], (g.filters,), depth), phases * g.groups)
+    scalars, constants, programs = _fprop_arguments(c, config, g.channels)
+    table, _ = _segments(list(g.segments), config.n, {})
+    launch = Launch(
+        "fprop_direct",
+        programs * -(-g.filters // config.n),
+        _fprop_pointers(c, "w"),
+        scalars | c.strides("w", "w", "gucdhw"),
+        constants | {"SEGS": table},
+        config.warps,
+        config.stages,
+    )
+    return Plan((launch,))
+
+
+def _fprop_pointers(c: Context, weight: str) -> dict[str, tuple[str, torch.dtype]]:
+    bias = "bias" if c.options.bias else weight  # without a bias the kernel reads none
+    return {
+        name: (tensor, c.dtype) for name, tensor in (("x", "x"), ("w", weight), ("bias", bias), ("y", "y"))
+    }
+
+
+def fprop_fold(c: Context) -> Plan:
+    """The weight fold, then one launch for each number of tied axes, or one for all if that fills the device."""
+    g = c.g
+    at, phases = _destination(c, g.y, g.transposed)
+    depth = g.channels if g.channels >= configs.PACK_BELOW else g.channels * g.taps
+    parts = []
+    for segments in _partition(c, at["total"] * phases * g.groups):
+        order, columns = max(s.order for s in segments), tuple(s.rows for s in segments)
+        config = c.config("fprop_fold", order, (at["total"], columns, depth), phases * g.groups)
+        parts.append((segments, config))
+
+    packed = g.channels < configs.PACK_BELOW
+    deepest = 1 if packed else max(config.k for _, config in parts)
+    cp, up, padded = -(-g.channels // deepest) * deepest, 0, {}
+    for segments, config in parts:
+        for s in segments:
+            padded[s.row] = up
+            up += -(-s.rows // config.n) * config.n
+    launches = [_fold_weights(c, cp, up, padded)]
+    for segments, config in parts:
+        scalars, constants, programs = _fprop_arguments(c, config, g.channels)
+        table, blocks = _segments(segments, config.n, padded)
+        folded = {f"w_{key[2:]}": value for key, value in _folded_strides(c, cp, up).items()}
+        launches.append(
+            Launch(
+                "fprop_fold",
+                programs * blocks,
+                _fprop_pointers(c, "folded"),
+                scalars | folded,
+                constants | {"SEGS": table, "BLOCKS": blocks, "HALVE": c.half},
+                config.warps,
+                config.stages,
+            )
+        )
+    return Plan(tuple(launches), (Buffer("folded", g.taps * g.groups * cp * up, c.dtype),))
+
+
+def _partition(c: Context, positions: int) -> list[list[Segment]]:
+    """Segments by number of tied axes; all together if the device is not filled."""
+    by_order: dict[int, list[Segment]] = {}
+    for s in c.g.segments:
+        by_order.setdefault(s.order, []).append(s)
+    tile = configs.tiles("fprop_fold", max(by_order), c.dtype.itemsize, c.options.arch)[0]
+    programs = -(-positions // tile.m) * sum(-(-s.rows // tile.n) for s in c.g.segments)
+    if programs <= configs.MERGE_WAVES * configs.MULTIPROCESSORS[c.options.arch]:
+        return [list(c.g.segments)]
+    return list(by_order.values())
+
+
+def _folded_strides(c: Context, cp: int, up: int) -> dict[str, int]:
+    """Folded weights are [taps][groups][C][U]; 4-byte matrix units want the contraction innermost."""
+    ends = {"f_sc": up, "f_su": 1} if c.dtype.itemsize == 2 else {"f_sc": 1, "f_su": cp}
+    return {"f_st": c.g.groups * cp * up, "f_sg": cp * up, **ends}
+
+
+def _fold_weights(c: Context, cp: int, up: int, padded: Mapping[int, int]) -> Launch:
+    g = c.g
+    bc, bu = min(32, configs.power_of_two(cp)), min(64, configs.power_of_two(up))
+    table, _ = _segments(list(g.segments), 1, padded)
+    return Launch(
+        "fold_weights",
+        g.taps * g.groups * -(-cp // bc) * -(-up // bu),
+        {"w": ("w", c.dtype), "folded": ("folded", c.dtype)},
+        c.strides("w", "w", "gucdhw") | _folded_strides(c, cp, up),
+        {
+            "AXES": g.axes,
+            "SEGS": table,
+            "C": g.channels,
+            "CP": cp,
+            "UP": up,
+            "HALVE": c.half,
+            "BC": bc,
+            "BU": bu,
+        },
+    )
+
+
+# --- gradients -----------------------------------------------------------------------------------------------------
+
+
+def _gradient_constants(c: Context, algorithm: str, config: Config) -> dict[str, Any]:
+    """Constants that dgrad and wgrad share; "direct" multiplies each member of an orbit by itself."""
+    g = c.g
+    return {
+        "AXES": g.axes, "SCATTER": not g.transposed, "C": g.channels, "F": g.filters, "BM": config.m, "BN": config.n,
+        "BK": config.k, "SUMMED": algorithm == "fold", "HALVE": c.half, "PRECISION": c.options.precision,
+    }  # fmt: skip
+
+
+def dgrad(c: Context, algorithm: str) -> Plan:
+    """One launch for all segments."""
+    g = c.g
+    at, phases = _destination(c, g.x, not g.transposed)
+    packed = max(s.rows for s in g.segments) < configs.PACK_BELOW
+    depth = sum(s.rows for s in g.segments) * (g.taps if packed else 1)
+    order = max(s.order for s in g.segments)
+    config = c.config("dgrad", order, (at["total"], (g.channels,), depth), phases * g.groups)
+    table, _ = _segments(list(g.segments), config.n, {})
+    tiles = -(-at["total"] // config.m)
+    launch = Launch(
+        "dgrad",
+        tiles * phases * g.groups * -(-g.channels // config.n),
+        {name: (tensor, c.dtype) for name, tensor in (("gy", "y"), ("w", "w"), ("gx", "x"))},
+        at | {"tiles": tiles} | _extents("I", g.x) | _extents("O", g.y)
+        | c.strides("y", "g", "ncdhw") | c.strides("w", "w", "gucdhw") | c.strides("x", "x", "ncdhw"),
+        _gradient_constants(c, algorithm, config)
+        | {"SEGS": table, "WIDE": at["total"] + config.m >= LIMIT, "PACKED": packed},
+        config.warps,
+        config.stages,
+    )  # fmt: skip
+    return Plan((launch,))
+
+
+def wgrad(c: Context, algorithm: str) -> Plan:
+    """One launch for all segments; where the positions are split, a second one adds the parts in fixed order."""
+    g = c.g
+    positions = g.batch * math.prod(g.x)
+    order = max(s.order for s in g.segments)
+    widest = max(s.rows for s in g.segments)
+    repeats = (
+        g.taps
+        * g.groups
+        * configs.splits(1, positions // 32, math.prod(c.problem.weight_shape), c.options.arch)
+    )
+    config = c.config("wgrad", order, (widest, (g.channels,), positions), repeats)
+    table, blocks = _segments(list(g.segments), config.m, {})
+    programs = g.taps * g.groups * blocks * -(-g.channels // config.n)
+    steps = -(-positions // config.k)
+    splits = configs.splits(programs, steps, math.prod(c.problem.weight_shape), c.options.arch)
+    out, strides, reduction = _wgrad_output(c, splits)
+    launch = Launch(
+        "wgrad",
+        programs * splits,
+        {"gy": ("y", c.dtype), "x": ("x", c.dtype), "out": out},
+        {"images": g.batch} | _extents("I", g.x) | _extents("O", g.y)
+        | c.strides("y", "g", "ncdhw") | c.strides("x", "x", "ncdhw") | strides,
+        _gradient_constants(c, algorithm, config)
+        | {"SEGS": table, "BLOCKS": blocks, "SPLITS": splits, "WIDE": positions + config.k * splits >= LIMIT},
+        config.warps,
+        config.stages,
+    )  # fmt: skip
+    if reduction is None:
+        return Plan((launch,))
+    elements = splits * math.prod(c.problem.weight_shape)
+    return Plan((launch, reduction), (Buffer("partial", elements, c.accumulator),))
+
+
+def _wgrad_output(c: Context, splits: int) -> tuple[tuple[str, torch.dtype], dict[str, int], Launch | None]:
+    """Where wgrad writes, with its strides, and the launch that adds the parts if there are several."""
+    g = c.g
+    sg, su, sc, *_, st = dict(c.layout)["w"]
+    if splits == 1:
+        return ("w", c.dtype), {"o_ss": 0, "o_sg": sg, "o_st": st, "o_su": su, "o_sc": sc}, None
+    size = g.rows * g.channels
+    total = g.groups * g.taps * size
+    strides = {"o_ss": total, "o_sg": g.taps * size, "o_st": size, "o_su": g.channels, "o_sc": 1}
+    reduction = Launch(
+        "reduce_splits",
+        -(-total // configs.REDUCE_BLOCK),
+        {"partial": ("partial", c.accumulator), "out": ("w", c.dtype)},
+        {"total": total, "p_ss": total, "o_sg": sg, "o_st": st, "o_su": su, "o_sc": sc},
+        {"U": g.rows, "C": g.channels, "TAPS": g.taps, "SPLITS": splits, "BLOCK": configs.REDUCE_BLOCK},
+    )
+    return ("partial", c.accumulator), strides, reduction
+
+
+# --- depthwise -----------------------------------------------------------------------------------------------------
+
+
+def depthwise(c: Context, op: str) -> Plan:
+    """Depthwise layers: groups are the columns of a tile, each program has one row of every group."""
+    g = c.g
+    read = dict(c.layout)["y" if op == "dgrad" else "x"]
+    across = 1 if read[1] == 1 else 0
+    positions = g.batch * math.prod(g.y if op == "fprop" else g.x)
+    order = max(s.order for s in g.segments)
+    config = configs.depthwise(op, order, across == 1, positions, g.groups, c.options.config, c.options.arch)
+    table, _ = _segments(list(g.segments), 1, {})
+    constants = {
+        "AXES": g.axes, "SEGS": table, "SCATTER": g.transposed == (op == "fprop"), "G": g.groups, "F": g.filters,
+        "BM": config.m, "BN": config.n, "ACROSS": across,
+    }  # fmt: skip
+    blocks = -(-g.groups // config.n)
+    if op == "wgrad":
+        return _depthwise_wgrad(c, config, constants, blocks, positions)
+    weight = {key: value for key, value in c.strides("w", "w", "gucdhw").items() if key != "w_sc"}
+    at, phases = _destination(c, g.y if op == "fprop" else g.x, g.transposed == (op == "fprop"))
+    tiles = -(-at["total"] // config.m)
+    scalars = at | {"tiles": tiles} | _extents("I", g.x) | _extents("O", g.y) | weight
+    constants |= {"WIDE": at["total"] + config.m >= LIMIT}
+    if op == "fprop":
+        pointers = _fprop_pointers(c, "w")
+        scalars |= c.strides("x", "x", "ncdhw") | c.strides("y", "y", "ncdhw")
+        constants |= {"U": g.rows, "BIAS": c.options.bias, "ACT": c.options.activation}
+        rows = g.rows
+    else:
+        pointers = {name: (tensor, c.dtype) for name, tensor in (("gy", "y"), ("w", "w"), ("gx", "x"))}
+        scalars |= c.strides("y", "g", "ncdhw") | c.strides("x", "x", "ncdhw")
+        rows = 1
+    grid = tiles * phases * blocks * rows
+    return Plan((Launch(f"{op}_depthwise", grid, pointers, scalars, constants, config.warps, config.stages),))
+
+
+def _depthwise_wgrad(
+    c: Context, config: Config, constants: dict[str, Any], blocks: int, positions: int
+) -> Plan:
+    g = c.g
+    taps = min(configs.DEPTHWISE_TAPS, g.taps)
+    programs = -(-g.taps // taps) * g.rows * blocks
+    splits = configs.splits(
+        programs, -(-positions // config.m), math.prod(c.problem.weight_shape), c.options.arch
+    )
+    out, strides, reduction = _wgrad_output(c, splits)
+    del strides["o_sc"]
+    launch = Launch(
+        "wgrad_depthwise",
+        programs * splits,
+        {"gy": ("y", c.dtype), "x": ("x", c.dtype), "out": out},
+        {"images": g.batch} | _extents("I", g.x) | _extents("O", g.y)
+        | c.strides("y", "g", "ncdhw") | c.strides("x", "x", "ncdhw") | strides,
+        constants
+        | {"U": g.rows, "SPLITS": splits, "TAPS": taps, "WIDE": positions + config.m * splits >= LIMIT},
+        config.warps,
+        config.stages,
+    )  # fmt: skip
+    if reduction is None:
+        return Plan((launch,))
+    elements = splits * math.prod(c.problem.weight_shape)
+    return Plan((launch, reduction), (Buffer("partial", elements, c.accumulator),))

@@ -1,0 +1,134 @@
+"""What a plan is made of: launches and working memory as plain data. No tensors, no device."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ...problem import Problem
+from . import configs, kernels
+from .configs import Config
+from .geometry import Geometry, Strides
+
+_POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+LIMIT = 2**31
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Working memory of a plan."""
+
+    name: str
+    elements: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: `pointers` names a tensor or buffer and its dtype for each pointer parameter."""
+
+    kernel: str
+    grid: int
+    pointers: Mapping[str, tuple[str, torch.dtype]]
+    scalars: Mapping[str, int]
+    constants: Mapping[str, Any]
+    warps: int = 4
+    stages: int = 2
+
+    @property
+    def function(self) -> Any:
+        """The @triton.jit function."""
+        return getattr(kernels, self.kernel)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Parameters of the kernel in order."""
+        return tuple(inspect.signature(self.function.fn).parameters)
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """Type of every parameter as triton.compile takes it; integers that are 1 are constants, as at a launch."""
+        return {name: self._type(name) for name in self.names}
+
+    @property
+    def constexprs(self) -> dict[str, Any]:
+        """Values of the parameters that are constants."""
+        ones = {name: 1 for name, value in self.scalars.items() if value == 1}
+        return {name: v for name, v in (*self.constants.items(), *ones.items()) if name in self.names}
+
+    @property
+    def divisible(self) -> tuple[str, ...]:
+        """Parameters that are multiples of 16: pointers (as allocated) and integers."""
+        return (*self.pointers, *(n for n, v in self.scalars.items() if v % 16 == 0))
+
+    def _type(self, name: str) -> str:
+        if name in self.pointers:
+            return _POINTER[self.pointers[name][1]]
+        if name in self.constants or self.scalars[name] == 1:
+            return "constexpr"
+        return "i32" if -LIMIT <= self.scalars[name] < LIMIT else "i64"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches of one operator in order, and the working memory between them."""
+
+    launches: tuple[Launch, ...]
+    buffers: tuple[Buffer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a plan depends on beside the problem."""
+
+    arch: str = "sm_90"
+    precision: str = "ieee"
+    """For float32 products: "ieee", "tf32" or "tf32x3"."""
+    activation: int = 0
+    """0 none, 1 ReLU, 2 SiLU, 3 GELU; fprop only."""
+    bias: bool = True
+    config: Config | None = None
+    """A tile instead of the table's, for tuning."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything that the planners of the passes share."""
+
+    problem: Problem
+    g: Geometry
+    layout: tuple[tuple[str, Strides], ...]
+    options: Options = field(default_factory=Options)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all tensors."""
+        return self.problem.dtype
+
+    @property
+    def half(self) -> bool:
+        """float16 sums are halved at every level, so that they cannot overflow."""
+        return self.dtype == torch.float16
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        """Of sums, and of partial results in memory."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def strides(self, name: str, prefix: str, keys: str) -> dict[str, int]:
+        """Stride arguments of tensor `name`: {prefix}_s{key} for each of `keys`, in order."""
+        values = dict(self.layout)[name]
+        return {f"{prefix}_s{key}": value for key, value in zip(keys, values)}
+
+    def config(
+        self, kernel: str, order: int, sizes: tuple[int, tuple[int, ...], int], repeats: int
+    ) -> Config:
+        """The tile for a kernel: the one that is asked for, else that of the table; `sizes` as in `configs.select`."""
+        if self.options.config is not None:
+            return configs.fit(self.options.config, sizes[0], max(sizes[1]), sizes[2])
+        return configs.select(kernel, order, self.dtype.itemsize, self.options.arch, sizes, repeats)
