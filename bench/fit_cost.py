@@ -1,8 +1,12 @@
 # Measures many small and large cases, stores them, and fits the rates of the CPU cost model to them.
-"""`python -m bench.fit_cost [--measure]`: refit symconv_fast/backends/cpu_rates.py.
+"""`python -m bench.fit_cost [--measure DTYPE]`: refit symconv_fast/backends/cpu_rates.py.
 
-With `--measure` the cases are timed first and kept in bench/results/reference-cost.jsonl, beside the machine and the
-date; without, the stored ones are fitted again. Each case is one pass of one algorithm, timed in turns with torch's.
+With `--measure` the cases are timed first and kept in bench/results/reference-cost.jsonl (16-bit types: -16.jsonl),
+beside the machine and the date, the quickest of several runs; without, the stored ones are fitted again. The rates are
+those of float32. 16-bit types are measured on fewer cases and get one factor for each kind of work that the threads
+share; bfloat16 is "widened" where the CPU has no instructions for it, or where SYMCONV_FAST_ISA=avx512 and
+ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away.
+Each case is one pass of one algorithm, timed in turns with torch's.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +29,11 @@ from bench.measure import interleave, provenance
 from symconv_fast import ops
 from symconv_fast.backends import cpu, cpu_cost
 from symconv_fast.dispatch import backend
-from symconv_fast.problem import Problem, allocate, suggests_channels_last
+from symconv_fast.problem import Problem, allocate
 from symconv_fast.symmetry import Symmetry
 
 DATA = Path(__file__).parent / "results" / "reference-cost.jsonl"
+DATA_16 = DATA.with_name("reference-cost-16.jsonl")
 RATES = Path(cpu_cost.__file__).with_name("cpu_rates.py")
 
 # (batch, channels, filters, spatial, kernel, stride)
@@ -44,48 +50,71 @@ SHAPES_2D = [
 SHAPES_3D = [(1, 4, 16, 16, 3, 1), (1, 16, 16, 12, 3, 1), (1, 32, 32, 16, 3, 1), (1, 64, 64, 8, 3, 1)]
 SHAPES_1D = [
     (1, 128, 384, 202, 3, 1), (4, 4, 64, 1000, 15, 1), (8, 16, 32, 500, 9, 1), (2, 64, 64, 1000, 5, 1),
-    (1, 256, 256, 64, 3, 1),
+    (1, 256, 256, 64, 3, 1), (4, 1, 80, 3200, 251, 1), (1, 1, 32, 2000, 63, 1), (4, 4, 64, 1000, 25, 1),
 ]  # fmt: skip
 TIES = {1: ["h"], 2: ["h", "v", "hv", {"h": "25%", "v": "25%", "hv": "25%"}], 3: ["h", "hv", "hvz"]}
 
 
-def cases() -> Iterator[tuple[int, tuple[int, ...], object, bool]]:
-    """(ndim, shape, symmetry, channels_last) of every case."""
+def cases(dtype: torch.dtype) -> Iterator[tuple[int, tuple[int, ...], object, bool]]:
+    """(ndim, shape, symmetry, channels_last) of every case; of a sixth of them in 16-bit types."""
+    few = dtype.itemsize == 2
     for ndim, shapes in ((1, SHAPES_1D), (2, SHAPES_2D), (3, SHAPES_3D)):
-        for shape in shapes:
-            for tie in TIES[ndim]:
+        for shape in shapes[:: 3 if few else 1]:
+            for tie in TIES[ndim][:: 2 if few else 1]:
                 for last in (True, False) if ndim > 1 else (False,):
                     yield ndim, shape, tie, last
 
 
-def measure(seconds: float) -> None:
-    """Time every case and write a line for each pass and algorithm."""
-    with DATA.open("w") as file:
-        for case in tqdm(list(cases()), desc="measuring", unit="case", mininterval=10):
-            for row in rows(*case, seconds):
-                file.write(json.dumps(row) + "\n")
-                file.flush()
+def measure(dtype: torch.dtype, seconds: float) -> None:
+    """Time every case; of a pass and algorithm timed before on the same machine, the quicker row stays.
+
+    Shared machines have slow minutes: two or three runs leave a table without them.
+    """
+    data = DATA_16 if dtype.itemsize == 2 else DATA
+    best = {key(row): row for row in stored(data)}
+    for case in tqdm(list(cases(dtype)), desc="measuring", unit="case", mininterval=10):
+        for row in rows(*case, dtype, seconds):
+            row = json.loads(json.dumps(row))
+            before = best.get(key(row))
+            if before is None or before["device"] != row["device"] or row["ns"] < before["ns"]:
+                best[key(row)] = row
+    data.write_text("".join(json.dumps(row) + "\n" for row in best.values()))
+
+
+def stored(data: Path) -> list[dict[str, Any]]:
+    """The rows of earlier runs."""
+    return [json.loads(line) for line in data.read_text().splitlines()] if data.exists() else []
+
+
+def key(row: dict[str, Any]) -> str:
+    """What a row is about."""
+    return json.dumps([row["case"], row["op"], row["algorithm"], row["threads"], row.get("dtype")])
+
+
+def problem_of(case: list[Any], dtype: torch.dtype = torch.float32) -> tuple[Problem, tuple[Any, ...]]:
+    """The problem of a case, and the static arguments of its operators."""
+    ndim, (batch, channels, filters, size, kernel, stride), tie, last = case
+    ties = Symmetry(json.loads(tie) if tie.startswith("{") else tie).resolve(ndim, filters, 1)
+    shapes = ((batch, channels, *[size] * ndim), (ties.unique, channels, *[kernel] * ndim))
+    static = (ties.flat, [stride] * ndim, [kernel // 2] * ndim, [1] * ndim, [0] * ndim, False, 1, last)
+    return Problem.create(shapes, static, last, dtype, "cpu"), static
 
 
 def rows(
-    ndim: int, shape: tuple[int, ...], tie: object, last: bool, seconds: float
+    ndim: int, shape: tuple[int, ...], tie: object, last: bool, dtype: torch.dtype, seconds: float
 ) -> Iterator[dict[str, object]]:
     """Timed rows of one case, all algorithms of a pass in turns."""
-    batch, channels, filters, size, kernel, stride = shape
-    ties = Symmetry(tie).resolve(ndim, filters, 1)
-    x = allocate((batch, channels, *[size] * ndim), torch.empty(0), last).normal_()
-    w = allocate((ties.unique, channels, *[kernel] * ndim), torch.empty(0), last).normal_()
-    geometry = (ties.flat, [stride] * ndim, [kernel // 2] * ndim, [1] * ndim, [0] * ndim, False, 1)
-    gy = ops.fprop(x, w, None, *geometry, last).normal_()
+    case = [ndim, shape, tie if isinstance(tie, str) else json.dumps(tie), last]
+    p, static = problem_of(case, dtype)
+    shapes = (p.input_shape, p.output_shape, p.weight_shape)
+    x, gy, w = (allocate(shape, torch.empty(0, dtype=dtype), last).normal_() for shape in shapes)
     calls = {
-        "fprop": lambda: ops.fprop(x, w, None, *geometry, last),
-        "dgrad": lambda: ops.dgrad(gy, w, x.shape, *geometry, last),
-        "wgrad": lambda: ops.wgrad(gy, x, w.shape, *geometry, last),
+        "fprop": lambda: ops.fprop(x, w, None, *static),
+        "dgrad": lambda: ops.dgrad(gy, w, x.shape, *static),
+        "wgrad": lambda: ops.wgrad(gy, x, w.shape, *static),
     }
     for op, call in calls.items():
-        layout = suggests_channels_last(x if op == "fprop" else gy)
-        problem = Problem.create((x.shape, w.shape), (*geometry, last), layout, x.dtype, "cpu")
-        pins = {a: ("cpu", a) for a in cpu.ALGORITHMS if cpu.can_run(problem, op, a) is None}
+        pins = {a: ("cpu", a) for a in cpu.ALGORITHMS if cpu.can_run(p, op, a) is None}
 
         def pinned(pin, call=call):
             def run() -> None:
@@ -96,59 +125,92 @@ def rows(
 
         timings = interleave({name: pinned(pin) for name, pin in pins.items()}, seconds)
         for name, timing in timings.items():
-            native = "f2" if name == "winograd" else name
-            counts = (
-                cpu_cost.torch_counts(problem)
-                if name == "expand"
-                else cpu_cost.native_counts(problem, op, native)
-            )
-            kind = (
-                cpu_cost.torch_kind(problem, op)
-                if name == "expand"
-                else cpu_cost.native_kind(problem, op, native)
-            )
-            yield {
-                "case": [ndim, shape, tie if isinstance(tie, str) else json.dumps(tie)], "kind": kind,
-                "algorithm": native, "ns": timing.p20 * 1e6, "counts": counts, **provenance(),
-            }  # fmt: skip
+            row = {"case": case, "op": op, "algorithm": "f2" if name == "winograd" else name}
+            more = {"dtype": cpu_cost.dtype_name(dtype)} if dtype.itemsize == 2 else {}
+            yield {**row, **more, "ns": timing.p20 * 1e6, **provenance()}
+
+
+def counted(row: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """The kind of rates that hold for a row, and its work."""
+    dtype = getattr(torch, row.get("dtype", "float32").split()[0])
+    (p, _), op, algorithm = problem_of(row["case"], dtype), row["op"], row["algorithm"]
+    if algorithm == "expand":
+        return cpu_cost.torch_kind(p, op), cpu_cost.torch_counts(p)
+    return cpu_cost.native_kind(p, op, algorithm), cpu_cost.native_counts(p, op, algorithm)
 
 
 def fit() -> None:
     """Non-negative least squares on relative errors, one fit for each kind; prints how far they are off."""
     by_kind = defaultdict(list)
-    for line in DATA.read_text().splitlines():
-        row = json.loads(line)
-        by_kind[row["kind"]].append(row)
-    rates, first = {}, row
+    for row in stored(DATA):
+        kind, counts = counted(row)
+        by_kind[kind].append((row, counts))
+    rates = {}
     for kind, found in sorted(by_kind.items()):
-        threads = found[0]["threads"]
-        share = np.array([1.0 if name in ("call", "pass") else 1.0 / threads for name in cpu_cost.FEATURES])
-        counts = np.array([[row["counts"][name] for name in cpu_cost.FEATURES] for row in found]) * share
-        times = np.array([row["ns"] for row in found])
+        first = found[0][0]
+        threads = first["threads"]
+        share = np.array([1.0 if name in cpu_cost.SERIAL else 1.0 / threads for name in cpu_cost.FEATURES])
+        counts = np.array([[work[name] for name in cpu_cost.FEATURES] for _, work in found]) * share
+        times = np.array([row["ns"] for row, _ in found])
         solution, _ = nnls(counts / times[:, None], np.ones(len(times)))
         ratio = counts @ solution / times
-        print(f"{kind:22} {len(found):4} rows, estimate / measured: p10 {np.quantile(ratio, 0.1):.2f}, "
-              f"median {np.median(ratio):.2f}, p90 {np.quantile(ratio, 0.9):.2f}")  # fmt: skip
+        tell(kind, ratio)
         rates[kind] = {
-            name: float(f"{value:.4g}") for name, value in zip(cpu_cost.FEATURES, solution, strict=True)
+            name: float(f"{value:.4g}")
+            for name, value in zip(cpu_cost.FEATURES, solution, strict=True)
+            if value > 0
         }
+    write(rates, fit_factors(rates), first)
+
+
+def tell(kind: str, ratio: np.ndarray) -> None:
+    """Print how far the estimates of a kind are off."""
+    p10, p50, p90 = np.quantile(ratio, (0.1, 0.5, 0.9))
+    print(
+        f"{kind:40} {len(ratio):4} rows, estimate / measured: p10 {p10:.2f}, median {p50:.2f}, p90 {p90:.2f}"
+    )
+
+
+def fit_factors(rates: dict[str, dict[str, float]]) -> dict[str, float]:
+    """For each 16-bit type and kind, the factor with the least mean error of the logarithm."""
+    by_kind = defaultdict(list)
+    for row in stored(DATA_16):
+        kind, counts = counted(row)
+        p, _ = problem_of(row["case"], getattr(torch, row["dtype"].split()[0]))
+        serial, shared = cpu_cost.parts(counts, rates[kind])
+        place = cpu_cost.factor_kind(p, row["op"], kind, row["dtype"])
+        by_kind[place].append((serial, shared / row["threads"], row["ns"]))
+    factors = {}
+    for kind, found in sorted(by_kind.items()):
+        serial, shared, times = np.array(found).T
+        tried = np.geomspace(0.1, 100, 400)
+        errors = [np.abs(np.log((serial + factor * shared) / times)).mean() for factor in tried]
+        factors[kind] = float(f"{tried[int(np.argmin(errors))]:.3g}")
+        tell(kind, (serial + factors[kind] * shared) / times)
+    return factors
+
+
+def write(rates: dict[str, dict[str, float]], factors: dict[str, float], first: dict[str, Any]) -> None:
+    """The table as a module, beside where its rows come from."""
     header = (
         '"""Rates of the CPU cost model in nanoseconds a unit; written by `python -m bench.fit_cost`, not by hand.\n\n'
         f"Measured on {first['device']} ({first['capability']}), {first['threads']} threads, torch {first['torch']}, "
-        f'{first["date"][:10]}; the rows are in\nbench/results/reference-cost.jsonl.\n"""\n\nRATES = {{\n'
+        f'{first["date"][:10]}; the rows are in\nbench/results/reference-cost.jsonl. What is left out is 0.\n"""\n\n'
     )
-    body = "".join(f'    "{kind}": {json.dumps(values)},\n' for kind, values in rates.items())
-    RATES.write_text(header + body + "}\n")
+    note = "# 16-bit types: what the threads share, over that of float32; the rows are in reference-cost-16.jsonl.\n"
+    tables = f"RATES = {json.dumps(rates, indent=4)}\n\n{note}FACTORS = {json.dumps(factors, indent=4)}\n"
+    RATES.write_text(header + tables)
 
 
 def main() -> None:
     """Measure if asked to, then fit."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", action="store_true", help="time the cases before fitting")
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    parser.add_argument("--measure", choices=dtypes, help="time the cases in this dtype before fitting")
     parser.add_argument("--seconds", type=float, default=0.08, help="for each pass of each case")
     args = parser.parse_args()
     if args.measure:
-        measure(args.seconds)
+        measure(dtypes[args.measure], args.seconds)
     fit()
 
 

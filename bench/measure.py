@@ -1,5 +1,5 @@
-# Times several functions against each other fairly, measures peak memory, and says on what machine it was done.
-"""Measuring: interleaved timing, peak extra memory, provenance."""
+# Checks a comparison, times its calls against each other fairly, and says on what machine it was done.
+"""Measuring: one `Comparison` in, one row out. Correctness first, interleaved timing, peak memory, provenance."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ import functools
 import gc
 import os
 import platform
-import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from symconv_fast import dispatch
-
-Call = Callable[[], object]
+from bench.device import Call, device, output
+from bench.peaks import peaks
 
 
 @dataclass(frozen=True)
@@ -32,18 +28,50 @@ class Timing:
     p80: float
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found: our error as a multiple of torch's, and the baselines whose own result is wrong."""
+
+    error: float
+    wrong: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a benchmark hands over to be measured: our function, and those that it is compared with.
+
+    Attributes:
+        name: for messages.
+        facts: the columns that say what is measured: shape, tie, pass, dtype, ...
+        calls: functions without arguments by name; "ours" is ours.
+        rivals: names of the calls whose fastest one is THE baseline of the ratio.
+        check: compares our result with float64; raises AssertionError if it is wrong.
+        limit: the ratio that counting multiplications allows.
+        macs_dense, macs_folded: multiply-accumulates of one call with expanded filters and with the reduced weight.
+        bytes: of everything that has to be read or written once.
+        activation_bytes: of inputs and outputs, the measure for extra memory.
+        device, dtype: where and in which type, for the peak rates.
+    """
+
+    name: str
+    facts: Mapping[str, object]
+    calls: Mapping[str, Call]
+    rivals: tuple[str, ...]
+    check: Callable[[], Verdict]
+    limit: int
+    macs_dense: int
+    macs_folded: int
+    bytes: int
+    activation_bytes: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
 def percentiles(samples: list[int]) -> Timing:
     """Timing of a list of nanoseconds."""
     ordered = sorted(samples)
     at = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1e-6 for q in (0.2, 0.5, 0.8)]
     return Timing(*at)
-
-
-def once(call: Call) -> int:
-    """Nanoseconds of one call. What it returns is freed inside the timing, as in a network that runs on."""
-    start = time.perf_counter_ns()
-    call()
-    return time.perf_counter_ns() - start
 
 
 def interleave(
@@ -52,11 +80,12 @@ def interleave(
     repeats: int = 3,
     min_rounds: int = 6,
     max_rounds: int = 80,
+    once: Callable[[Call], int] | None = None,
 ) -> dict[str, Timing]:
     """Time the calls in turns, so that whatever else the machine does hits all of them alike.
 
-    A round gives every call `repeats` runs; the order moves on by one from round to round, so that none is always
-    behind the same other.
+    A round gives every call `repeats` runs, one if the rounds would not fit into the time; the order moves on by one
+    from round to round, so that none is always behind the same other.
 
     Args:
         calls: functions without arguments, by name.
@@ -64,12 +93,16 @@ def interleave(
         repeats: runs of one call in a row.
         min_rounds: rounds to do however long they take.
         max_rounds: rounds to do at most.
+        once: nanoseconds of one call; by default those of the CPU's clock.
     """
+    once = once or device("cpu").once
     names = list(calls)
     for call in calls.values():
         once(call), once(call)
-    round_seconds = repeats * sum(once(call) for call in calls.values()) * 1e-9
-    rounds = max(min_rounds, min(max_rounds, int(seconds / max(round_seconds, 1e-9))))
+    single = max(1e-9, sum(once(call) for call in calls.values()) * 1e-9)
+    if single * repeats * min_rounds > seconds:
+        repeats = 1
+    rounds = max(min_rounds, min(max_rounds, int(seconds / (single * repeats))))
     samples: dict[str, list[int]] = {name: [] for name in names}
     collecting = gc.isenabled()
     gc.disable()
@@ -84,66 +117,72 @@ def interleave(
     return {name: percentiles(taken) for name, taken in samples.items()}
 
 
-def peak_extra_bytes(call: Callable[[], object]) -> int:
-    """Most bytes that one call held at a time beyond what it returned.
+def measure(comparison: Comparison, seconds: float = 2.0, memory: bool = True) -> dict[str, object]:
+    """Check, then time all calls in turns, then watch memory; `seconds` as for `interleave`.
 
-    Counts every allocation through torch's CPU allocator, that of native scratch included, as the profiler sees it.
+    Returns:
+        The row that is stored: the facts, milliseconds, rates (1e9 multiply-accumulates, floating-point operations
+        and bytes a second), ratio to the fastest rival that is not wrong, its fraction of the limit, the times of all
+        calls, peak extra bytes of ours and of the baseline (with `memory`), and where it was measured.
+
+    Raises:
+        AssertionError: our result is wrong, or that of every rival.
     """
-    call()
-    cpu = dispatch.available().get("cpu")
-    if cpu is not None:
-        cpu.clear_workspace()  # else what is kept from the call before would not be counted
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profile:
-        kept = call()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    del kept
-    return peak - held
+    c, machine = comparison, device(comparison.device)
+    verdict = c.check()
+    rivals = [name for name in c.rivals if name not in verdict.wrong]
+    assert rivals, f"{c.name}: the result of every baseline is wrong: {', '.join(verdict.wrong)}"
+    calls, timer = machine.prepare(c.calls)
+    timings = interleave(calls, seconds, once=machine.once)
+    baseline = min(rivals, key=lambda name: timings[name].p50)
+    mine = timings["ours"]
+    return {
+        **c.facts,
+        "ms_p20": mine.p20, "ms_p50": mine.p50, "ms_p80": mine.p80, "timer": timer,
+        **rates(c, mine.p50),
+        "baseline": baseline, "baseline_ms": timings[baseline].p50,
+        "ratio": timings[baseline].p50 / mine.p50, "limit": c.limit,
+        "fraction": timings[baseline].p50 / mine.p50 / c.limit,
+        "error": verdict.error, "wrong_baselines": sorted(verdict.wrong),
+        "timings": {name: [t.p20, t.p50, t.p80] for name, t in timings.items()},
+        "peak_extra_bytes": machine.peak_extra_bytes(c.calls["ours"]) if memory else None,
+        "baseline_peak_extra_bytes": machine.peak_extra_bytes(c.calls[baseline]) if memory else None,
+        "activation_bytes": c.activation_bytes,
+        **machine.state(), "load": round(os.getloadavg()[0], 2), **provenance(c.device),
+    }  # fmt: skip
 
 
-def _output(*command: str) -> str:
-    """What a command prints, or an empty string."""
-    try:
-        folder = Path(__file__).resolve().parent
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def cpu_model() -> str:
-    """Name of the processor, as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def rates(comparison: Comparison, ms: float) -> dict[str, object]:
+    """What `ms` for one call means: both MAC rates and the bytes a second, beside the peaks measured here."""
+    c, best = comparison, peaks(comparison.device, comparison.dtype)
+    return {
+        "gmacs_folded": c.macs_folded / ms * 1e-6,
+        "gmacs_dense": c.macs_dense / ms * 1e-6,
+        "gflops_dense": 2 * c.macs_dense / ms * 1e-6,  # may exceed the peak: that is the point
+        "gbytes": c.bytes / ms * 1e-6,
+        "flops_per_byte": 2 * c.macs_folded / c.bytes,
+        "of_peak": 2 * c.macs_folded / ms * 1e-6 / best.gflops,
+        "peak_gflops": best.gflops, "peak_by": best.gflops_by, "peak_gbytes": best.gbytes,
+    }  # fmt: skip
 
 
 @functools.cache
-def provenance() -> dict[str, object]:
+def provenance(kind: str = "cpu") -> dict[str, object]:
     """Where, when and with what a row was measured."""
     import symconv_fast
 
-    sha = _output("git", "rev-parse", "--short", "HEAD")
+    sha = output("git", "rev-parse", "--short", "HEAD")
     changed = bool(
-        _output("git", "status", "--porcelain", "--untracked-files=no", "--", "..", ":!../README.md")
+        output("git", "status", "--porcelain", "--untracked-files=no", "--", "..", ":!../README.md")
     )
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "git": sha + ("+changes" if changed else ""),
         "symconv_fast": symconv_fast.__version__,
         "torch": torch.__version__,
-        "onednn": torch.backends.mkldnn.is_available(),
         "python": platform.python_version(),
-        "device": cpu_model(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        **device(kind).describe(),
         "threads": torch.get_num_threads(),
         "pinned": os.environ.get("OMP_PROC_BIND", "") + "/" + os.environ.get("OMP_PLACES", ""),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
     }

@@ -1,119 +1,156 @@
-# Turns stored rows into a table: as text after a run, as Markdown for the README, as a plot.
-"""Report of a benchmark run.
+# Turns stored rows into tables: as text after a run, as Markdown for the README and the documentation.
+"""Report of one or several result files; where a case is in several, the last one counts.
 
-python -m bench.report bench/results/FILE.jsonl                      print the table
-python -m bench.report bench/results/FILE.jsonl --readme README.md   replace the region between its bench markers
-python -m bench.report bench/results/FILE.jsonl --plot ratios.png    bar chart of the ratios
+python -m bench.report FILE...                          print the tables
+python -m bench.report FILE... --into README.md DOC...  replace the regions between `bench:NAME:begin` and `:end`
+python -m bench.report FILE... --plots docs/figures     draw ratios, roofline and channels as SVG and PNG
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from bench import shapes
+from bench import shapes, targets
+from bench.rows import PASS_NAMES, Row, aligned, geometric_mean, latest, load, words
 
-Row = dict[str, Any]
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-LESS_EXACT = {
-    "float64": 2.0,
-    "float32": 2.0,
-    "bfloat16": 2.5,
-    "float16": 2.5,
-}  # times the error of torch: the limit
-NOT_SLOWER = 0.97  # below this a fallback should have run: more than what noise explains
-PASS_NAMES = {
-    "fwd": "forward",
-    "dgrad": "input gradient",
-    "wgrad": "weight gradient",
-    "step": "training step",
-}
-IN_MEAN = {shape.name for shape in shapes.MEAN}
+# Times the error of torch: the limit of the error rule for each dtype.
+LESS_EXACT = {"float64": 2.0, "float32": 2.0, "bfloat16": 2.5, "float16": 2.5}
+MEMORY = 0.10  # extra bytes at the peak, as a share of the activations
+BUSY = 1.0  # load average beyond our own threads above which others took their time
+IN_MEAN = {shape.on(device).name for shape in shapes.MEAN for device in ("cpu", "cuda")}
+GROUP = ("family", "pass", "tie", "layout", "dtype", "backend_pin", "algorithm_pin")
 
 
-def load(path: Path) -> list[Row]:
-    """Rows of a results file."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Geometric mean of positive numbers."""
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs))
-
-
-def summary(rows: list[Row]) -> list[Row]:
-    """Geometric mean and worst ratio for every pass, tie, layout and dtype.
+def summary(rows: Iterable[Row]) -> list[Row]:
+    """Geometric mean and worst ratio of every family, pass, tie, layout, dtype and pin.
 
     The mean is over `bench.shapes.MEAN` where the run has them, otherwise over all rows; the worst is always over all.
     """
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in ("pass", "tie", "layout", "dtype")), []).append(row)
+        groups.setdefault(tuple(row[name] for name in GROUP), []).append(row)
     result = []
-    for (direction, tie, layout, dtype), members in groups.items():
+    for group, members in groups.items():
         counted = [row for row in members if row["shape"] in IN_MEAN] or members
         worst = min(members, key=lambda row: row["ratio"])
         result.append({
-            "pass": direction, "tie": tie, "layout": layout, "dtype": dtype, "shapes": len(counted),
-            "mean": geometric_mean(row["ratio"] for row in counted),
-            "limit": members[0]["orbit"], "worst": worst["ratio"], "worst_shape": worst["shape"],
+            **dict(zip(GROUP, group, strict=True)), "shapes": len(counted),
+            "mean": geometric_mean(row["ratio"] for row in counted), "limit": members[0]["limit"],
+            "worst": worst["ratio"], "worst_shape": _place(worst),
         })  # fmt: skip
     return result
 
 
-def _cells(row: Row) -> list[str]:
-    """Cells of the printed table, in the order of HEAD."""
-    extra = [row[key] / row["activation_bytes"] for key in ("peak_extra_bytes", "baseline_peak_extra_bytes")]
-    return [
-        row["shape"], row["tie"], PASS_NAMES[row["pass"]], row["layout"], f"{row['backend']} {row['algorithm']}",
-        f"{row['ms_p50']:.3f}", f"{row['baseline_ms']:.3f}", f"{row['ratio']:.2f}", f"{row['fraction']:.0%}",
-        f"{row['gmacs_folded']:.0f}", f"{row['gmacs_dense']:.0f}", f"{extra[0]:.0%} / {extra[1]:.0%}",
-    ]  # fmt: skip
+def _place(row: Row) -> str:
+    """The shape; of a whole network its name."""
+    return str(row["model"] if row["family"] == "model" else row["shape"])
+
+
+def slower(rows: Iterable[Row]) -> list[Row]:
+    """Rows below 1.0, the worst first."""
+    return sorted((row for row in rows if row["ratio"] < 1.0), key=lambda row: row["ratio"])
 
 
 HEAD = [
-    "shape", "tie", "pass", "layout", "runs on", "ms", "expanded ms", "ratio", "of limit", "GMAC/s", "dense-equiv.",
-    "memory: ours / expanded",  # extra at the peak, as shares of input and output
+    "shape", "tie", "pass", "layout", "runs on", "ms", "baseline ms", "ratio", "of limit", "GMAC/s", "dense GFLOP/s",
+    "GB/s", "memory: ours / baseline",  # extra at the peak, as shares of input and output
 ]  # fmt: skip
 
 
-def aligned(lines: list[list[str]]) -> str:
-    """Lines of cells as columns of text."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (map(str.ljust, line, widths) for line in lines)
-    return "".join("  ".join(line).rstrip() + "\n" for line in padded)
+def _cells(row: Row) -> list[str]:
+    """Cells of the printed table, in the order of HEAD."""
+    extra = [row[name] for name in ("peak_extra_bytes", "baseline_peak_extra_bytes")]
+    memory = " / ".join("-" if e is None else f"{e / row['activation_bytes']:.0%}" for e in extra)
+    return [
+        _place(row), row["tie"], PASS_NAMES[row["pass"]], f"{row['layout']} {row['dtype']}",
+        f"{row['backend']} {row['algorithm']}", f"{row['ms_p50']:.3f}", f"{row['baseline_ms']:.3f}",
+        f"{row['ratio']:.2f}", f"{row['fraction']:.0%}", f"{row['gmacs_folded']:.0f}",
+        f"{row['gflops_dense']:.0f}", f"{row['gbytes']:.0f}", memory,
+    ]  # fmt: skip
 
 
 def text(rows: list[Row]) -> str:
-    """The table of a run with its means, its worst case, and everything that is slower than the baseline."""
-    parts = [aligned([HEAD, *map(_cells, rows)]), "\n"]
-    for group in summary(rows):
-        parts.append(
-            f"{PASS_NAMES[group['pass']]}, {group['tie']}, {group['layout']}, {group['dtype']}: geometric mean "
-            f"{group['mean']:.2f} over {group['shapes']} shapes (limit {group['limit']}), "
-            f"worst {group['worst']:.2f} ({group['worst_shape']})\n"
-        )
-    slower = sorted((row for row in rows if row["ratio"] < 1.0), key=lambda row: row["ratio"])
-    parts.append("\nbelow 1.00: " + ("nothing\n" if not slower else "\n"))
-    for row in slower:
-        mark = f"  BELOW {NOT_SLOWER}" if row["ratio"] < NOT_SLOWER else ""
-        parts.append(f"  {row['ratio']:.2f}  {_what(row)}{mark}\n")
+    """All tables of a run, with its means, its worst cases, and everything that is slower than the baseline."""
+    one, busiest = rows[0], max(row["load"] for row in rows)
+    parts = [
+        f"peak here: {one['peak_gflops']:.0f} GFLOP/s ({one['peak_by']}, {one['dtype']}), "
+        f"{one['peak_gbytes']:.0f} GB/s (copy); load {min(r['load'] for r in rows)} to "
+        f"{busiest} on {one['threads']} threads\n",
+        "\n" if busiest <= one["threads"] + BUSY else "THE MACHINE WAS BUSY: do not believe these numbers\n\n",
+        aligned([HEAD, *map(_cells, rows)]), "\n", aligned([MEANS, *_means(rows)]), "\n",
+    ]  # fmt: skip
+    goals = [target for target in targets.achieved(rows) if target.mean is not None]
+    if goals:
+        parts += [aligned([TARGETS, *map(_target, goals)]), "\n"]
+    extra = targets.overhead(rows)
+    if extra is not None:
+        parts.append(f"a call of {targets.OVERHEAD_SHAPE} takes {extra:.1f} us longer than torch's\n\n")
+    below = slower(rows)
+    parts.append("below 1.00: " + ("\n" if below else "nothing\n"))
+    for row in below:
+        mark = f"  BELOW {targets.NOT_SLOWER}" if row["ratio"] < targets.NOT_SLOWER else ""
+        parts.append(f"  {row['ratio']:.2f}  {words(row)}{mark}\n")
     inexact = [row for row in rows if row["error"] > LESS_EXACT[row["dtype"]]]
     if inexact:
         parts.append("\nless exact than allowed (error against float64, as a multiple of torch's):\n")
-    parts.extend(f"  {row['error']:.1f}  {_what(row)}\n" for row in inexact)
+    parts.extend(f"  {row['error']:.1f}  {words(row)}\n" for row in inexact)
+    parts += _beside_onednn(rows)
+    large = [row for row in rows if (row["peak_extra_bytes"] or 0) > MEMORY * row["activation_bytes"]]
+    if large:
+        worst = max(large, key=lambda row: row["peak_extra_bytes"] / row["activation_bytes"])
+        share = worst["peak_extra_bytes"] / worst["activation_bytes"]
+        parts.append(
+            f"\nmore extra memory than {MEMORY:.0%} of the activations: {len(large)} of {len(rows)} cases, "
+        )
+        parts.append(f"at most {share:.0%} ({words(worst)})\n")
     return "".join(parts)
 
 
-def _what(row: Row) -> str:
-    """A case in words."""
-    return f"{row['shape']} {row['tie']} {PASS_NAMES[row['pass']]} {row['layout']}"
+def _beside_onednn(rows: list[Row]) -> list[str]:
+    """Ratios to oneDNN, where torch's convolution takes a slower kernel although oneDNN has one."""
+    some = [row for row in rows if "onednn" in row["timings"]]
+    if not some:
+        return []
+    lines = [
+        [
+            "",
+            f"{row['timings']['onednn'][1] / row['ms_p50']:.2f} instead of {row['ratio']:.2f}",
+            words(row),
+        ]
+        for row in some
+    ]
+    return ["\nratio to oneDNN called directly, where F.convNd does without it:\n", aligned(lines)]
+
+
+MEANS = [
+    "layers", "pass", "tie", "layout", "dtype", "pinned", "geometric mean", "shapes", "limit", "worst", "worst shape",
+]  # fmt: skip
+
+
+def _means(rows: list[Row]) -> list[list[str]]:
+    return [
+        [
+            g["family"], PASS_NAMES[g["pass"]], g["tie"], g["layout"], g["dtype"],
+            " ".join(filter(None, (g["backend_pin"], g["algorithm_pin"]))) or "-",
+            f"{g['mean']:.2f}", str(g["shapes"]), str(g["limit"]), f"{g['worst']:.2f}", g["worst_shape"],
+        ]
+        for g in summary(rows)
+    ]  # fmt: skip
+
+
+TARGETS = ["target", "must", "goal", "reached", "verdict", "worst", "worst shape"]
+
+
+def _target(found: targets.Achieved) -> list[str]:
+    mean, worst = ("-" if value is None else f"{value:.2f}" for value in (found.mean, found.worst))
+    target = found.target
+    return [target.name, str(target.must), str(target.goal), mean, found.verdict, worst, found.worst_shape]
+
+
+# --- Markdown --------------------------------------------------------------------------------------------------------
 
 
 def _table(head: list[str], lines: Iterable[list[str]]) -> str:
@@ -121,107 +158,164 @@ def _table(head: list[str], lines: Iterable[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in body)
 
 
-def markdown(rows: list[Row]) -> str:
-    """Tables for the README: means first, then every shape by pass, with where it was measured."""
+def origin(rows: list[Row]) -> str:
+    """Where and when the rows were measured, and how busy the machine was."""
     one = rows[0]
-    parts = [
-        f"{one['device']}, {one['threads']} pinned threads, torch {one['torch']}, {one['dtype']}, "
-        f"commit {one['git']}, {str(one['date'])[:10]}.\n"
-        "Ratio: time of `F.convNd` on filters expanded beforehand, in its faster layout, over that of the symmetric "
-        "layer.\n\n"
+    commits = ", ".join(dict.fromkeys(str(row["git"]) for row in rows))
+    dates = sorted({str(row["date"])[:10] for row in rows})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    cudnn = f", cuDNN {one['cudnn']}" if "cudnn" in one else f", {one['threads']} pinned threads"
+    return (
+        f"{one['device']}{cudnn}, torch {one['torch']}, commit {commits}, {when}; load "
+        f"average {min(r['load'] for r in rows):.1f} to {max(r['load'] for r in rows):.1f}.\n"
+    )
+
+
+def means_region(rows: list[Row]) -> str:
+    """Means of every group of layers that no pin steers."""
+    free = [
+        row
+        for row in rows
+        if not row["backend_pin"] and not row["algorithm_pin"] and row["family"] != "model"
     ]
-    means = [
-        [
-            PASS_NAMES[g["pass"]],
-            g["tie"],
-            g["layout"],
-            f"{g['mean']:.2f}",
-            str(g["limit"]),
-            f"{g['worst']:.2f}",
-            g["worst_shape"],
-        ]
-        for g in summary(rows)
-    ]
-    parts.append(_table(["pass", "tie", "layout", "geometric mean", "limit", "worst", "worst shape"], means))
-    for direction in dict.fromkeys(row["pass"] for row in rows):
-        parts.append(f"\n{PASS_NAMES[direction].capitalize()}: ratio (time, backend)\n\n")
-        parts.append(_by_shape([row for row in rows if row["pass"] == direction]))
+    return origin(rows) + "\n" + _table(MEANS, _means(free))
+
+
+def targets_region(rows: list[Row]) -> str:
+    """What must be reached and what is; the last lines are bounds of single cases."""
+    lines = [_target(found) for found in targets.achieved(rows)]
+    worst = min(rows, key=lambda row: row["ratio"])
+    verdict = (
+        "goal" if worst["ratio"] >= 1.0 else "must" if worst["ratio"] >= targets.NOT_SLOWER else "MISSED"
+    )
+    value = f"{worst['ratio']:.2f}"
+    lines.append(["any single case", str(targets.NOT_SLOWER), "1.0", value, verdict, value, words(worst)])
+    extra = targets.overhead(rows)
+    if extra is not None:
+        verdict = "must" if extra <= targets.OVERHEAD_US else "MISSED"
+        most = f"{targets.OVERHEAD_US:.0f} µs"
+        lines.append(
+            [
+                "a call takes longer by at most",
+                most,
+                "-",
+                f"{extra:.1f} µs",
+                verdict,
+                "-",
+                targets.OVERHEAD_SHAPE,
+            ]
+        )
+    return origin(rows) + "\n" + _table(TARGETS, lines)
+
+
+def shapes_region(rows: list[Row]) -> str:
+    """Every shape: a table a pass and dtype, a line a shape and layout, a column a tie."""
+    parts = [origin(rows)]
+    tables: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row["family"] != "model":
+            pin = " ".join(filter(None, (row["backend_pin"], row["algorithm_pin"])))
+            tables.setdefault((row["pass"], row["dtype"], pin), []).append(row)
+    for (direction, dtype, pin), members in tables.items():
+        title = f"{PASS_NAMES[direction].capitalize()}, {dtype}" + (f", pinned to {pin}" if pin else "")
+        parts.append(f"\n{title}: ratio (milliseconds, algorithm)\n\n{_by_shape(members)}")
     return "".join(parts)
 
 
 def _by_shape(rows: list[Row]) -> str:
-    """Markdown table of one pass: a line a shape and layout, a column a tie."""
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        cell = f"{row['ratio']:.2f} ({row['ms_p50']:.2f} ms, {row['backend']})"
-        lines.setdefault((row["shape"], row["layout"]), {})[row["tie"]] = cell
-    ties = list(dict.fromkeys(row["tie"] for row in rows))
+        runs = row["algorithm"] if row["backend"] != "reference" else "reference"
+        lines.setdefault((row["shape"], row["layout"]), {})[row["tie"]] = (
+            f"{row['ratio']:.2f} ({row['ms_p50']:.2f}, {runs})"
+        )
+    ties = sorted({row["tie"] for row in rows}, key=lambda tie: (len(tie), tie))
     cells = [[*place, *(by_tie.get(tie, "") for tie in ties)] for place, by_tie in lines.items()]
     return _table(["shape", "layout", *ties], cells)
 
 
-def into_readme(path: Path, table: str) -> None:
-    """Replace what stands between the markers.
+def models_region(rows: list[Row]) -> str:
+    """Whole networks: times, ratio and parameters."""
+    if not any(row["family"] == "model" for row in rows):
+        return "No network was measured in this run.\n"
+    head = ["network", "input", "tie", "pass", "dtype", "ms", "torch's layers, ms", "ratio", "parameters"]
+    lines = [
+        [
+            row["model"], row["shape"], row["tie"], PASS_NAMES[row["pass"]], row["dtype"], f"{row['ms_p50']:.1f}",
+            f"{row['baseline_ms']:.1f}", f"{row['ratio']:.2f}",
+            f"{row['parameters'] / 1e6:.2f} of {row['baseline_parameters'] / 1e6:.2f} million",
+        ]
+        for row in rows if row["family"] == "model"
+    ]  # fmt: skip
+    return origin(rows) + "\n" + _table(head, lines)
+
+
+def below_region(rows: list[Row]) -> str:
+    """Every case that is slower than its baseline."""
+    head = ["ratio", "case", "runs on", "ms", "baseline ms"]
+    lines = [
+        [
+            f"{row['ratio']:.2f}", words(row), f"{row['backend']} {row['algorithm']}", f"{row['ms_p50']:.3f}",
+            f"{row['baseline_ms']:.3f}",
+        ]
+        for row in slower(rows)
+    ]  # fmt: skip
+    return origin(rows) + f"\n{len(lines)} of {len(rows)} cases are below 1.00.\n\n" + _table(head, lines)
+
+
+REGIONS: dict[str, Callable[[list[Row]], str]] = {
+    "means": means_region,
+    "targets": targets_region,
+    "shapes": shapes_region,
+    "models": models_region,
+    "below": below_region,
+}
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines between which a region stands."""
+    return f"<!-- bench:{name}:begin -->", f"<!-- bench:{name}:end -->"
+
+
+def into(path: Path, rows: list[Row]) -> None:
+    """Replace every region that a file has.
 
     Raises:
-        ValueError: the file has no region between the markers.
+        ValueError: the file has none, an unknown one, or one that is not closed; the file is left as it is.
     """
     old = path.read_text()
-    new, count = re.subn(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table}{END}", old, flags=re.DOTALL)
-    if count != 1:
-        raise ValueError(f"{path} must have exactly one region between {BEGIN} and {END}; it has {count}")
-    path.write_text(new)
-
-
-def plot(rows: list[Row], path: Path) -> None:
-    """Bar chart: ratio by shape and tie, one panel a pass."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    passes = list(dict.fromkeys(row["pass"] for row in rows))
-    figure, axes = plt.subplots(len(passes), 1, figsize=(10, 3.2 * len(passes)), squeeze=False)
-    for axis, direction in zip(axes[:, 0], passes, strict=True):
-        bars(axis, [row for row in rows if row["pass"] == direction])
-        axis.set_title(PASS_NAMES[direction])
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def bars(axis: Any, rows: list[Row]) -> None:
-    """Draw the ratios of one pass: a group a shape and layout, a bar a tie, and a line at 1."""
-    place = [(f"{row['shape']}\n{row['layout']}", row["tie"]) for row in rows]
-    names, ties = list(dict.fromkeys(name for name, _ in place)), list(dict.fromkeys(tie for _, tie in place))
-    here = {name: [tie for at, tie in place if at == name] for name in names}
-    width = 0.8 / max(map(len, here.values()))
-    for tie in ties:
-        mine = [(name, row["ratio"]) for (name, at), row in zip(place, rows, strict=True) if at == tie]
-        xs = [
-            names.index(name) + (here[name].index(tie) - (len(here[name]) - 1) / 2) * width
-            for name, _ in mine
-        ]
-        axis.bar(xs, [ratio for _, ratio in mine], width, label=tie)
-    axis.axhline(1.0, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(names)), names, fontsize=7)
-    axis.set_ylabel("times faster")
-    axis.legend(title="tie", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    names = re.findall(r"<!-- bench:(\w+):begin -->", old)
+    if not names:
+        raise ValueError(f"{path} has no region; put {' and '.join(markers('means'))} where one belongs")
+    for name in names:
+        if name not in REGIONS:
+            raise ValueError(f"{path}: there is no region {name!r}; there are {', '.join(REGIONS)}")
+        begin, end = markers(name)
+        table = REGIONS[name](rows)
+        new, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{table}{end}", old, flags=re.DOTALL)  # noqa: B023
+        if count != 1:
+            raise ValueError(f"{path} must have exactly one region between {begin} and {end}; it has {count}")
+        old = new
+    path.write_text(old)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="report of a benchmark run")
+    parser = argparse.ArgumentParser(description="report of benchmark runs")
     parser.add_argument("results", type=Path, nargs="+", help="files below bench/results")
-    parser.add_argument("--readme", type=Path, help="file whose bench region is replaced")
-    parser.add_argument("--plot", type=Path, help="PNG file to write")
+    parser.add_argument(
+        "--into", type=Path, nargs="+", default=[], help="files whose bench regions are replaced"
+    )
+    parser.add_argument("--plots", type=Path, help="folder for the plots")
     options = parser.parse_args()
-    rows = [row for path in options.results for row in load(path)]
+    rows = latest(row for path in options.results for row in load(path))
     print(text(rows), end="")
-    if options.readme:
-        into_readme(options.readme, markdown(rows))
-    if options.plot:
-        plot(rows, options.plot)
+    for path in options.into:
+        into(path, rows)
+    if options.plots:
+        from bench import plots
+
+        plots.draw(rows, options.plots)
 
 
 if __name__ == "__main__":

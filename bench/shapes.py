@@ -19,7 +19,8 @@ class Shape:
         kernel, stride: the same along every dimension.
         depthwise: groups = channels.
         batch, gpu_batch: images a call on a CPU and on a GPU.
-        cpu: small enough for a CPU run.
+        cpu: fits into a CPU run.
+        small: so small that the call itself takes the time.
     """
 
     model: str
@@ -32,11 +33,23 @@ class Shape:
     batch: int = 1
     gpu_batch: int = 1
     cpu: bool = True
+    small: bool = False
 
     @property
     def ties(self) -> tuple[str, ...]:
         """The ties that are measured for this number of dimensions."""
         return {1: ("h",), 2: ("h", "v", "hv"), 3: ("h", "hv", "hvz")}[len(self.spatial)]
+
+    @property
+    def family(self) -> str:
+        """What the report keeps apart: "small", "depthwise", or the number of dimensions ("1-D", "2-D", "3-D")."""
+        if self.small:
+            return "small"
+        return "depthwise" if self.depthwise else f"{len(self.spatial)}-D"
+
+    def on(self, device: str) -> Shape:
+        """The same layer with the batch of a device ("cpu" or "cuda")."""
+        return replace(self, batch=self.gpu_batch) if device == "cuda" else self
 
     @property
     def padding(self) -> int:
@@ -84,9 +97,9 @@ def _square(
     return shapes
 
 
-def _cubes(sizes: str, cpu: bool) -> list[Shape]:
+def _cubes(sizes: str, cpu: bool = True, batch: int = 1) -> list[Shape]:
     """3-D shapes of nnU-Net from a list such as "64@64"."""
-    flat = _square("nnU-Net 3-D", sizes, gpu_batch=2, cpu=cpu)
+    flat = _square("nnU-Net 3-D", sizes, gpu_batch=2, cpu=cpu, batch=batch)
     return [replace(shape, spatial=shape.spatial[:1] * 3) for shape in flat]
 
 
@@ -113,7 +126,7 @@ DEPTHWISE = [
     *_square("RepLKNet", "128@56", gpu_batch=64, kernel=31, depthwise=True),
     *_square("RepLKNet", "1024@7", gpu_batch=64, kernel=13, depthwise=True),
 ]
-VOLUMES = [*_cubes("128@32 256@16 320@8", True), *_cubes("32@128 64@64 64>32@128", False)]
+VOLUMES = [*_cubes("128@32 256@16 320@8"), *_cubes("32@128 64@64 64>32@128", cpu=False)]
 SEQUENCES = [
     Shape("1-D", 128, (202,), 384, batch=4, gpu_batch=256),
     Shape("SincNet", 1, (3200,), 80, kernel=251, batch=4, gpu_batch=256),
@@ -121,15 +134,20 @@ SEQUENCES = [
     Shape("DNA", 4, (1000,), 64, kernel=25, batch=4, gpu_batch=256),
 ]
 
-ALL = [*RESNET, *VGG, *UNET, *DIFFUSION, *DEPTHWISE, *VOLUMES, *SEQUENCES]
-CPU = [shape for shape in ALL if shape.cpu]
-
-# The mean of a run is over these: layers where arithmetic decides.
+# Weights decide here, not maps: what preparing them costs shows.
+WEIGHT_BOUND = [
+    *_square("ResNet", "512@7", gpu_batch=256, batch=4),
+    *_square("ResNet", "512@7 1024@7", gpu_batch=256),
+]
+# Octuples of 4, 8, 16, 32 and 40 rows of weight. Two images where torch's convolution of one does without oneDNN: a
+# ratio to its slow kernel would flatter.
+OCTUPLES = [*_cubes("32@32 128@16 256@16"), *_cubes("64@16 320@8", batch=2)]
+# The mean of a run is over these 2-D layers: layers where arithmetic decides.
 MEAN = [
     *_square("ResNet", "64@56 128@28 256@14", gpu_batch=256, batch=4),
     *_square("VGG-16", "128@112 256@56", gpu_batch=64),
 ]
-# Folding does not pay here: three input channels, and maps so small that the weights decide.
+# Folding does not pay here: three input channels, and a map so small that the weights decide.
 FALLBACK = [
     *_square("VGG-16", "3>64@224", gpu_batch=64),
     *_square("ResNet", "512@7", gpu_batch=256),
@@ -139,8 +157,23 @@ DEFAULT = [*MEAN, *FALLBACK]
 QUICK = [
     *_square("ResNet", "128@28 256@14", gpu_batch=256, batch=4),
     *_square("VGG-16", "512@28", gpu_batch=64),
+    *_square("VGG-16", "3>64@224", gpu_batch=64),
     *_square("U-Net", "64@128", gpu_batch=4),
     *_square("SD", "320@64", gpu_batch=8),
-    *_cubes("64@16", True),
+    *_cubes("64@16", batch=2),
     *_square("ConvNeXt", "192@28", gpu_batch=256, kernel=7, depthwise=True),
 ]
+# The time of a call decides here. The first ones are what call overhead is read from.
+SMALL = [
+    *_square("tiny", "8@8", gpu_batch=1, small=True),
+    *_square("digits", "1>16@28 16@14 32@8", gpu_batch=1, small=True),
+    *_square("CIFAR", "16@32 32@16 64@8", gpu_batch=4, batch=4, small=True),
+    Shape("tiny", 8, (64,), small=True),
+    Shape("tiny", 8, (8, 8, 8), small=True),
+]
+
+ALL = list(
+    dict.fromkeys(
+        [*RESNET, *VGG, *UNET, *DIFFUSION, *DEPTHWISE, *VOLUMES, *SEQUENCES, *WEIGHT_BOUND, *OCTUPLES, *QUICK]
+    )
+)

@@ -1,0 +1,21 @@
+# Gradient of the input and of the weight, each alone, of single layers,
+# against torch's convolution on expanded filters.
+"""`pytest bench/bench_backward.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench import plan
+from bench.case import Case
+from bench.rows import Row
+
+
+def cases(options: plan.Options) -> list[Case]:
+    """The cases of this file."""
+    return plan.cases("backward", options)
+
+
+def test_backward(case: Case, measure_layer: Callable[[Case], Row]) -> None:
+    """Check, then measure interleaved with the baselines."""
+    measure_layer(case)

@@ -1,0 +1,21 @@
+# Forward pass and training step of layers so small that the call itself takes the time,
+# against torch's convolution on expanded filters.
+"""`pytest bench/bench_small.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench import plan
+from bench.case import Case
+from bench.rows import Row
+
+
+def cases(options: plan.Options) -> list[Case]:
+    """The cases of this file."""
+    return plan.cases("small", options)
+
+
+def test_small(case: Case, measure_layer: Callable[[Case], Row]) -> None:
+    """Check, then measure interleaved with the baselines."""
+    measure_layer(case)

@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# Everything that a machine with a GPU is needed for, in one command and without a network, the most valuable first.
+#
+#   bench/gpu.sh [--minutes N] [--out DIR] [--only STEP,STEP] [--rehearse]
+#
+#   --minutes N   end within about N minutes (default 30): what no longer fits is left out, and said
+#   --out DIR     where rows and logs go (default build/gpu); rows are written as they are measured
+#   --only A,B    only these steps
+#   --rehearse    every step end to end on a CPU with tiny sizes, the Triton kernels interpreted: no GPU is needed,
+#                 and no number that comes out means anything
+#
+# Steps: facts build smoke baseline fold rate tests composed tune models sanitize full
+# Uses the current python3 with the torch, triton and pytest that it has. Ends with a table of the steps; the exit code
+# is 1 if one of them failed, 0 otherwise, also when time ran out.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+minutes=30 out=build/gpu only="" rehearse=0
+usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2; }
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --minutes) minutes=${2:?--minutes needs a number}; shift 2 ;;
+    --out) out=${2:?--out needs a folder}; shift 2 ;;
+    --only) only=${2:?--only needs names of steps}; shift 2 ;;
+    --rehearse) rehearse=1; shift ;;
+    *) usage ;;
+  esac
+done
+case "$minutes" in ''|*[!0-9]*) echo "--minutes $minutes is not a whole number; give for example --minutes 30" >&2; exit 2 ;; esac
+
+python=${PYTHON:-python3}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+rows=$out/rows.jsonl steps=$out/steps.tsv
+: >"$steps"
+failed=0 deadline=$(($(date +%s) + minutes * 60))
+export python out rows rehearse deadline PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+if [ $rehearse -eq 1 ]; then
+  export SYMCONV_FAST_REHEARSE=1 TRITON_INTERPRET=1 OMP_NUM_THREADS=1
+  export device=cpu
+else
+  export device=cuda
+fi
+
+left() { echo $((deadline - $(date +%s))); }
+
+# step NAME SECONDS COMMAND...: run it with its output in NAME.log, for at most SECONDS and what time is left.
+step() {
+  local name=$1 most=$2 rest code began=$SECONDS
+  shift 2
+  if [ -n "$only" ] && [[ ",$only," != *",$name,"* ]]; then return; fi
+  rest=$(left)
+  if [ "$rest" -lt 15 ]; then
+    printf '%s\tno time left\t0\n' "$name" >>"$steps"
+    return
+  fi
+  [ "$rest" -lt "$most" ] && most=$rest
+  echo "== $name (at most $most s): $*"
+  timeout --kill-after=10 "$most" bash -c '"$@"' step "$@" >"$out/$name.log" 2>&1
+  code=$?
+  case $code in
+    0) code=ok ;;
+    124 | 137) code="time is up" ;;
+    *) code="FAILED ($code)"; failed=1 ;;
+  esac
+  tail -n 4 "$out/$name.log"
+  printf '%s\t%s\t%d\n' "$name" "$code" $((SECONDS - began)) >>"$steps"
+}
+
+tests() { # tests FILTER: the gpu tests, on all cores where pytest-xdist is there: most of their time is compiling
+  local parallel=()
+  [ $rehearse -eq 0 ] && $python -c 'import xdist' 2>/dev/null && parallel=(-n "$(nproc)")
+  $python -m pytest tests/test_gpu.py -q ${parallel[@]+"${parallel[@]}"} -k "$1"
+}
+
+measure() { # measure MINUTES FILES ARGUMENTS...: a part of the benchmark, rows appended
+  local part=$1 files=$2
+  shift 2
+  if [ $rehearse -eq 1 ]; then
+    files=bench/bench_small.py
+    set -- "$@" --shapes 8@8 --ties h --passes fwd --dtypes float32 --seconds 0.02
+  fi
+  $python -m pytest "$files" -q -p no:cacheprovider --device "$device" --minutes "$part" --out "$rows" "$@"
+}
+
+facts() {
+  $python - <<'PY'
+import platform, torch
+print("python", platform.python_version(), "torch", torch.__version__, "cuda", torch.version.cuda, "cudnn", torch.backends.cudnn.version())
+for i in range(torch.cuda.device_count()):
+    print(torch.cuda.get_device_properties(i))
+PY
+  nvidia-smi 2>/dev/null || echo "no nvidia-smi"
+  nvcc --version 2>/dev/null | tail -n 2
+  if [ $rehearse -eq 0 ]; then $python -m symconv_fast; else $python -c 'import symconv_fast'; fi
+}
+
+build() { # the native CPU module for the torch that is here; the package works without it
+  if [ $rehearse -eq 1 ]; then
+    $python -c 'import setup' && echo "not built in a rehearsal"
+  else
+    $python setup.py -q build_ext --inplace
+  fi
+}
+
+rate() {
+  if ! command -v nvcc >/dev/null; then echo "no nvcc here"; return; fi
+  local run=()
+  [ $rehearse -eq 1 ] && run=(--compile-only)
+  $python -m bench.micro.wgmma_rate ${run[@]+"${run[@]}"} --rows "$out/wgmma_rate.jsonl"
+}
+
+sanitize() { # each tool of compute-sanitizer over the smallest tests; torch's allocator would hide what is past an end
+  if [ $rehearse -eq 1 ] || ! command -v compute-sanitizer >/dev/null; then echo "no compute-sanitizer here"; return; fi
+  local tool code=0
+  for tool in memcheck initcheck racecheck synccheck; do
+    echo "-- $tool"
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool --error-exitcode 9 --kernel-name kns=fprop \
+      --kernel-name kns=dgrad --kernel-name kns=wgrad --kernel-name kns=fold --kernel-name kns=reduce \
+      $python -m pytest tests/test_gpu.py -q -k "smoke and triton and bfloat16" || code=1
+  done
+  return $code
+}
+
+tune() {
+  local arguments=(--device $device --rows "$out/tune.jsonl" --table "$out/tuned.json")
+  if [ $rehearse -eq 1 ]; then arguments+=(--tiny); else arguments+=(--minutes $(($(left) / 120 + 1))); fi
+  $python -m bench.tune "${arguments[@]}"
+}
+
+export -f left tests measure facts build rate sanitize tune
+quick=(--dtypes bfloat16 --layouts channels_last)
+step facts 120 facts
+step build 300 build
+step smoke 300 tests smoke
+step baseline 420 measure 6 bench "${quick[@]}"
+step fold 420 measure 6 bench "${quick[@]}" --backend triton --algorithm fold
+step rate 120 rate
+step tests 600 tests "not smoke"
+step composed 180 measure 2 bench "${quick[@]}" --backend composed --passes fwd,dgrad
+step tune 900 tune
+step models 300 measure 4 bench/bench_models.py --dtypes bfloat16
+step sanitize 600 sanitize
+step full 3600 measure $(($(left) / 60 + 1)) bench --full
+
+echo
+column -t -s $'\t' "$steps" 2>/dev/null || cat "$steps"
+echo "rows and logs: $out"
+exit $failed

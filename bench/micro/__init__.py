@@ -1,0 +1,2 @@
+# Throw-away measurements of single instructions.
+"""Micro-benchmarks, each with a runner of its own."""
