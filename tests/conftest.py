@@ -43,8 +43,8 @@ def seeded() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
-    if torch.cuda.is_available():
+    """Skip what needs a GPU where there is none, unless it is only rehearsed (bench/gpu.sh --rehearse)."""
+    if torch.cuda.is_available() or os.environ.get("SYMCONV_FAST_REHEARSE"):
         return
     no_gpu = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:

@@ -1,4 +1,4 @@
-# The benchmark itself: its statistics, its report, and that it refuses to time a wrong result.
+# The benchmark itself: its statistics, its reports, its selections, and that it refuses to time a wrong result.
 
 from __future__ import annotations
 
@@ -9,29 +9,80 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from bench import case, compare, device, networks, peaks, plan, report, rows, shapes, targets
 
 ROOT = Path(__file__).resolve().parent.parent
-PINNED = {"OMP_NUM_THREADS": "2", "OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
+# Passive: on a busy machine, threads that spin take the time from those that they wait for.
+PINNED = {
+    "OMP_NUM_THREADS": "2",
+    "OMP_PROC_BIND": "close",
+    "OMP_PLACES": "cores",
+    "OMP_WAIT_POLICY": "passive",
+}
 
-# The benchmark pins threads before torch is loaded, so it runs in a process of its own.
+# The benchmark pins threads before torch is loaded, so it measures in a process of its own.
 MEASURE = """
-import json, sys
-from bench import cases
+import json
+from bench import cases, measure, models, peaks
+from bench.case import Case
 from bench.shapes import Shape
+import torch
 
-case = cases.Case(Shape("test", 8, (6, 7)), "hv", sys.argv[1])
-row = cases.run(case, seconds=0.01)
-print(json.dumps(row))
+peaks.SECONDS, peaks.COPY_BYTES = 0.01, {"cpu": 1 << 20}
+small, deep = Shape("test", 8, (6, 7)), Shape("test", 8, (6, 7), depthwise=True)
 
-right = cases.Bench.ours
+def show(name, run):
+    try:
+        result = run()
+    except Exception as error:
+        result = {"error_type": type(error).__name__, "message": str(error)}
+    print("RESULT", json.dumps({"name": name, **result}))
+
+for direction in ("fwd", "dgrad", "wgrad", "step"):
+    show(direction, lambda: cases.run(Case(small, "hv", direction), 0.01))
+    show(f"depthwise {direction}", lambda: cases.run(Case(deep, "h", direction), 0.01))
+show("bfloat16", lambda: cases.run(Case(small, "h", dtype=torch.bfloat16), 0.01))
+show("pinned", lambda: cases.run(Case(small, "h", algorithm="expand"), 0.01))
+show("reference", lambda: cases.run(Case(small, "h", backend="reference"), 0.01))
+show("cannot run", lambda: cases.run(Case(Shape("test", 8, (6, 7), kernel=5), "h", algorithm="winograd"), 0.01))
+tiny = models.Model("tiny", lambda conv: models.networks.UNet(conv, 2, 3, 2, (8, 16)), 3, (8, 8))
+for direction in ("fwd", "step"):
+    bench = models.ModelBench(models.ModelCase(tiny, "hv", direction))
+    show(f"model {direction}", lambda: measure.measure(bench.comparison(), 0.01))
+
+right = cases.CONV[2]
+cases.CONV[2] = lambda x, w, *a, **k: right(x, w, *a, **k) * (
+    2 if x.dtype == torch.float32 and w.shape[0] == 8 and w.is_contiguous() else 1
+)
+show("wrong baseline", lambda: cases.run(Case(small, "h"), 0.01))
+cases.CONV[2] = right
+
+ours = cases.Bench.ours
 def wrong(self):
-    good = right(self)
-    return cases.Row(lambda x, *_: good.run(x) * (1 + 1e-3), good.input, good.parameters, good.upstream)
+    good = ours(self)
+    spoiled = lambda x, *_: [y * (1 + 1e-3) for y in good.run(x)]
+    return cases.Row(spoiled, good.input, good.parameters, good.upstream)
 cases.Bench.ours = wrong
-try:
-    cases.run(case, seconds=0.01)
-except AssertionError as error:
-    print("refused:", error)
+for direction in ("fwd", "dgrad", "wgrad", "step"):
+    show(f"wrong {direction}", lambda: cases.run(Case(small, "hv", direction), 0.01))
+bench = models.ModelBench(models.ModelCase(tiny, "hv", "fwd"))
+with torch.no_grad():
+    next(bench.ours.network.parameters()).mul_(1.01)
+show("wrong model", lambda: measure.measure(bench.comparison(), 0.01))
+
+taken = []
+def once(call):
+    taken.append(call())
+    return 1_000_000
+calls = {"a": lambda: "a", "b": lambda: "b"}
+timing = measure.interleave(calls, seconds=0.06, once=once)
+show("interleave", lambda: {"order": "".join(taken), "p50": timing["a"].p50})
+taken.clear()
+measure.interleave(calls, seconds=0.001, once=once)
+show("interleave slow", lambda: {"order": "".join(taken)})
 """
 
 
@@ -42,42 +93,108 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 
 @pytest.fixture(scope="module")
-def report():
-    """The report module; `bench` is importable from the root of the repository."""
-    from bench import report
+def results() -> dict[str, dict[str, object]]:
+    """What the script above found, by name."""
+    done = run_python("-c", MEASURE, **PINNED)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return {line["name"]: line for line in lines}
 
-    return report
 
-
-def rows() -> list[dict[str, object]]:
-    """Two shapes of the mean and one that is not in it."""
+def row(shape: str, ratio: float, **other: object) -> rows.Row:
+    """A row as it is stored: 1 ms, twice as long for the baseline unless `ratio` says otherwise."""
     base = {
-        "pass": "fwd", "tie": "h", "layout": "channels_last", "dtype": "float32", "orbit": 2, "error": 1.0,
-        "backend": "cpu", "algorithm": "fold", "ms_p50": 1.0, "baseline_ms": 2.0, "fraction": 0.5, "gmacs_folded": 1.0,
-        "gmacs_dense": 2.0, "peak_extra_bytes": 10, "baseline_peak_extra_bytes": 0, "activation_bytes": 100,
-        "device": "a CPU", "threads": 2, "torch": "2", "git": "abc", "date": "2026-01-02T03:04:05+00:00",
+        "family": "2-D", "shape": shape, "model": "ResNet", "pass": "fwd", "tie": "h", "layout": "channels_last",
+        "dtype": "float32", "device_kind": "cpu", "backend_pin": "", "algorithm_pin": "", "backend": "cpu",
+        "algorithm": "fold", "limit": 2, "error": 1.0, "ms_p50": 1.0, "baseline": "expanded/contiguous",
+        "baseline_ms": ratio, "ratio": ratio, "fraction": ratio / 2, "gmacs_folded": 1.0, "gmacs_dense": 2.0,
+        "gflops_dense": 4.0, "gbytes": 3.0, "flops_per_byte": 8.0, "peak_gflops": 5.0, "peak_gbytes": 1.0,
+        "peak_by": "matmul", "peak_extra_bytes": 10, "baseline_peak_extra_bytes": 0, "activation_bytes": 100,
+        "timings": {"ours": [0.99, 1.0, 1.01], "expanded/contiguous": [0.99 * ratio, ratio, 1.01 * ratio]},
+        "load": 0.1, "device": "a CPU", "threads": 2, "torch": "2", "git": "abc", "date": "2026-01-02T03:04:05+00:00",
     }  # fmt: skip
-    return [
-        base | {"shape": "4x64@56", "ratio": 1.0},
-        base | {"shape": "4x128@28", "ratio": 4.0},
-        base | {"shape": "4x512@7", "ratio": 0.5},
-    ]
+    return base | other
+
+
+def some_rows() -> list[rows.Row]:
+    """Two shapes of the mean and one that is not in it."""
+    return [row("4x64@56", 1.0), row("4x128@28", 4.0), row("1x512@7", 0.5)]
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("direction", ["fwd", "dgrad", "wgrad", "step"])
-def test_measures_right_results_and_refuses_wrong_ones(direction):
-    done = run_python("-c", MEASURE, direction, **PINNED)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("{", "refused:"))]
-    row = json.loads(lines[0])
+@pytest.mark.parametrize("kind", ["", "depthwise "])
+def test_measures_right_results(results, kind, direction):
+    row = results[kind + direction]
+    timings = row["timings"]
+    rivals = [name for name in timings if name.startswith("expanded/") or name == "separate"]
+    assert len(rivals) == (3 if kind else 2)
     assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["ms_p50"])
-    assert row["baseline_ms"] == min(
-        row["all_ms"]["expanded/channels_last"], row["all_ms"]["expanded/contiguous"]
-    )
+    assert row["baseline_ms"] == min(timings[name][1] for name in rivals)
     assert row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
-    assert row["gmacs_dense"] == pytest.approx(4 * row["gmacs_folded"])
+    assert row["gmacs_dense"] == pytest.approx(row["limit"] * row["gmacs_folded"])
+    assert row["limit"] == (2 if kind else 4)
     assert row["peak_extra_bytes"] >= 0
-    assert "is not timed" in lines[1]
+    assert row["peak_gflops"] > 0
+    assert {"expand inside", "ordinary", "ours"} <= set(timings)
+
+
+def test_counts_multiplications_and_bytes(results):
+    # 8 x 8 x 3 x 3 filters of one image of 6 x 7, a quarter of them free; float32.
+    seconds = results["fwd"]["ms_p50"] * 1e-3
+    assert results["fwd"]["gmacs_dense"] * 1e9 * seconds == pytest.approx(42 * 8 * 72)
+    assert results["fwd"]["gbytes"] * 1e9 * seconds == pytest.approx(4 * (2 * 8 * 42 + 2 * 72))
+    step = results["step"]["ms_p50"] * 1e-3
+    assert results["step"]["gmacs_dense"] * 1e9 * step == pytest.approx(3 * 42 * 8 * 72)
+
+
+@pytest.mark.parametrize("direction", ["fwd", "dgrad", "wgrad", "step"])
+def test_refuses_wrong_results(results, direction):
+    assert results[f"wrong {direction}"]["error_type"] == "AssertionError"
+    assert "is not timed" in results[f"wrong {direction}"]["message"]
+
+
+def test_a_wrong_baseline_does_not_count(results):
+    row = results["wrong baseline"]
+    assert row["wrong_baselines"] == ["expanded/contiguous"]
+    assert row["baseline"] == "expanded/channels_last"
+
+
+def test_pins_hold_and_are_part_of_the_row(results):
+    assert results["pinned"]["algorithm"] == results["pinned"]["algorithm_pin"] == "expand"
+    assert results["reference"]["backend"] == results["reference"]["backend_pin"] == "reference"
+    assert results["cannot run"]["error_type"] == "CannotRunError"
+    assert results["bfloat16"]["dtype"] == "bfloat16"
+
+
+def test_onednn_is_timed_where_torch_leaves_it(results):
+    # A map this small goes to a kernel of torch's own, in both runs; a gradient has no such comparison.
+    assert "onednn" in results["fwd"]["timings"]
+    assert results["fwd"]["baseline"] != "onednn"
+    assert "onednn" not in results["step"]["timings"]
+
+
+@pytest.mark.parametrize("direction", ["fwd", "step"])
+def test_measures_networks(results, direction):
+    row = results[f"model {direction}"]
+    assert row["family"] == "model"
+    assert row["parameters"] < row["baseline_parameters"] / 2
+    assert row["baseline"] in ("torch/contiguous", "torch/channels_last")
+    assert 1.5 < row["gmacs_dense"] / row["gmacs_folded"] < 4  # the 1 x 1 head and 2 classes are not tied
+
+
+def test_refuses_wrong_networks(results):
+    assert "is not timed" in results["wrong model"]["message"]
+
+
+def test_calls_are_timed_in_turns(results):
+    # Three warm-up runs of each, then rounds of three runs each that begin with another one every time.
+    assert results["interleave"]["order"].startswith("aabbab" + "aaabbb" + "bbbaaa" + "aaabbb")
+    assert results["interleave"]["order"].count("a") == 3 + 3 * 10
+    assert results["interleave"]["p50"] == pytest.approx(1.0)
+    assert results["interleave slow"]["order"] == "aabbab" + 3 * "abba"
 
 
 def test_refuses_threads_that_are_not_pinned():
@@ -86,54 +203,414 @@ def test_refuses_threads_that_are_not_pinned():
     assert "OMP_PROC_BIND=close" in done.stderr
 
 
-def test_summary_has_mean_over_its_shapes_and_worst_over_all(report):
-    (group,) = report.summary(rows())
-    assert group["mean"] == pytest.approx(2.0)
-    assert group["shapes"] == 2
-    assert (group["worst"], group["worst_shape"]) == (0.5, "4x512@7")
+def test_peaks_are_of_the_fastest_candidate(monkeypatch):
+    monkeypatch.setattr(peaks, "SECONDS", 0.0)
+    monkeypatch.setattr(peaks, "COPY_BYTES", {"cpu": 1 << 10})
+    monkeypatch.setattr(
+        peaks, "_candidates", lambda kind, dtype: iter([("slow", 1e9, None), ("fast", 3e9, None)])
+    )
+    monkeypatch.setattr(peaks, "_fastest", lambda kind, call: 0.5)
+    found = peaks.peaks.__wrapped__("cpu", torch.float32)
+    assert found == peaks.Peaks(6.0, "fast", 2 * 1024 / 0.5 * 1e-9)
 
 
-def test_text_lists_what_is_slower(report):
-    text = report.text(rows())
-    assert "0.50  4x512@7 h forward channels_last  BELOW 0.97" in text
-    assert "below 1.00: nothing" in report.text(rows()[:2])
+class FakeCuda(device.Cuda):
+    """CUDA's choice between events and graphs, without a device."""
+
+    def __init__(self, times: dict[str, int], capturable: set[str]) -> None:
+        self.times, self.capturable = times, capturable
+
+    def once(self, call):
+        return self.times[call()]
+
+    def _graph(self, call):
+        return (lambda: "graph of " + call()) if call() in self.capturable else None
 
 
-def test_text_lists_what_is_less_exact(report):
-    inexact, *rest = rows()
-    assert "2.5  4x64@56 h forward channels_last" in report.text([inexact | {"error": 2.5}, *rest])
-    assert "less exact" not in report.text(rows())
+@pytest.mark.parametrize(
+    ("times", "capturable", "how"),
+    [
+        ({"a": 50_000, "b": 900_000}, {"a", "b"}, "graph"),
+        ({"a": 50_000, "b": 900_000}, {"a"}, "events"),  # never a graph against plain calls
+        ({"a": 500_000, "b": 900_000}, {"a", "b"}, "events"),
+    ],
+)
+def test_cuda_replays_short_calls_all_or_none(times, capturable, how):
+    calls, timer = FakeCuda(times, capturable).prepare({"a": lambda: "a", "b": lambda: "b"})
+    assert timer == how
+    assert calls["a"]() == ("graph of a" if how == "graph" else "a")
 
 
-def test_readme_region_is_replaced_and_nothing_else(report, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.into_readme(readme, report.markdown(rows()))
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert "| forward | h | channels_last | 2.00 | 2 | 0.50 | 4x512@7 |" in text
+@pytest.mark.parametrize(("name", "error"), [("tpu", ValueError), ("cuda", RuntimeError)])
+def test_devices_that_are_not_there(name, error):
+    if name == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(error, match=name):
+        device.device(name)
 
 
-def test_readme_without_markers_is_an_error(report, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("nothing\n")
-    with pytest.raises(ValueError, match="exactly one region"):
-        report.into_readme(readme, "")
+# --- networks --------------------------------------------------------------------------------------------------------
 
 
-def test_project_readme_has_one_region(report):
-    text = (ROOT / "README.md").read_text()
-    assert text.count(report.BEGIN) == text.count(report.END) == 1
+def plain(ndim: int) -> networks.Factory:
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
+    return lambda cin, cout, kernel, stride=1: conv(cin, cout, kernel, stride, kernel // 2)
+
+
+def test_networks_are_the_published_ones():
+    def count(make) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in make(plain(2)).parameters())
+
+    assert count(networks.vgg16) == 138_357_544
+    assert (
+        count(networks.resnet18) == 11_689_512 + 64 * 5 + (128 + 256 + 512) * 5
+    )  # the latter: biases beside norms
+
+
+@pytest.mark.parametrize(
+    ("make", "tie", "shape", "out"),
+    [
+        (networks.resnet18, "hv", (1, 3, 32, 32), (1, 1000)),
+        (networks.unet, "h", (1, 3, 32, 16), (1, 2, 32, 16)),
+        (networks.unet3d, "hvz", (1, 1, 8, 8, 4), (1, 3, 8, 8, 4)),
+    ],
+)
+def test_tied_networks_equal_their_ordinary_ones(make, tie, shape, out):
+    torch.manual_seed(0)
+    tied = networks.initialise(make(networks.tied(tie, len(shape) - 2))).double().eval()
+    x = torch.randn(shape, dtype=torch.float64)
+    with torch.no_grad():
+        mine = tied(x)
+        layers = [m for m in tied.modules() if isinstance(m, tuple(networks.SYMMETRIC.values()))]
+        assert sum(layer.unique_out_channels < layer.out_channels for layer in layers) >= 9
+        theirs = networks.ordinary(tied)(x)
+    assert not any(isinstance(m, tuple(networks.SYMMETRIC.values())) for m in tied.modules())
+    assert mine.shape == out
+    torch.testing.assert_close(mine, theirs)
+
+
+# --- selection -------------------------------------------------------------------------------------------------------
 
 
 def test_shapes_have_distinct_names_and_every_tie_fits():
-    from bench import shapes
-
-    for group in (shapes.ALL, shapes.DEFAULT, shapes.QUICK):
-        names = [(shape.name, shape.model) for shape in group]
-        assert len(set(names)) == len(names)
-    for shape in {*shapes.ALL, *shapes.DEFAULT, *shapes.QUICK}:
+    everything = [*shapes.ALL, *shapes.SMALL]
+    names = [(shape.name, shape.model, shape.family) for shape in everything]
+    assert len(set(names)) == len(names)
+    for shape in {*everything, *shapes.DEFAULT, *shapes.QUICK, *shapes.MEAN}:
         for tie in shape.ties:
             assert shape.out_channels(2 ** len(tie)) % (2 ** len(tie) * shape.groups) == 0
+
+
+def test_every_set_is_part_of_the_full_one():
+    for some in (shapes.QUICK, shapes.DEFAULT, shapes.OCTUPLES, shapes.WEIGHT_BOUND, shapes.MEAN):
+        assert set(some) <= set(shapes.ALL)
+    for kind in plan.KINDS:
+        quick, full = (set(plan.cases(kind, plan.Options(full=full))) for full in (False, True))
+        assert quick
+        assert quick <= full
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_quick_set_has_every_target(where):
+    quick = {wanted for kind in plan.KINDS for wanted in plan.cases(kind, plan.Options(device=where))}
+    assert set(targets.cases(where)) <= quick
+    assert {wanted.device for wanted in quick} == {where}
+    assert all(target.cases and target.must <= target.goal for target in targets.TARGETS[where])
+    names = [target.name for target in targets.TARGETS[where]]
+    assert len(set(names)) == len(names)
+
+
+def test_overhead_is_that_of_the_tiny_layer():
+    tiny = row("1x8@8", 0.5, ms_p50=0.030, baseline_ms=0.0225)
+    others = [
+        row("1x8@8", 0.5, algorithm_pin="fold"),
+        row("1x8@8", 0.5, **{"pass": "step"}),
+        row("9x9@9", 0.1),
+    ]
+    assert targets.overhead([tiny, *others]) == pytest.approx(7.5)
+    assert targets.overhead(others) is None
+    assert "| 10 µs | - | 7.5 µs | must |" in report.targets_region([tiny, *others])
+
+
+def test_options_that_narrow_leave_the_targets_out():
+    options = plan.Options(shapes="256@14", ties=("hv",), layouts=("contiguous",), algorithm="fold")
+    (only,) = [c for c in plan.cases("forward", options) if c.shape.batch == 4 and c.shape.stride == 1]
+    assert (only.shape.name, only.tie, only.layout, only.algorithm) == (
+        "4x256@14",
+        "hv",
+        "contiguous",
+        "fold",
+    )
+
+
+def test_sequences_have_one_layout_and_gpus_their_batch():
+    options = plan.Options(shapes="L202", layouts=("channels_last", "contiguous"))
+    assert len(plan.cases("forward", options)) == 1
+    on_gpu = plan.cases("forward", plan.Options(shapes="@56", device="cuda"))
+    assert {"256x64@56", "64x256@56"} <= {c.shape.name for c in on_gpu}
+    assert "1x64@512" not in {c.shape.name for c in plan.cases("forward", plan.Options(full=True))}
+
+
+def test_budget_shares_the_time_that_is_left():
+    now = [0.0]
+    budget = plan.Budget(seconds=3.0, minutes=1.0, total=10, clock=lambda: now[0])
+    assert budget.seconds(0) == 3.0  # 6 s a case, half of it for measuring
+    now[0] = 40.0
+    assert budget.seconds(0) == pytest.approx(1.0)
+    assert budget.seconds(5) == pytest.approx(2.0)
+    now[0] = 100.0
+    assert budget.seconds(9) == plan.Budget.LEAST
+    assert plan.Budget(3.0, 0.0, 10, lambda: 1e9).seconds(0) == 3.0
+
+
+@pytest.mark.parametrize("wrong", [{"layouts": ("nhwc",)}, {"dtypes": ("int8",)}, {"passes": ("both",)}])
+def test_unknown_options_are_named(wrong):
+    ((name, (value,)),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name}: '{value}' is not known; give some of"):
+        plan.Options(**wrong)
+
+
+# --- rows and targets ------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_stored_and_the_last_one_counts(tmp_path):
+    path = tmp_path / "results" / "a.jsonl"
+    for ratio in (1.0, 3.0):
+        rows.append(path, row("4x64@56", ratio))
+    rows.append(path, row("4x64@56", 2.0, tie="v"))
+    assert [r["ratio"] for r in rows.latest(rows.load(path))] == [3.0, 2.0]
+
+
+@pytest.mark.parametrize("line", ["{", '{"shape": "4x64@56"}', "[1]"])
+def test_a_line_that_is_no_row_is_named(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row("4x64@56", 1.0)) + f"\n{line}\n")
+    with pytest.raises(ValueError, match="line 2: not a row"):
+        rows.load(path)
+
+
+def test_targets_are_means_over_their_cases():
+    first = targets.CPU[0]
+    measured = [
+        case.facts() | {"ratio": ratio} for case, ratio in zip(first.cases, (2, 4, 2, 4, 2.83), strict=True)
+    ]
+    found = targets.achieved(measured)[0]
+    assert (found.mean, found.worst) == (pytest.approx(2.83, abs=0.01), 2)
+    assert found.verdict == "must"
+    assert targets.achieved(measured[:2])[0].verdict == "2 of 5 cases"
+    assert targets.achieved([row("9x9@9", 1.0)])[0].verdict == "not measured"
+    for factor, verdict in ((0.5, "MISSED"), (2.0, "goal")):
+        scaled = [r | {"ratio": r["ratio"] * factor} for r in measured]
+        assert targets.achieved(scaled)[0].verdict == verdict
+
+
+def test_pinned_rows_do_not_stand_for_free_ones():
+    pinned = [c.facts() | {"ratio": 9.0} for c in targets.CPU[0].cases]
+    pinned = [r | {"algorithm_pin": "fold"} for r in pinned]
+    verdicts = {a.target.name: a.measured for a in targets.achieved(pinned)}
+    assert verdicts["forward, h"] == 0
+    assert verdicts["forward without Winograd, h"] == 5
+
+
+def test_case_names_are_distinct():
+    names = [wanted.name for kind in plan.KINDS for wanted in plan.cases(kind, plan.Options(full=True))]
+    assert len(set(names)) == len(names)
+    assert case.dtype_name(torch.bfloat16) == "bfloat16"
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+def test_summary_has_mean_over_its_shapes_and_worst_over_all():
+    (group,) = report.summary(some_rows())
+    assert group["mean"] == pytest.approx(2.0)
+    assert group["shapes"] == 2
+    assert (group["worst"], group["worst_shape"]) == (0.5, "1x512@7")
+
+
+def test_text_lists_what_is_slower():
+    text = report.text(some_rows())
+    assert "0.50  1x512@7 h forward channels_last float32  BELOW 0.97" in text
+    assert "below 1.00: nothing" in report.text(some_rows()[:2])
+
+
+def test_text_lists_what_is_less_exact_and_what_takes_memory():
+    inexact, *rest = some_rows()
+    assert "2.5  4x64@56 h forward channels_last" in report.text([inexact | {"error": 2.5}, *rest])
+    large = report.text([inexact | {"peak_extra_bytes": 25}, *rest])
+    assert "1 of 3 cases, at most 25% (4x64@56" in large
+    plain = report.text(some_rows())
+    assert "less exact" not in plain
+    assert "more extra memory" not in plain
+
+
+def test_text_says_when_the_machine_was_busy():
+    first, *rest = some_rows()
+    assert "BUSY" in report.text([first, *rest, row("9x9@9", 1.0, load=3.1)])
+    assert "BUSY" not in report.text([first, *rest, row("9x9@9", 1.0, load=2.9)])
+
+
+def test_text_tells_the_ratio_to_onednn():
+    first, *rest = some_rows()
+    timings = first["timings"] | {"onednn": [0.4, 0.5, 0.6]}
+    assert "0.50 instead of 1.00" in report.text([first | {"timings": timings}, *rest])
+    assert "oneDNN" not in report.text(rest)
+
+
+def test_regions_are_replaced_and_nothing_else(tmp_path):
+    readme = tmp_path / "README.md"
+    regions = "".join("{}\nstale\n{}\nbetween\n".format(*report.markers(name)) for name in report.REGIONS)
+    readme.write_text(f"before\n{regions}after\n")
+    network = row("1x3@224x224", 2.0, family="model", model="VGG-16", parameters=2e6, baseline_parameters=4e6)
+    report.into(readme, [*some_rows(), network])
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("between\nafter\n")
+    assert "stale" not in text
+    assert "| 2-D | forward | h | channels_last | float32 | - | 2.00 | 2 | 2 | 0.50 | 1x512@7 |" in text
+    assert "| forward, h | 2.2 | 3.2 | 2.00 | 2 of 5 cases | 1.00 | 4x64@56 |" in text
+    assert "| any single case | 0.97 | 1.0 | 0.50 | MISSED |" in text
+    assert "1 of 4 cases are below 1.00" in text
+    assert "| 4x128@28 | channels_last | 4.00 (1.00, fold) |" in text
+    assert (
+        "| VGG-16 | 1x3@224x224 | h | forward | float32 | 1.0 | 2.0 | 2.00 | 2.00 of 4.00 million |" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing\n", "has no region"),
+        ("<!-- bench:other:begin -->\n<!-- bench:other:end -->\n", "no region 'other'; there are means"),
+        ("<!-- bench:means:begin -->\n", "exactly one region"),
+    ],
+)
+def test_regions_that_do_not_fit_are_errors(tmp_path, text, message):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        report.into(readme, some_rows())
+    assert readme.read_text() == text
+
+
+def test_project_has_every_region_once():
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/benchmark.md").read_text()
+    for name in report.REGIONS:
+        begin, end = report.markers(name)
+        assert text.count(begin) == text.count(end) == 1
+
+
+def test_plots_show_every_ratio_and_its_limit(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    from bench import plots
+
+    measured = [
+        *some_rows(),
+        row("4x128@28", 3.0, tie="hv", limit=4),
+        row("1x9@9", 9.0, algorithm_pin="fold"),
+    ]
+    paths = plots.draw(measured, tmp_path)
+    assert sorted(path.name for path in paths) == sorted(path.name for path in tmp_path.iterdir())
+    assert {path.suffix for path in paths} == {".svg", ".png"}
+    first = (tmp_path / "ratio.svg").read_bytes()
+    plots.draw(measured, tmp_path)
+    assert (tmp_path / "ratio.svg").read_bytes() == first
+    axis = plots.ratio(measured[:-1]).axes[0]
+    assert sorted(bar.get_height() for bar in axis.patches) == [0.5, 1.0, 3.0, 4.0]
+    limits = [segment[0][1] for lines in axis.collections for segment in lines.get_segments()]
+    assert sorted(limits) == [2, 2, 2, 4]
+    points = plots.channels(measured[:-1]).axes[0].get_lines()[0]
+    assert list(points.get_xdata()) == [64, 128, 512]
+
+
+# --- comparing two runs ----------------------------------------------------------------------------------------------
+
+
+def many(factor: float = 1.0, **other: object) -> list[rows.Row]:
+    return [row(f"4x{c}@56", 2.0 * factor, **other) for c in (16, 32, 64, 128)]
+
+
+def test_compare_tells_slower_and_faster_from_noise():
+    ratios = {"4x16@56": 1.8, "4x32@56": 1.99, "4x64@56": 2.3, "4x128@56": 2.0}
+    after = [row(shape, ratio, baseline_ms=2.0) for shape, ratio in ratios.items()]
+    changes = compare.compare(many(), after)
+    assert [c.row["shape"] for c in changes if c.slower] == ["4x16@56"]
+    assert [c.row["shape"] for c in changes if c.faster] == ["4x64@56"]
+    assert "-10.0%  ±3.0%  2.00" in compare.text(changes)
+
+
+def test_compare_does_not_take_noise_for_a_change():
+    noisy = {"timings": {"ours": [0.8, 1.0, 1.4], "expanded/contiguous": [1.8, 2.0, 2.2]}}
+    assert any(c.slower for c in compare.compare(many(), many(0.9)))
+    assert not any(c.slower for c in compare.compare(many(**noisy), many(0.9)))
+
+
+def test_compare_takes_the_scatter_of_repeated_rows_and_of_baselines_for_noise():
+    repeated = [*many(), *many(0.7)]
+    assert not any(c.slower for c in compare.compare(repeated, many(0.8)))
+    moved = [
+        r | {"baseline_ms": r["baseline_ms"] * f} for r, f in zip(many(0.9), (1, 1.4, 0.7, 2), strict=True)
+    ]
+    assert not any(c.slower for c in compare.compare(many(), moved))
+
+
+def test_compare_is_not_fooled_by_a_slower_machine():
+    slow = {"timings": {"ours": [2.97, 3.0, 3.03], "expanded/contiguous": [5.94, 6.0, 6.06]}}
+    after = many(ms_p50=3.0, **slow)
+    after = [r | {"baseline_ms": 6.0} for r in after]
+    assert not any(c.slower or c.faster for c in compare.compare(many(), after))
+
+
+def test_compare_from_the_command_line(tmp_path):
+    files = [tmp_path / name for name in ("before.jsonl", "after.jsonl", "other.jsonl")]
+    for path, measured in zip(
+        files, (many(), [*many(0.5), row("1x1@1", 1.0)], [row("9x9@9", 1.0)]), strict=True
+    ):
+        for r in measured:
+            rows.append(path, r)
+    worse = run_python("-m", "bench.compare", str(files[0]), str(files[1]))
+    assert worse.returncode == 1
+    assert "slower: 4 of 4" in worse.stdout
+    assert "0 cases only in the first file, 1 only in the second" in worse.stdout
+    assert run_python("-m", "bench.compare", str(files[0]), str(files[0])).returncode == 0
+    none = run_python("-m", "bench.compare", str(files[0]), str(files[2]))
+    assert "no case in common" in none.stderr
+
+
+# --- the whole run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """`pytest bench/` on a few small layers, and the file that it wrote."""
+    for module in ("pytest_benchmark", "tqdm"):
+        pytest.importorskip(module, reason=f"needs {module}")
+    out = tmp_path_factory.mktemp("bench") / "rows.jsonl"
+    options = ["--shapes", "1x8@8", "--ties", "hv", "--passes", "fwd", "--seconds", "0.01", "--out", str(out)]
+    return run_python(
+        "-m", "pytest", "bench", "-p", "no:cacheprovider", *options, OMP_WAIT_POLICY="passive"
+    ), out
+
+
+def test_a_run_measures_stores_and_shows_progress(whole):
+    done, out = whole
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = rows.load(out)
+    assert [r["shape"] for r in found] == ["1x8@8", "1x8@8^3"]
+    assert "2/2" in done.stderr
+    assert "geometric mean" in done.stdout
+    assert str(out) in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def test_a_run_says_what_it_cannot_do(tmp_path):
+    for option, value, message in (
+        ("--device", "cuda", "torch sees no GPU"),
+        ("--dtypes", "int8", "'int8' is not known"),
+    ):
+        if option == "--device" and torch.cuda.is_available():
+            continue
+        done = run_python("-m", "pytest", "bench", "-p", "no:cacheprovider", "--collect-only", option, value)
+        assert done.returncode == 4
+        assert message in done.stderr

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 MASKS = {1: (1, 0), 2: (1, 2, 3, 0), 3: (1, 2, 4, 3, 5, 6, 7, 0)}
+DTYPES = (torch.float64,) * 3 + (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float32)
 LAYOUTS = ("channels_last", "channels_last", "contiguous", "sliced", "transposed")
 
 
@@ -58,7 +59,7 @@ def test_equals_the_oracle(block: int) -> None:
     for seed in range(8 * block, 8 * block + 8):
         case = depthwise(seed)
         for op in OPS:
-            check(case, torch.float32 if seed % 4 == 3 else torch.float64, op, "cpu", "fold")
+            check(case, DTYPES[seed % 8], op, "cpu", "fold")
 
 
 # Odd and even widths, channels_last in and out, all members of an orbit stored from registers.
@@ -73,7 +74,43 @@ FAST = Case(
 def test_register_windows(mask: int, kernel: int) -> None:
     case = replace(FAST, ties=((mask, 32),), kernel=(kernel, kernel), padding=(kernel // 2,) * 2)
     for op in OPS:
+        for dtype in (torch.float64, torch.bfloat16, torch.float16):
+            check(case, dtype, op, "cpu", "fold")
+
+
+SHORT = replace(FAST, layouts=("contiguous",) * 3, result_last=False)
+
+
+@pytest.mark.parametrize("mask", [0, 1, 3])
+@pytest.mark.parametrize("spatial", [(7, 7), (14, 14), (20, 3), (3, 5), (31, 1), (9, 28), (5, 112), (4, 113)])
+def test_short_lines_move_together(mask: int, spatial: tuple[int, int]) -> None:
+    """Lines without a gap between them are transposed as one run: whole ones, a rest, and fewer than a vector."""
+    for channels in (16, 35):
+        case = replace(SHORT, ties=((mask, channels),), channels=channels, groups=channels, spatial=spatial)
+        for op in OPS:
+            for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+                check(case, dtype, op, "cpu", "fold")
+
+
+@pytest.mark.parametrize("layout", ["sliced", "transposed"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_lines_with_gaps_move_one_by_one(layout: str, stride: int) -> None:
+    case = replace(SHORT, layouts=(layout, "contiguous", layout), stride=(stride,) * 2, spatial=(9, 7))
+    for op in OPS:
         check(case, torch.float64, op, "cpu", "fold")
+
+
+@pytest.mark.parametrize("channels", [35, 64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_boxes_of_several_blocks_and_images(channels: int, layout: str) -> None:
+    """Zeros around a box are written once and stay; 64 channels are shared by blocks, 35 by single tasks."""
+    case = replace(
+        FAST, ties=((1, channels),), channels=channels, groups=channels, spatial=(40, 33), batch=3,
+        layouts=(layout, "contiguous", layout), result_last=layout == "channels_last",
+    )  # fmt: skip
+    for op in OPS:
+        check(case, torch.float32, op, "cpu", "fold")
+        check(replace(case, threads=1), torch.float64, op, "cpu", "fold")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -116,8 +153,9 @@ def test_nan_at_the_border_stays_where_it_is(mask: int) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("mask", [1, 2, 3])
-def test_tied_layers_are_left_to_these_kernels(op: str, mask: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_tied_layers_are_left_to_these_kernels(op: str, mask: int, dtype: torch.dtype) -> None:
     """torch has no quick kernel for several filters in a group; expanding would be several times slower."""
     case = replace(FAST, ties=((mask, 32),), spatial=(28, 28))
-    chosen = dispatch.choose(problem_of(case, torch.float32, op), op)
+    chosen = dispatch.choose(problem_of(case, dtype, op), op)
     assert (chosen.backend.NAME, chosen.algorithm) == ("cpu", "fold")

@@ -111,7 +111,11 @@ def rms(error: Tensor) -> float:
 
 
 def _parameters(dtypes: tuple[torch.dtype, ...]) -> list[object]:
-    """What runs natively; the ordinary convolution itself is what the reference runs, so that is left out."""
+    """What runs natively; what the reference runs, and the composed backend in parts, are torch's own convolutions.
+
+    (In wgrad, torch's CPU kernels are twice as far off on some of those parts as on the whole; test_composed.py and
+    test_gpu.py have the rule for that backend.)
+    """
     found, reasons = [], set()
     for dtype in dtypes:
         for name, case in CASES.items():
@@ -119,7 +123,7 @@ def _parameters(dtypes: tuple[torch.dtype, ...]) -> list[object]:
                 for backend, algorithm, reason in candidates(case, dtype, op):
                     if reason is not None:
                         reasons.add(f"{backend}/{algorithm}: {reason}")
-                    elif backend != "reference":
+                    elif backend not in ("composed", "reference"):
                         title = f"{backend}/{algorithm}, {str(dtype)[6:]}, {op}, {name}"
                         found.append(pytest.param(case, dtype, op, backend, algorithm, id=title))
     if found:
@@ -147,9 +151,13 @@ def test_float32(case: Case, dtype: torch.dtype, op: str, backend: str, algorith
 
 @pytest.mark.parametrize(ARGUMENTS, _parameters(SIXTEEN))
 def test_16_bit(case: Case, dtype: torch.dtype, op: str, backend: str, algorithm: str) -> None:
-    """RMSE as a multiple of the ordinary convolution's, which sums in float32 and rounds its result once."""
+    """RMSE as a multiple of that of an ordinary convolution that sums in float32 and rounds its result once.
+
+    torch's own may round more often (float16), so what runs on it is held against it.
+    """
     right = exact(case, dtype)[op]
-    ordinary_error = rms(right.to(dtype).double() - right)
+    ordinary_result = ordinary(case, dtype)[op] if algorithm == "expand" else right.to(dtype).double()
+    ordinary_error = rms(ordinary_result - right)
     members = case.out_channels // case.unique
     limit = DIRECT if algorithm == "direct" else FOLDED[members]
     ratio = rms(symmetric(case, dtype, op, backend, algorithm) - right) / ordinary_error

@@ -56,7 +56,7 @@ def test_layers_equal_the_oracle(case: Case, dtype: torch.dtype) -> None:
     answer = expected(case, dtype)
     for op, result in (("fprop", y), ("dgrad", x.grad), ("wgrad", layer.weight.grad)):
         error = (result.double() - answer[op]).abs().max()
-        assert error <= tolerance(case, dtype, op, "fold"), (
+        assert error <= tolerance(case, dtype, op, "cpu", "fold"), (
             f"{op} is off by {error:.1e} for {case!r}, {dtype}"
         )
     if t.b is not None:

@@ -395,6 +395,33 @@ def test_operator_called_under_autocast_keeps_its_dtype(device):
         assert ops.dgrad(y, w, list(x.shape), *static).dtype == torch.float32
 
 
+@pytest.mark.parametrize("leaf", [True, False])
+def test_a_gradient_that_is_not_asked_for_is_not_computed(leaf):
+    layer = SymmetricConv2d(2, 8, 3, padding=1, symmetry="hv")
+    start = torch.randn(2, 2, 5, 6, requires_grad=True)
+    cases = {
+        "start": ["dgrad"],
+        "x": ["dgrad"],
+        "weight": ["wgrad"],
+        "bias": [],
+        "x weight": ["dgrad", "wgrad"],
+    }
+    for wanted, names in cases.items():
+        tensors = {
+            "start": start,
+            "x": start if leaf else start * 2,
+            "weight": layer.weight,
+            "bias": layer.bias,
+        }
+        y = layer(tensors["x"])
+        with Recorded() as seen:
+            torch.autograd.grad(y.sum(), [tensors[name] for name in wanted.split()])
+        assert seen.names == names
+    with Recorded() as seen:
+        layer(start).sum().backward()
+    assert seen.names[-2:] == ["dgrad", "wgrad"]
+
+
 def test_the_short_way_gives_what_the_operator_gives():
     layer = SymmetricConv2d(2, 8, 3, padding=1, symmetry="hv")
     x = torch.randn(2, 2, 5, 6)
@@ -409,20 +436,18 @@ def test_the_short_way_gives_what_the_operator_gives():
 
 def test_the_short_way_is_for_plain_tensors_alone():
     x, w, b = torch.randn(1, 2, 3, 3), torch.randn(2, 2, 1, 1), torch.randn(2)
-    assert ops._is_plain(x, w, b)
-    assert ops._is_plain(x, torch.nn.Parameter(w, requires_grad=False), None)
+    assert ops.is_plain(x, w, b)
+    assert ops.is_plain(x, torch.nn.Parameter(w, requires_grad=False), None)
     for special in (torch._neg_view(x), x.to("meta"), x.clone().requires_grad_(), Special(x)):
-        assert not ops._is_plain(special, w, b)
-    assert not ops._is_plain(x, w, b.requires_grad_())
+        assert not ops.is_plain(special, w, b)
+    assert not ops.is_plain(x, w, b.requires_grad_())
     with torch.no_grad():
-        assert ops._is_plain(x, w, b)
+        assert ops.is_plain(x, w, b)
         with Recorded():
-            assert not ops._is_plain(x, w, b)
-        with forward_ad.dual_level():
-            assert not ops._is_plain(x, w, b)
+            assert not ops.is_plain(x, w, b)
         with torch.profiler.profile():
-            assert not ops._is_plain(x, w, b)
-        assert not torch.vmap(lambda x: x.sum() * 0 + ops._is_plain(x, w, None))(x).any()
+            assert not ops.is_plain(x, w, b)
+        assert not torch.vmap(lambda x: x.sum() * 0 + ops.is_plain(x, w, None))(x).any()
 
 
 class Special(torch.Tensor):

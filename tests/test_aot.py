@@ -1,0 +1,138 @@
+# The Triton kernels compiled for GPUs that are not here, and the bytes that they move, counted from what they touch.
+"""A representative few of `python -m tools.aot`, the checks of that tool themselves, and its other half: a kernel reads
+and writes what the model of `tools/tile_bytes.py` says, to the byte. Nothing here needs a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+triton = pytest.importorskip("triton", reason="triton is not installed")
+if triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET is set: nothing can be compiled", allow_module_level=True)
+aot = pytest.importorskip("tools.aot")
+
+QUICK = {entry.arch + " " + entry.name: entry for entry in aot.quick_entries()}
+
+
+def report(**found: object) -> aot.Report:
+    """A faultless report of a half-precision product on sm_90, but for what is given."""
+    good = aot.Report("x", "sm_90", "fprop_fold", "bfloat16", "", {"warps": 8, "stages": 3}, 200, 0, 1000)
+    good.products = {"wgmma.mma_async": 6}
+    return replace(good, **found)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_compiles_without_spills_and_serialisation(name: str) -> None:
+    made = aot.compile_entry(QUICK[name])
+    assert not made.failures, made.line
+    assert made.registers > 32
+    assert made.shared > 0
+
+
+def test_the_quick_ones_are_of_every_architecture_and_pass() -> None:
+    assert {entry.arch for entry in QUICK.values()} == set(aot.TARGETS)
+    assert {entry.launch.kernel for entry in QUICK.values()} >= {"fprop_fold", "dgrad", "wgrad"}
+    assert len(QUICK) == len(aot.QUICK)
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ({"spill_bytes": 8}, "8 bytes spilled"),
+        ({"messages": ["ptxas info : (C7510) Potential Performance Loss"]}, r"serialised \(C7510\)"),
+        ({"shared": (227 << 10) + 1}, "of shared memory, more than 232448"),
+        ({"arch": "gfx942", "shared": 65537}, "of shared memory, more than 65536"),
+        ({"arch": "sm_100", "tensor_columns": 1024}, "1024 columns of tensor memory"),
+        ({"products": {"wgmma.mma_async": 0, "mma.sync": 0}}, "no matrix product"),
+    ],
+)
+def test_what_must_not_be_is_found(found: dict[str, object], text: str) -> None:
+    assert aot.find_failures(report()) == []
+    (failure,) = aot.find_failures(report(**found))
+    assert re.search(text, failure)
+
+
+def test_products_are_expected_where_the_type_has_instructions_for_them() -> None:
+    none = {"products": {}}
+    assert aot.find_failures(report(dtype="float32", precision="tf32", **none)) == ["no matrix product"]
+    assert not aot.find_failures(report(dtype="float32", precision="ieee", **none))
+    assert not aot.find_failures(report(dtype="float64", **none))
+    assert not aot.find_failures(report(kernel="fold_weights", **none))
+
+
+def test_reads_what_ptxas_prints() -> None:
+    text = (
+        "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized\n"
+        "ptxas info    : Compiling entry function 'k' for 'sm_90a'\n"
+        "    64 bytes stack frame, 60 bytes spill stores, 80 bytes spill loads\n"
+        "ptxas info    : Used 255 registers, used 1 barriers, 64 bytes cumulative stack size\n"
+    )
+    made = report()
+    aot.read_ptxas(made, text)
+    assert (made.registers, made.spill_bytes, len(made.messages)) == (255, 60, 1)
+
+
+@triton.jit
+def _hungry(x, y, N: triton.language.constexpr):
+    """Holds N values across reductions: with one warp more than its threads have registers for."""
+    at = triton.language.arange(0, N)
+    value = triton.language.load(x + at)
+    total = triton.language.sum(triton.language.exp(value), 0)
+    for _ in range(4):
+        value = value * total + 1.0
+        total += triton.language.sum(value, 0)
+    triton.language.store(y + at, value / total)
+
+
+def test_a_kernel_that_spills_is_found() -> None:
+    source = triton.compiler.ASTSource(
+        _hungry, {"x": "*fp32", "y": "*fp32", "N": "constexpr"}, constexprs={(2,): 16384}
+    )
+    compiled = triton.compile(source, target=aot.TARGETS["sm_90"].gpu, options={"num_warps": 1})
+    made = report(products={})
+    aot._read_ptx(made, compiled.asm["ptx"], aot.TARGETS["sm_90"])
+    assert made.spill_bytes > 0
+    assert any("spilled" in failure for failure in aot.find_failures(made))
+
+
+def test_every_tile_of_the_table_is_compiled() -> None:
+    """Every type, every tile and every kernel that any plan launches has its entry."""
+    from symconv_fast.backends.triton import configs, kernels
+
+    entries = list(aot.entries("sm_90"))
+    assert {entry.launch.kernel for entry in entries} == set(kernels.__all__)
+    for itemsize, table in configs.TILES.items():
+        for kernel, order in table:
+            for tile in configs.tiles(kernel, order, itemsize, "sm_90"):
+                name = f"{kernel} {order} {tile.m}x{tile.n}x{tile.k}"
+                types = {entry.dtype for entry in entries if entry.name == name}
+                wanted = {str(dtype)[6:] for dtype in aot.PRECISIONS if dtype.itemsize == itemsize}
+                assert types >= wanted, name
+
+
+def test_command_line_names_what_is_wrong() -> None:
+    with pytest.raises(SystemExit):
+        aot.parse(["--arch", "sm_70"])
+    assert aot.parse(["--arch", "sm_80,gfx942"]).arch == "sm_80,gfx942"
+
+
+def test_bytes_moved_are_those_of_the_model() -> None:
+    """In a process of its own: the interpreter must be chosen before Triton is imported."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.tile_bytes", "mixed"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(", as the model says") == 12, done.stdout

@@ -1,0 +1,208 @@
+# The Triton backend without a GPU: numbers from the interpreter, offsets from the compiler, plans and choice.
+"""What runs on the kernels themselves is in triton_grid.py, a process of its own with TRITON_INTERPRET=1."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from symconv_fast import dispatch
+from symconv_fast.problem import OPS, Problem
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from symconv_fast.backends.triton import configs, interpreted, kernels, launch, model  # noqa: E402
+from symconv_fast.backends.triton.launch import Launch  # noqa: E402
+
+HERE = Path(__file__).parent
+ALGORITHMS = ("fold", "direct")
+
+
+def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.fixture(scope="module")
+def interpreted_checks() -> dict[str, str]:
+    """Title and verdict of every check that ran under the interpreter."""
+    done = _python(str(HERE / "triton_grid.py"), TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {title: verdict for title, verdict, _ in (line.split("\t") for line in done.stdout.splitlines())}
+
+
+def test_interpreted_kernels_equal_the_oracle(interpreted_checks: dict[str, str]) -> None:
+    """All geometries, ties, dtypes, passes and algorithms; determinism, tiles, activations, overflow."""
+    wrong = {title: verdict for title, verdict in interpreted_checks.items() if verdict != "ok"}
+    assert not wrong, "\n".join(f"{title}: {verdict}" for title, verdict in wrong.items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("op", OPS)
+def test_every_dtype_and_pass_was_interpreted(
+    interpreted_checks: dict[str, str], op: str, dtype: str
+) -> None:
+    for algorithm in ALGORITHMS:
+        assert sum(title.startswith(f"{algorithm}, {dtype}, {op}, ") for title in interpreted_checks) >= 3
+
+
+# --- plans ---------------------------------------------------------------------------------------------------------
+
+
+def problem(
+    ties: tuple[tuple[int, int], ...] = ((1, 128),),
+    channels: int = 128,
+    spatial: tuple[int, ...] = (28, 28),
+    dtype: torch.dtype = torch.bfloat16,
+    batch: int = 32,
+    groups: int = 1,
+    transposed: bool = False,
+) -> Problem:
+    ndim = len(spatial)
+    unique = sum(rows for _, rows in ties)
+    inner = (channels, unique // groups) if transposed else (unique, channels // groups)
+    one = (1,) * ndim
+    static = ([v for s in ties for v in s], one, one, one, (0,) * ndim, transposed, groups, True)
+    return Problem.create(((batch, channels, *spatial), (*inner, *(3,) * ndim)), static, True, dtype, "cuda")
+
+
+PROBLEMS = {
+    "h": problem(),
+    "mixed": problem(((1, 32), (2, 32), (3, 16), (0, 32))),
+    "few channels": problem(((3, 12),), channels=3, dtype=torch.float32),
+    "octuple": problem(((7, 16),), spatial=(8, 8, 8), dtype=torch.float16),
+    "1-D": problem(((1, 32), (0, 5)), spatial=(100,), dtype=torch.float64),
+    "transposed": problem(((3, 32),), transposed=True),
+    "depthwise": problem(((1, 128),), groups=128),
+}
+
+
+def launches() -> dict[str, Launch]:
+    """Every launch of the problems, by title."""
+    found = {}
+    for name, p in PROBLEMS.items():
+        for op in OPS:
+            for algorithm in ALGORITHMS:
+                if algorithm == "fold" and name == "depthwise":
+                    continue
+                plan = launch.plan(p, op, algorithm)
+                for i, step in enumerate(plan.launches):
+                    found[f"{name}, {op}, {algorithm}, {i} {step.kernel}"] = step
+    return found
+
+
+def test_plans_name_every_parameter_once() -> None:
+    for title, step in launches().items():
+        given = [*step.pointers, *step.scalars, *step.constants]
+        assert sorted(given) == sorted(step.names), title
+        assert list(step.signature) == list(step.names), title
+        assert all(v == "constexpr" for n, v in step.signature.items() if n in step.constexprs), title
+        assert 0 < step.grid < 2**31, title
+
+
+def test_every_kernel_is_planned() -> None:
+    assert {step.kernel for step in launches().values()} == set(kernels.__all__)
+
+
+def test_members_of_an_orbit_need_no_launches_of_their_own() -> None:
+    """A mixed layer: at most one launch for each number of tied axes beside the fold of the weights."""
+    mixed = PROBLEMS["mixed"]
+    assert len(launch.plan(mixed, "fprop", "fold").launches) <= 1 + 3
+    assert len(launch.plan(replace(mixed, batch=1), "fprop", "fold").launches) == 2
+    assert len(launch.plan(mixed, "fprop", "direct").launches) == 1
+    assert len(launch.plan(mixed, "dgrad", "fold").launches) == 1
+    assert len(launch.plan(mixed, "wgrad", "fold").launches) <= 2
+
+
+def test_positions_beyond_32_bits_are_counted_in_64() -> None:
+    large = problem(((1, 2),), channels=2, spatial=(2**16, 2**15), batch=3)
+    small = PROBLEMS["h"]
+    for op in OPS:
+        for algorithm in ALGORITHMS:
+            assert launch.plan(large, op, algorithm).launches[-2 if op == "wgrad" else -1].constants["WIDE"]
+            assert (
+                not launch.plan(small, op, algorithm).launches[-2 if op == "wgrad" else -1].constants["WIDE"]
+            )
+    assert launch.plan(large, "dgrad", "fold").launches[0].signature["total"] == "i64"
+
+
+# --- the compiler, as far as it goes without a GPU ------------------------------------------------------------------
+
+
+@pytest.mark.skipif(interpreted.ACTIVE, reason="TRITON_INTERPRET is set, so nothing can be compiled")
+@pytest.mark.parametrize("kernel", kernels.__all__)
+def test_offsets_are_64_bits(kernel: str) -> None:
+    """No pointer is moved by 32 bits, which would end at 2^31 elements: read off Triton's own intermediate code."""
+    step = next(step for step in launches().values() if step.kernel == kernel)
+    index = {name: (i,) for i, name in enumerate(step.names)}
+    source = ASTSource(step.function, step.signature, {index[n]: v for n, v in step.constexprs.items()})
+    code = triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ttir"]
+    moves = re.findall(r"tt\.addptr .*? : (.*)", code)
+    assert len(moves) >= 2
+    assert all(re.search(r", (tensor<[\dx]*i64>|i64)( |$)", move) for move in moves), moves
+
+
+# --- choice --------------------------------------------------------------------------------------------------------
+
+
+def _wins(p: Problem, op: str = "fprop", algorithm: str = "fold") -> bool:
+    ours = model.seconds(p, op, algorithm, "sm_90", "tf32")
+    return ours < dispatch.load("reference").estimate(p, op, "expand")
+
+
+def test_the_model_leaves_to_torch_what_cannot_pay() -> None:
+    for op in OPS:
+        assert _wins(problem(((1, 256),), channels=256, spatial=(56, 56), batch=256), op)
+        assert not _wins(problem(((0, 256),), channels=256, spatial=(56, 56), batch=256), op)
+        assert not _wins(problem(((3, 4),), channels=3, spatial=(56, 56)), op)
+        assert not _wins(problem(((1, 4),), channels=64, spatial=(56, 56), batch=256), op)
+        assert not _wins(problem(((1, 256),), channels=256, dtype=torch.float64, spatial=(56, 56)), op)
+
+
+def test_nothing_is_claimed_without_a_gpu() -> None:
+    """Without a GPU the backend gives its reason; with TRITON_INTERPRET=1 it is there, and chosen only if pinned."""
+    code = (
+        "import torch, symconv_fast as sf; from symconv_fast import dispatch; "
+        "layer = sf.SymmetricConv2d(4, 8, 3, symmetry='h'); "
+        "print(dispatch.load('triton')); print(sf.explain(layer, torch.zeros(1, 4, 5, 5)))"
+    )
+    plain, active = _python("-c", code, CUDA_VISIBLE_DEVICES=""), _python("-c", code, TRITON_INTERPRET="1")
+    assert plain.returncode == 0, plain.stderr
+    assert re.search(
+        "the triton backend is not available in this installation .*(GPU|without CUDA)", plain.stdout
+    )
+    assert active.returncode == 0, active.stderr
+    assert "triton     fold" in active.stdout
+    assert not re.search("triton .* chosen", active.stdout)
+
+
+def test_import_survives_without_triton() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; from symconv_fast import dispatch; "
+        "print(dispatch.load('triton')); print(sorted(dispatch.available()))"
+    )
+    done = _python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "the triton backend is not available" in done.stdout
+    assert "'reference'" in done.stdout
+
+
+def test_tables_are_legal() -> None:
+    """Every architecture has tiles for every kernel, tie and size of element: powers of two of at least 16."""
+    for arch in configs.ARCHITECTURES:
+        for itemsize in (2, 4, 8):
+            for kernel, orders in (("fprop_fold", 4), ("fprop_direct", 1), ("dgrad", 4), ("wgrad", 4)):
+                for order in range(orders):
+                    for c in configs.tiles(kernel, order, itemsize, arch):
+                        assert all(v >= 16 and v & (v - 1) == 0 for v in (c.m, c.n, c.k)), (arch, kernel, c)
+                        assert c.warps in (4, 8)

@@ -1,0 +1,384 @@
+# Compiles every configuration of the Triton kernels for GPUs that need not be there, and says what the compilers made.
+"""python -m tools.aot [--arch sm_90,...] [--kernel fprop_fold] [--dtype bfloat16] [--quick] [--jobs N] [--rows FILE]
+
+No GPU is needed. For each tile of the table, and for geometries of every kind with the tile that the table gives them,
+each launch is compiled for sm_80, sm_90, sm_100 and gfx942. It fails (exit code 1, every failure listed) on
+
+    spills               registers moved to local memory
+    serialised           ptxas lets matrix products wait for each other ("C75xx", from a second `ptxas -v` on the PTX)
+    shared memory        more than a block of the device can have: compiling does not notice
+    tensor memory        more than 512 columns on sm_100: the "compiled" kernel would only trap
+    no matrix product    a product that has matrix instructions for its type, compiled without
+
+Nothing here says how fast a kernel is, or whether it is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from symconv_fast.backends.triton import configs
+from symconv_fast.backends.triton.launch import Launch, Options, plan
+from symconv_fast.problem import Problem
+
+
+@dataclass(frozen=True)
+class Target:
+    """An architecture: what Triton calls it, bytes of shared memory that a block may have, its matrix instructions."""
+
+    gpu: GPUTarget
+    shared: int
+    products: tuple[str, ...]
+
+
+TARGETS = {
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 163 << 10, ("mma.sync",)),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 << 10, ("wgmma.mma_async", "mma.sync")),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 << 10, ("tcgen05.mma", "mma.sync")),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 << 10, ("v_mfma",)),
+}
+TENSOR_COLUMNS = 512
+
+# Precisions of a product by type; "ieee" has no matrix instructions in float32.
+PRECISIONS: dict[torch.dtype, tuple[str, ...]] = {
+    torch.bfloat16: ("ieee",),
+    torch.float16: ("ieee",),
+    torch.float32: ("tf32", "ieee", "tf32x3"),
+    torch.float64: ("ieee",),
+}
+TIES = {0: 0, 1: 1, 2: 3, 3: 7}  # number of tied axes -> mask
+PRODUCTS = ("fprop_fold", "fprop_direct", "dgrad", "wgrad")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A launch to compile for an architecture, with the name under which it is reported."""
+
+    name: str
+    arch: str
+    dtype: str
+    precision: str
+    launch: Launch
+
+
+@dataclass
+class Report:
+    """What the compilers made of an entry. `failures` is empty when nothing is wrong with it."""
+
+    name: str
+    arch: str
+    kernel: str
+    dtype: str
+    precision: str
+    tile: dict[str, int]
+    registers: int = 0
+    spill_bytes: int = 0
+    shared: int = 0
+    tensor_columns: int = 0
+    products: dict[str, int] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def line(self) -> str:
+        """One line of the listing."""
+        made = " ".join(f"{name} {count}" for name, count in self.products.items() if count) or "no products"
+        tile = "x".join(str(self.tile[key]) for key in ("BM", "BN", "BK") if key in self.tile)
+        verdict = "; ".join(self.failures) or "ok"
+        return (
+            f"{self.arch:<7} {self.name:<34} {self.dtype} {self.precision} {tile} warps {self.tile['warps']} "
+            f"stages {self.tile['stages']}: {self.registers} registers, {self.spill_bytes} B spilled, "
+            f"{self.shared / 1024:.0f} KB shared, {made}: {verdict}"
+        )
+
+
+# --- what is compiled -----------------------------------------------------------------------------------------------
+
+
+def make_problem(
+    ties: dict[int, int],
+    channels: int,
+    spatial: tuple[int, ...],
+    kernel: int = 3,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    batch: int = 8,
+    stride: int = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    last: bool = True,
+) -> Problem:
+    """A layer on a GPU; `ties` are rows over all groups by mask."""
+    ndim, rows = len(spatial), sum(ties.values())
+    flat = [value for tie in ties.items() for value in tie]
+    geometry = [stride] * ndim, [kernel // 2] * ndim, [1] * ndim, [0] * ndim
+    outer, inner = (channels, rows // groups) if transposed else (rows, channels // groups)
+    sizes = (batch, channels, *spatial), (outer, inner, *[kernel] * ndim)
+    return Problem.create(sizes, (flat, *geometry, transposed, groups, last), last, dtype, "cuda")
+
+
+def table_problem(order: int, dtype: torch.dtype) -> Problem:
+    """A layer large enough for every tile of the table: 3 taps an axis, 256 channels."""
+    spatial = (56, 56) if order < 3 else (24, 24, 24)
+    return make_problem({TIES[order]: 256 if order < 3 else 64}, 256, spatial, dtype=dtype)
+
+
+GEOMETRIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "1-D, 5 taps": (("fold",), {"ties": {1: 128}, "channels": 128, "spatial": (2000,), "kernel": 5}),
+    "v": (("fold",), {"ties": {2: 64}, "channels": 128, "spatial": (28, 28)}),
+    "stride 2": (("fold",), {"ties": {1: 64}, "channels": 128, "spatial": (56, 56), "stride": 2}),
+    "even kernel": (("fold",), {"ties": {3: 32}, "channels": 128, "spatial": (28, 28), "kernel": 4}),
+    "7 x 7 stem, C = 3": (
+        ("fold", "direct"),
+        {"ties": {3: 16}, "channels": 3, "spatial": (224, 224), "kernel": 7, "stride": 2},
+    ),
+    "odd channels": (("fold", "direct"), {"ties": {1: 33, 3: 17}, "channels": 100, "spatial": (29, 31)}),
+    "contiguous": (("fold",), {"ties": {1: 64}, "channels": 4, "spatial": (56, 56), "last": False}),
+    "mixed": (("fold", "direct"), {"ties": {1: 32, 2: 32, 3: 32, 0: 64}, "channels": 128, "spatial": (28, 28)}),
+    "groups": (("fold",), {"ties": {1: 128}, "channels": 256, "spatial": (28, 28), "groups": 4}),
+    "transposed, stride 2": (
+        ("fold",),
+        {"ties": {1: 64}, "channels": 128, "spatial": (28, 28), "stride": 2, "kernel": 4, "transposed": True},
+    ),
+    "octuple, mixed": (("fold",), {"ties": {1: 16, 3: 16, 7: 32}, "channels": 64, "spatial": (16, 16, 16)}),
+    "depthwise 7 x 7": (
+        ("direct",),
+        {"ties": {3: 384}, "channels": 384, "spatial": (14, 14), "kernel": 7, "groups": 384},
+    ),
+    "depthwise, contiguous": (
+        ("direct",),
+        {"ties": {1: 96}, "channels": 96, "spatial": (56, 56), "groups": 96, "last": False},
+    ),
+    "more than 2^31 elements": (
+        ("fold",), {"ties": {1: 64}, "channels": 128, "spatial": (512, 512), "batch": 128},
+    ),
+}  # fmt: skip
+# Compiled by `make test` too: one of each kernel, and what is most likely to spill or to be serialised.
+QUICK = (
+    "sm_90 fprop_fold 1 128x128x32",
+    "sm_90 fprop_fold 2 128x64x32",
+    "sm_90 dgrad 2 128x128x32",
+    "sm_90 wgrad 1 128x128x32",
+    "sm_80 fprop_fold 1 64x64x32",
+    "sm_100 fprop_fold 1 128x128x32",
+    "gfx942 fprop_fold 1 64x64x32",
+)
+
+
+def entries(arch: str) -> Iterator[Entry]:
+    """Everything that is compiled for an architecture."""
+    for itemsize, table in configs.TILES.items():
+        for kernel, order in table:
+            tiles = configs.tiles(kernel, order, itemsize, arch)
+            for dtype in (dtype for dtype in PRECISIONS if dtype.itemsize == itemsize):
+                for precision in PRECISIONS[dtype]:
+                    for tile in tiles:
+                        yield from _table_entries(arch, kernel, order, dtype, precision, tile)
+    for name, (algorithms, arguments) in GEOMETRIES.items():
+        for dtype in (torch.bfloat16, torch.float32):
+            problem = make_problem(dtype=dtype, **arguments)
+            options = Options(arch=arch, precision=PRECISIONS[dtype][0])
+            for op, algorithm in ((op, a) for op in ("fprop", "dgrad", "wgrad") for a in algorithms):
+                for launch in plan(problem, op, algorithm, options=options).launches:
+                    yield _entry(f"{name} {op} {algorithm}", arch, dtype, options.precision, launch)
+
+
+def _table_entries(
+    arch: str, kernel: str, order: int, dtype: torch.dtype, precision: str, tile: configs.Config
+) -> Iterator[Entry]:
+    """The launches of `kernel` with one tile of the table."""
+    op, _, algorithm = kernel.partition("_")
+    options = Options(arch=arch, precision=precision, config=tile)
+    for launch in plan(table_problem(order, dtype), op, algorithm or "fold", options=options).launches:
+        if launch.kernel == kernel:
+            yield _entry(f"{kernel} {order} {tile.m}x{tile.n}x{tile.k}", arch, dtype, precision, launch)
+
+
+def _entry(name: str, arch: str, dtype: torch.dtype, precision: str, launch: Launch) -> Entry:
+    return Entry(name, arch, str(dtype)[6:], precision if dtype == torch.float32 else "", launch)
+
+
+# --- compiling ------------------------------------------------------------------------------------------------------
+
+
+def source(launch: Launch) -> ASTSource:
+    """The kernel of a launch with its types, constants and what is known to be divisible by 16."""
+    place = {name: (i,) for i, name in enumerate(launch.names)}
+    signature = launch.signature
+    divisible = [n for n in launch.divisible if n in place and signature[n] != "constexpr"]
+    return ASTSource(
+        launch.function,
+        signature,
+        constexprs={place[name]: value for name, value in launch.constexprs.items()},
+        attrs={place[name]: [["tt.divisibility", 16]] for name in divisible},
+    )
+
+
+def compile_entry(entry: Entry) -> Report:
+    """Compile for the target of the entry and look at the result."""
+    target, launch = TARGETS[entry.arch], entry.launch
+    tile = {key: launch.constants[key] for key in ("BM", "BN", "BK") if key in launch.constants}
+    report = Report(
+        entry.name, entry.arch, launch.kernel, entry.dtype, entry.precision,
+        tile | {"warps": launch.warps, "stages": launch.stages},
+    )  # fmt: skip
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    try:
+        compiled = triton.compile(source(launch), target=target.gpu, options=options)
+    except (
+        Exception
+    ) as error:  # whatever a compiler raises is a finding, and the others must still be compiled
+        text = (str(error).strip().splitlines() or [""])[-1]
+        report.failures.append(f"does not compile: {type(error).__name__}: {text[:200]}")
+        return report
+    report.shared = compiled.metadata.shared
+    report.tensor_columns = getattr(compiled.metadata, "tmem_size", 0) or 0
+    if target.gpu.backend == "cuda":
+        _read_ptx(report, compiled.asm["ptx"], target)
+    else:
+        _read_gcn(report, compiled.asm["amdgcn"], target)
+    report.failures += find_failures(report)
+    return report
+
+
+def _read_ptx(report: Report, ptx: str, target: Target) -> None:
+    """Registers, spills and complaints from a second `ptxas -v`; matrix instructions from the PTX."""
+    report.products = {name: ptx.count(name) for name in target.products}
+    tool = triton.knobs.nvidia.ptxas_blackwell if target.gpu.arch >= 100 else triton.knobs.nvidia.ptxas
+    architecture = re.search(r"\.target\s+(\w+)", ptx)
+    assert architecture is not None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.ptx")
+        file.write_text(ptx)
+        command = [
+            tool.path,
+            "-v",
+            f"--gpu-name={architecture[1]}",
+            str(file),
+            "-o",
+            f"{folder}/kernel.cubin",
+        ]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    read_ptxas(report, text)
+
+
+def read_ptxas(report: Report, text: str) -> None:
+    """Registers, bytes of spill stores and the lines with a performance message, from what `ptxas -v` printed."""
+    report.registers = max(map(int, re.findall(r"Used (\d+) registers", text)), default=0)
+    report.spill_bytes = sum(map(int, re.findall(r"(\d+) bytes spill stores", text)))
+    report.messages = [line.strip() for line in text.splitlines() if re.search(r"\(C7\d{3}\)", line)]
+
+
+def _read_gcn(report: Report, text: str, target: Target) -> None:
+    """The same from the metadata in AMD's assembly; spills are counted in registers of 4 bytes."""
+
+    def value(name: str) -> int:
+        return max(map(int, re.findall(rf"\.{name}:\s*(\d+)", text)), default=0)
+
+    report.products = {name: text.count(name) for name in target.products}
+    report.registers = value("vgpr_count")
+    report.spill_bytes = 4 * (value("vgpr_spill_count") + value("sgpr_spill_count"))
+
+
+def find_failures(report: Report) -> list[str]:
+    """What must not be, one text each."""
+    target, found = TARGETS[report.arch], []
+    if report.spill_bytes:
+        found.append(f"{report.spill_bytes} bytes spilled")
+    serialised = sorted({m for text in report.messages for m in re.findall(r"C75\d\d", text)})
+    if serialised:
+        found.append(f"serialised ({', '.join(serialised)})")
+    if report.shared > target.shared:
+        found.append(f"{report.shared} bytes of shared memory, more than {target.shared}")
+    if report.tensor_columns > TENSOR_COLUMNS:
+        found.append(f"{report.tensor_columns} columns of tensor memory, more than {TENSOR_COLUMNS}")
+    if expects_products(report) and not any(report.products.values()):
+        found.append("no matrix product")
+    return found
+
+
+def expects_products(report: Report) -> bool:
+    """Has the type matrix instructions, and does the kernel multiply matrices?"""
+    scalar = report.dtype == "float64" or (report.dtype == "float32" and report.precision == "ieee")
+    return report.kernel in PRODUCTS and not scalar
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+def quick_entries() -> list[Entry]:
+    """The entries of QUICK, in bfloat16."""
+    found = []
+    for wanted in QUICK:
+        arch, name = wanted.split(" ", 1)
+        found += [e for e in entries(arch) if e.name == name and e.dtype == "bfloat16"]
+    return found
+
+
+def chosen(options: argparse.Namespace) -> list[Entry]:
+    """The entries that the command line asks for, each distinct compilation once."""
+    if options.quick:
+        return quick_entries()
+    found: dict[object, Entry] = {}
+    for arch in options.arch.split(","):
+        for entry in entries(arch):
+            if options.kernel in entry.launch.kernel and options.dtype in entry.dtype:
+                found.setdefault((entry.arch, repr(entry.launch.constants), repr(entry.launch)), entry)
+    return list(found.values())
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="compile the Triton kernels ahead of time")
+    parser.add_argument("--arch", default=",".join(TARGETS), help="architectures, with commas")
+    parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
+    parser.add_argument("--dtype", default="", help="only this type, such as bfloat16")
+    parser.add_argument("--quick", action="store_true", help="a few representative ones")
+    parser.add_argument("--jobs", type=int, default=1, help="compilations at a time")
+    parser.add_argument("--rows", type=Path, help="write the reports here as JSON lines")
+    options = parser.parse_args(arguments)
+    unknown = [arch for arch in options.arch.split(",") if arch not in TARGETS]
+    if unknown:
+        parser.error(f"--arch {','.join(unknown)} is not known; there are: {', '.join(TARGETS)}")
+    return options
+
+
+def main() -> int:
+    """Compile, print a line each, then every failure again; 1 if there is one."""
+    if triton.knobs.runtime.interpret:
+        raise SystemExit(
+            "TRITON_INTERPRET is set: kernels made for the interpreter cannot be compiled; unset it"
+        )
+    options = parse()
+    todo, reports = chosen(options), []
+    with ProcessPoolExecutor(max_workers=max(1, options.jobs)) as pool:
+        for done, report in enumerate(pool.map(compile_entry, todo), 1):
+            print(f"{done:>{int(math.log10(len(todo))) + 1}}/{len(todo)} {report.line}", flush=True)
+            reports.append(report)
+    if options.rows:
+        options.rows.write_text("".join(json.dumps(asdict(report)) + "\n" for report in reports))
+    failed = [report for report in reports if report.failures]
+    print(f"\n{len(reports)} compiled, {len(failed)} with failures")
+    for report in failed:
+        print(report.line)
+    return 1 if failed or not reports else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
