@@ -1,4 +1,5 @@
-# One command for each job: make demo, make test, make bench, make sanitize, make lint, make clean.
+# One command for each job: make demo, make test, make bench, make bench-report, make aot, make gpu,
+#   make sanitize, make lint, make clean.
 #
 # VENV=.venv    the environment that is made, once, with pip. `make VENV= test` uses the current Python as it is: nothing
 #               is installed and the network is not touched.
@@ -11,9 +12,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+AOT_ARGS ?=
+GPU_ARGS ?=
+RESULTS ?= bench/results/reference-cpu.jsonl
 
 BUILD_TOOLS := "setuptools>=64" wheel ninja numpy
-TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4"
+TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" "triton>=3.6,<4; platform_system == 'Linux'"
 DEMO_TOOLS := scikit-learn tqdm matplotlib
 LINT_TOOLS := ruff==0.17.5 clang-format==23.1.5 mypy==2.4.1
 
@@ -29,7 +33,7 @@ ENVIRONMENT := $(VENV)/.ready
 LINT_ENVIRONMENT := $(VENV)/.ready-lint
 endif
 
-.PHONY: all build demo test sanitize bench lint format clean FORCE
+.PHONY: all build demo test sanitize bench bench-full bench-report aot gpu gpu-rehearse lint format clean FORCE
 all: build
 
 demo: build/.built
@@ -42,8 +46,27 @@ test: build/.built
 sanitize: build/.python
 	$(PY) tools/sanitize.py
 
+# The quick set and everything that has a target, in under 8 minutes on an otherwise idle machine.
 bench: build/.built
-	$(PY) -m pytest bench $(BENCH_ARGS)
+	$(PY) -m pytest bench --minutes 7 $(BENCH_ARGS)
+
+bench-full: build/.built
+	$(PY) -m pytest bench --full $(BENCH_ARGS)
+
+# The Triton kernels compiled for GPUs that need not be here: spills, serialised products, shared memory. AOT_ARGS="--arch sm_90".
+aot: $(ENVIRONMENT)
+	$(PY) -m tools.aot --jobs 2 $(AOT_ARGS)
+
+# All that needs a GPU, in order of value, within GPU_ARGS="--minutes 30"; and the same on a CPU, to see that it runs.
+gpu:
+	PYTHON=$(PY) bench/gpu.sh $(GPU_ARGS)
+
+gpu-rehearse: build/.built
+	PYTHON=$(PY) bench/gpu.sh --rehearse --only facts,smoke,baseline,rate,tune
+
+# Tables of the README and the documentation, and the plots, from stored rows.
+bench-report: $(ENVIRONMENT)
+	$(PY) -m bench.report $(RESULTS) --into README.md docs/benchmark.md --plots docs/figures
 
 lint: $(LINT_ENVIRONMENT)
 	$(PY) -m ruff check .

@@ -28,7 +28,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bench import cases, measure, report, shapes
+from bench import cases, measure, shapes
+from bench.case import Case
+from bench.rows import PASS_NAMES, Row, aligned
 from symconv_fast import SymmetricConv2d
 
 ORDINARY, SYMMETRIC = "nn.Conv2d", "SymmetricConv2d"
@@ -200,7 +202,7 @@ def network_table(nets: dict[str, Network]) -> str:
         ],
         ["inference, images/s", *rates, times(new.images_per_second / old.images_per_second)],
     ]
-    return report.aligned(lines)
+    return aligned(lines)
 
 
 def times(ratio: float) -> str:
@@ -208,32 +210,29 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f}x" + ("" if ratio >= 1 else " (slower)")
 
 
-def measure_layers(seconds: float) -> list[report.Row]:
+def measure_layers(seconds: float) -> list[Row]:
     """Forward and training step of six layers of real networks against expanded filters."""
     known = {shape.name: shape for shape in shapes.DEFAULT}
     todo = [
-        cases.Case(known[name], tie, direction)
-        for name, tie in LAYERS.items()
-        for direction in ("fwd", "step")
+        Case(known[name], tie, direction) for name, tie in LAYERS.items() for direction in ("fwd", "step")
     ]
     return [cases.run(case, seconds, memory=False) for case in tqdm(todo, desc="single layers", unit="layer")]
 
 
-def layer_table(rows: list[report.Row]) -> str:
+def layer_table(rows: list[Row]) -> str:
     """The layers with both times and what ran."""
     lines = [["layer", "network", "tie", "pass", "runs on", "F.conv2d, expanded", "symmetric", "ratio"]]
     for row in rows:
-        what = [row["shape"], row["model"], row["tie"], report.PASS_NAMES[row["pass"]], row["backend"]]
+        what = [row["shape"], row["model"], row["tie"], PASS_NAMES[row["pass"]], row["backend"]]
         lines.append([*what, f"{row['baseline_ms']:.2f} ms", f"{row['ms_p50']:.2f} ms", times(row["ratio"])])
-    return report.aligned(lines)
+    return aligned(lines)
 
 
-def plot(nets: dict[str, Network], rows: list[report.Row], path: Path) -> None:
+def plot(nets: dict[str, Network], rows: list[Row], path: Path) -> None:
     """One picture: accuracy, what the networks cost, and the ratios of the layers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
+    from bench import plots  # draws without a screen
 
     figure, axes = plt.subplots(2, 2, figsize=(13, 8), gridspec_kw={"width_ratios": [1, 2]})
     old, new = nets[ORDINARY], nets[SYMMETRIC]
@@ -256,8 +255,8 @@ def plot(nets: dict[str, Network], rows: list[report.Row], path: Path) -> None:
     axes[1, 0].tick_params(axis="x", labelsize=8)
     axes[1, 0].set_title(f"{SYMMETRIC} as a share of {ORDINARY}")
     for axis, direction in zip(axes[:, 1], ("fwd", "step"), strict=True):
-        report.bars(axis, [row for row in rows if row["pass"] == direction])
-        axis.set_title(f"{report.PASS_NAMES[direction]}: times faster than F.conv2d on expanded filters")
+        plots.bars(axis, [row for row in rows if row["pass"] == direction])
+        axis.set_title(f"{PASS_NAMES[direction]}: times faster than F.conv2d on expanded filters")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
