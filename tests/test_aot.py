@@ -32,6 +32,11 @@ def report(**found: object) -> aot.Report:
 @pytest.mark.parametrize("name", QUICK)
 def test_compiles_without_spills_and_serialisation(name: str) -> None:
     made = aot.compile_entry(QUICK[name])
+    if not triton.__version__.startswith(aot.TILED_WITH + ".") and made.failures:
+        assert all("spilled" in failure for failure in made.failures), made.line
+        pytest.skip(
+            f"{made.line}; the tiles were chosen with Triton {aot.TILED_WITH}, this is {triton.__version__}"
+        )
     assert not made.failures, made.line
     assert made.registers > 32
     assert made.shared > 0

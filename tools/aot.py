@@ -31,6 +31,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from symconv_fast.backends.triton import configs
@@ -46,6 +47,8 @@ class Target:
     shared: int
     products: tuple[str, ...]
 
+
+TILED_WITH = "3.6"  # the Triton whose spills the tiles of the table were chosen by
 
 TARGETS = {
     "sm_80": Target(GPUTarget("cuda", 80, 32), 163 << 10, ("mma.sync",)),
@@ -260,7 +263,7 @@ def compile_entry(entry: Entry) -> Report:
 def _read_ptx(report: Report, ptx: str, target: Target) -> None:
     """Registers, spills and complaints from a second `ptxas -v`; matrix instructions from the PTX."""
     report.products = {name: ptx.count(name) for name in target.products}
-    tool = triton.knobs.nvidia.ptxas_blackwell if target.gpu.arch >= 100 else triton.knobs.nvidia.ptxas
+    tool = get_ptxas(target.gpu.arch)
     architecture = re.search(r"\.target\s+(\w+)", ptx)
     assert architecture is not None
     with tempfile.TemporaryDirectory() as folder:

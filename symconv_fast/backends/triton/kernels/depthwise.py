@@ -237,7 +237,7 @@ def wgrad_row(
         tl.store(
             out + (base + wide(tap) * o_st),
             result.to(out.dtype.element_ty),
-            mask=(cs < G) & (tap < KD * KH * KW),
+            mask=cs < tl.where(tap < KD * KH * KW, G, 0),
         )
 
 

@@ -25,6 +25,7 @@ ROWS = tl.constexpr(2)
 COPY = tl.constexpr(3)
 BLOCK = tl.constexpr(4)
 PADDED = tl.constexpr(5)
+OUTSIDE = tl.constexpr(-(1 << 30))  # moves any origin out of the source
 
 # --- compile-time arithmetic ---------------------------------------------------------------------------------------
 
@@ -184,7 +185,10 @@ def mirrored(k, AXES: tl.constexpr, A: tl.constexpr, MASK: tl.constexpr):
 
 @triton.jit
 def shift(k, r, AXES: tl.constexpr, A: tl.constexpr, SCATTER: tl.constexpr):
-    """(what tap k adds to the origin, whether the tap is present in phase r)."""
+    """What tap k adds to the origin: OUTSIDE, before every origin, where phase r does not have the tap.
+
+    One number, not a number and a truth value: the mask is then made by the comparisons with the ends alone.
+    """
     S: tl.constexpr = field(AXES, A, 1)
     D: tl.constexpr = field(AXES, A, 2)
     P: tl.constexpr = field(AXES, A, 3)
@@ -192,9 +196,9 @@ def shift(k, r, AXES: tl.constexpr, A: tl.constexpr, SCATTER: tl.constexpr):
         LIFT: tl.constexpr = D * field(AXES, A, 0)  # keeps the dividend positive
         lifted = r + P - k * D + LIFT * S
         quotient = lifted // S
-        return quotient - LIFT, quotient * S == lifted
+        return tl.where(quotient * S == lifted, quotient - LIFT, OUTSIDE)
     else:
-        return k * D - P, k >= 0
+        return k * D - P
 
 
 # --- taps ----------------------------------------------------------------------------------------------------------
@@ -273,13 +277,11 @@ def window(
     `base` holds the offsets of the origins (with the channels), `origins` the positions on the three axes; the taps
     are scalars, or broadcast against them.
     """
-    bd, pd = shift(mirrored(taps[0], AXES, 0, FLIP), residues[0], AXES, 0, SCATTER)
-    bh, ph = shift(mirrored(taps[1], AXES, 1, FLIP), residues[1], AXES, 1, SCATTER)
-    bw, pw = shift(mirrored(taps[2], AXES, 2, FLIP), residues[2], AXES, 2, SCATTER)
+    bd = shift(mirrored(taps[0], AXES, 0, FLIP), residues[0], AXES, 0, SCATTER)
+    bh = shift(mirrored(taps[1], AXES, 1, FLIP), residues[1], AXES, 1, SCATTER)
+    bw = shift(mirrored(taps[2], AXES, 2, FLIP), residues[2], AXES, 2, SCATTER)
     zd, zh, zw = origins[0] + bd, origins[1] + bh, origins[2] + bw
     inside = (zd >= 0) & (zd < extents[0]) & (zh >= 0) & (zh < extents[1]) & (zw >= 0) & (zw < extents[2])
-    if SCATTER:
-        inside = inside & pd & ph & pw
     moved = wide(bd) * strides[0] + wide(bh) * strides[1] + wide(bw) * strides[2]
     return tl.load(source + (base + moved), mask=inside & valid, other=0.0)
 
