@@ -191,7 +191,9 @@ def arrange(values: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
     if layout == "expanded":
         return values[(slice(0, 1), slice(None), *[slice(0, 1)] * ndim)].to(dtype).expand(values.shape)
     if layout == "channels_last":
-        return values.to(dtype).movedim(1, -1).contiguous().movedim(-1, 1)
+        # Copied, since `contiguous` would leave a tensor of one channel with a stride of its own for channels.
+        inner = values.movedim(1, -1)
+        return torch.empty(inner.shape, dtype=dtype, device=values.device).copy_(inner).movedim(-1, 1)
     if layout == "transposed":
         return values.to(dtype).movedim(0, -1).contiguous().movedim(-1, 0)
     if layout == "sliced":

@@ -40,7 +40,7 @@ from .composed_plan import (
     steps,
     tap_filters,
 )
-from .reference import torch_backward, torch_geometry, without_autocast
+from .reference import torch_backward, torch_forward, without_autocast
 
 NAME = "composed"
 ALGORITHMS = ("fold", "partial")
@@ -53,10 +53,6 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
         return "nothing is tied"
     if algorithm == "partial" and all(mask.bit_count() < 2 for mask in masks):
         return "no tie has more than one axis"
-    if problem.device == "cpu" and op == "dgrad" and max(problem.stride) > 1 and problem.dtype.itemsize < 8:
-        return (
-            "torch's strided input gradient is not repeatable on a CPU for the inner shapes (seen in float32)"
-        )
     return None
 
 
@@ -144,7 +140,7 @@ def _product(
     inner = inner_problem(problem, segment, part, tuple(lead.shape[2:]), padding)
     filters = tap_filters(problem, segment, part, weight)
     lead = as_result(lead, last_inside(problem))
-    product = torch.convolution(lead, filters, None, *torch_geometry(inner))
+    product = torch_forward(inner, lead, filters, None)
     shape = (problem.groups, *(len(phase.taps) for phase in part), len(segment.rest), segment.rows)
     return product.unflatten(1, shape), tuple(first for first, _ in ranges)
 

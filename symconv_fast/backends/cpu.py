@@ -37,7 +37,7 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     if algorithm == "winograd":
         return _why_no_winograd(problem, op)
     if algorithm == "expand" and op == "fprop" and torch_is_wrong(problem, op):
-        return "torch's convolution is wrong in 16-bit types where the padding is as long as the map"
+        return "torch's convolution is wrong for these sizes in this type"
     return None
 
 
