@@ -73,7 +73,7 @@ class Choice(NamedTuple):
     algorithm: str
 
 
-_pinned: ContextVar[Pin | None] = ContextVar("symconv_fast_pinned", default=None)
+PINNED: ContextVar[Pin | None] = ContextVar("symconv_fast_pinned", default=None)
 _environment = Pin(
     os.environ.get(ENV_BACKEND) or None,
     os.environ.get(ENV_ALGORITHM) or None,
@@ -112,18 +112,24 @@ def backend(name: str | None = None, algorithm: str | None = None) -> Iterator[N
     Raises:
         ValueError: no backend, or no algorithm of the backend, has that name.
     """
-    pin = Pin(name, algorithm, "backend()")
+    pin = _pin(name, algorithm)
     _check_names(pin)
-    token = _pinned.set(pin)
+    token = PINNED.set(pin)
     try:
         yield
     finally:
-        _pinned.reset(token)
+        PINNED.reset(token)
+
+
+@cache
+def _pin(name: str | None, algorithm: str | None) -> Pin:
+    """One object for equal pins: remembered calls tell them apart by identity."""
+    return Pin(name, algorithm, "backend()")
 
 
 def pinned() -> Pin:
     """What is fixed now: the innermost `backend()`, else the environment."""
-    return _pinned.get() or _environment
+    return PINNED.get() or _environment
 
 
 def choose(problem: Problem, op: str) -> Choice:

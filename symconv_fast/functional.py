@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops
+from . import eager
 from .native import suggests_channels_last
 from .problem import Problem, ShapeError
 from .symmetry import Symmetry, SymmetryLike, compute_rows, resolve_rows
@@ -37,7 +37,7 @@ class Call(NamedTuple):
 
     def run(self) -> Tensor:
         """The layer's output."""
-        output = ops.call_fprop(self.input, self.weight, self.bias, self.static)
+        output = eager.fprop(self.input, self.weight, self.bias, self.static)
         return output.squeeze(0) if self.unbatched else output
 
     def problem(self) -> Problem:
@@ -58,7 +58,7 @@ def symmetric_conv1d(
     symmetry: TiesLike,
 ) -> Tensor:
     """`symmetric_conv2d` in one dimension: input (N, C, L) or (C, L), weight (U, C/groups, K)."""
-    return prepare(1, input, weight, bias, stride, padding, dilation, groups, symmetry).run()
+    return run(1, input, weight, bias, stride, padding, dilation, groups, symmetry)
 
 
 def symmetric_conv2d(
@@ -89,7 +89,7 @@ def symmetric_conv2d(
         ValueError: weight, bias or symmetry do not fit each other. RuntimeError: dtypes or devices differ, or the
         kernel is larger than the padded input. TypeError: unsupported dtype.
     """
-    return prepare(2, input, weight, bias, stride, padding, dilation, groups, symmetry).run()
+    return run(2, input, weight, bias, stride, padding, dilation, groups, symmetry)
 
 
 def symmetric_conv3d(
@@ -104,7 +104,7 @@ def symmetric_conv3d(
     symmetry: TiesLike,
 ) -> Tensor:
     """`symmetric_conv2d` in three dimensions: input ([N,] C, D, H, W), weight (U, C/groups, KD, KH, KW)."""
-    return prepare(3, input, weight, bias, stride, padding, dilation, groups, symmetry).run()
+    return run(3, input, weight, bias, stride, padding, dilation, groups, symmetry)
 
 
 def symmetric_conv_transpose1d(
@@ -121,7 +121,7 @@ def symmetric_conv_transpose1d(
 ) -> Tensor:
     """`symmetric_conv_transpose2d` in one dimension: input (N, C, L) or (C, L), weight (C, U/groups, K)."""
     args = (1, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
-    return prepare(*args, transposed=True).run()
+    return run(*args, transposed=True)
 
 
 def symmetric_conv_transpose2d(
@@ -141,7 +141,7 @@ def symmetric_conv_transpose2d(
     Arguments in the order of `torch.nn.functional.conv_transpose2d`; otherwise as `symmetric_conv2d`.
     """
     args = (2, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
-    return prepare(*args, transposed=True).run()
+    return run(*args, transposed=True)
 
 
 def symmetric_conv_transpose3d(
@@ -158,7 +158,21 @@ def symmetric_conv_transpose3d(
 ) -> Tensor:
     """`symmetric_conv_transpose2d` in three dimensions: weight (C, U/groups, KD, KH, KW)."""
     args = (3, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
-    return prepare(*args, transposed=True).run()
+    return run(*args, transposed=True)
+
+
+def run(
+    ndim: int, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, transposed: bool = False
+) -> Tensor:
+    """The layer's output: of `prepare` with the same arguments, which calls like an earlier one go past."""
+    spec = (ndim, transposed, *arguments)
+    output = eager.recall(input, weight, bias, *spec)
+    if output is None:
+        call = prepare(ndim, input, weight, bias, *arguments, transposed=transposed)
+        output = call.run()
+        if call.input is input and call.weight is weight and call.bias is bias:
+            eager.remember(input, weight, bias, spec, call.static)
+    return output
 
 
 def prepare(

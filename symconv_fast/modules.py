@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import Call, IntOrInts, prepare
+from .functional import IntOrInts, prepare, run
 from .problem import Problem
 from .symmetry import Symmetry, SymmetryLike
 from .ties import Ties
 
 _Layer = TypeVar("_Layer", bound="_Symmetric")
+
+
+@lru_cache(maxsize=1024)
+def _one(values: tuple[int, ...]) -> tuple[int, ...]:
+    """One object for equal tuples, since calls are remembered by identity."""
+    return values
 
 
 class _Symmetric(nn.modules.conv._ConvNd):
@@ -112,19 +119,20 @@ class _Symmetric(nn.modules.conv._ConvNd):
         layer.train(conv.training)
         return layer
 
-    def _prepare(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Call:
+    def _arguments(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+        """Of `functional.run` and `functional.prepare`."""
         ndim, padding = len(self.kernel_size), self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0,) * ndim
-        return prepare(ndim, input, weight, bias, self.stride, padding, self.dilation, self.groups, self.ties)
+            padding = _one((0,) * ndim)
+        return ndim, input, weight, bias, self.stride, padding, self.dilation, self.groups, self.ties
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._prepare(input, weight, bias).run()
+        return run(*self._arguments(input, weight, bias))
 
     def problem(self, x: Tensor) -> Problem:
         """The `Problem` that an input `x` poses; see `symconv_fast.explain`."""
-        return self._prepare(x, self.weight, self.bias).problem()
+        return prepare(*self._arguments(x, self.weight, self.bias)).problem()
 
     def extra_repr(self) -> str:
         """torch's own fields, then the symmetry as it was given and the number of free filters."""
@@ -138,19 +146,19 @@ class _SymmetricTransposed(_Symmetric):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As torch's transposed layer; `output_size` picks among the sizes that the stride leaves open."""
-        return self._prepare_transposed(input, output_size).run()
+        return run(*self._transposed_arguments(input, output_size), transposed=True)
 
-    def _prepare_transposed(self, input: Tensor, output_size: list[int] | None) -> Call:
+    def _transposed_arguments(self, input: Tensor, output_size: list[int] | None) -> tuple[Any, ...]:
         ndim = len(self.kernel_size)
         extra = self._output_padding(  # type: ignore[operator]
             input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
         )
-        args = (self.stride, self.padding, self.dilation, self.groups, self.ties, extra)
-        return prepare(ndim, input, self.weight, self.bias, *args, transposed=True)
+        args = (self.stride, self.padding, self.dilation, self.groups, self.ties, _one(tuple(extra)))
+        return ndim, input, self.weight, self.bias, *args
 
     def problem(self, x: Tensor) -> Problem:
         """The `Problem` that an input `x` poses; see `symconv_fast.explain`."""
-        return self._prepare_transposed(x, None).problem()
+        return prepare(*self._transposed_arguments(x, None), transposed=True).problem()
 
 
 class SymmetricConv1d(_Symmetric, nn.Conv1d):

@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils.flop_counter import register_flop_formula
 
-from . import dispatch, settings
-from .native import is_plain, suggests_channels_last
+from . import dispatch, native, settings
+from .native import suggests_channels_last
 from .problem import Problem, ShapeError, allocate, check_tensors, macs, output_size
 
 _GEOMETRY = (
@@ -66,10 +66,19 @@ def _fake_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: A
 
 _plans: dict[Any, Callable[..., Tensor]] = {}
 _MAX_PLANS = 8192
-settings.on_change(_plans.clear)
 
 
-def _plan(
+def forget_plans() -> None:
+    """Choose anew from now on: after a switch was changed, or, in tests, the backends."""
+    _plans.clear()
+    if native.module is not None:
+        native.module.forget()
+
+
+settings.on_change(forget_plans)
+
+
+def plan(
     op: str, first: Tensor, second: Tensor, third: Any, static: tuple[Any, ...]
 ) -> Callable[..., Tensor]:
     """The function for these arguments: checked, chosen and bound once for each combination."""
@@ -79,14 +88,14 @@ def _plan(
         op, first.shape, second.shape, extra, first.dtype, second.dtype, first.device, second.device, static, last,
         dispatch.pinned(), torch.get_num_threads(),
     )  # fmt: skip
-    plan = _plans.get(key)
-    if plan is None:
+    found = _plans.get(key)
+    if found is None:
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
         input_size, weight_size, _ = _sizes(op, first, second, third, static[:7])
         problem = Problem.create((input_size, weight_size), static, last, first.dtype, first.device.type)
-        plan = _plans[key] = dispatch.bind(problem, op)
-    return plan
+        found = _plans[key] = dispatch.bind(problem, op)
+    return found
 
 
 def _hashable(static: Sequence[Any]) -> tuple[Any, ...]:
@@ -96,16 +105,16 @@ def _hashable(static: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _real_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, *static: Any) -> Tensor:
-    return _plan("fprop", input, weight, bias, _hashable(static))(input, weight, bias)
+    return plan("fprop", input, weight, bias, _hashable(static))(input, weight, bias)
 
 
 def _real_dgrad(grad_output: Tensor, weight: Tensor, input_size: Any, *static: Any) -> Tensor:
-    run = _plan("dgrad", grad_output, weight, tuple(input_size), _hashable(static))
+    run = plan("dgrad", grad_output, weight, tuple(input_size), _hashable(static))
     return run(grad_output, weight)
 
 
 def _real_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: Any) -> Tensor:
-    run = _plan("wgrad", grad_output, input, tuple(weight_size), _hashable(static))
+    run = plan("wgrad", grad_output, input, tuple(weight_size), _hashable(static))
     return run(grad_output, input)
 
 
@@ -267,19 +276,6 @@ def _refuse_tangents(*tensors: Any) -> None:
                 "symconv_fast does not implement forward-mode automatic differentiation (torch.func.jvp, jacfwd, "
                 "dual tensors); use reverse mode: torch.autograd.grad, torch.func.vjp or jacrev"
             )
-
-
-# --- the short way for eager inference ------------------------------------------------------------------------------
-
-
-def call_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, static: tuple[Any, ...]) -> Tensor:
-    """`fprop`, past the dispatcher where it would do nothing: plain CPU tensors, no gradient, no mode, no transform.
-
-    The trip through the dispatcher and two Python kernels costs about 10 us, as much as a tiny convolution.
-    """
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or not is_plain(input, weight, bias):
-        return fprop(input, weight, bias, *static)
-    return _plan("fprop", input, weight, bias, static)(input, weight, bias)
 
 
 # --- torch.vmap ----------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_dispatch_is_at_run_time():
         torch.testing.assert_close(compiled(x), y)
     asked = []
     choose = sf.dispatch.choose
-    sf.ops._plans.clear()
+    sf.ops.forget_plans()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             sf.dispatch, "choose", lambda *args: asked.append(sf.dispatch.pinned()) or choose(*args)

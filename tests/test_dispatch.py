@@ -69,7 +69,7 @@ def fake(monkeypatch) -> Fake:
 
 def clear() -> None:
     dispatch._choose.cache_clear()
-    sf.ops._plans.clear()
+    sf.ops.forget_plans()
 
 
 # --- choosing ------------------------------------------------------------------------------------------------------

@@ -420,35 +420,3 @@ def test_a_gradient_that_is_not_asked_for_is_not_computed(leaf):
     with Recorded() as seen:
         layer(start).sum().backward()
     assert seen.names[-2:] == ["dgrad", "wgrad"]
-
-
-def test_the_short_way_gives_what_the_operator_gives():
-    layer = SymmetricConv2d(2, 8, 3, padding=1, symmetry="hv")
-    x = torch.randn(2, 2, 5, 6)
-    with torch.no_grad(), Recorded() as seen:
-        slow = layer(x)
-    assert seen.names == ["fprop"]  # a dispatch mode sees the operator
-    for context in (torch.no_grad(), torch.inference_mode()):
-        with context:
-            assert torch.equal(layer(x), slow)
-            assert torch.equal(layer(torch._neg_view(-x)), slow)
-
-
-def test_the_short_way_is_for_plain_tensors_alone():
-    x, w, b = torch.randn(1, 2, 3, 3), torch.randn(2, 2, 1, 1), torch.randn(2)
-    assert ops.is_plain(x, w, b)
-    assert ops.is_plain(x, torch.nn.Parameter(w, requires_grad=False), None)
-    for special in (torch._neg_view(x), x.to("meta"), x.clone().requires_grad_(), Special(x)):
-        assert not ops.is_plain(special, w, b)
-    assert not ops.is_plain(x, w, b.requires_grad_())
-    with torch.no_grad():
-        assert ops.is_plain(x, w, b)
-        with Recorded():
-            assert not ops.is_plain(x, w, b)
-        with torch.profiler.profile():
-            assert not ops.is_plain(x, w, b)
-        assert not torch.vmap(lambda x: x.sum() * 0 + ops.is_plain(x, w, None))(x).any()
-
-
-class Special(torch.Tensor):
-    """A subclass, which may want to see the operator."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _cpu, settings  # type: ignore[attr-defined]
-from ..problem import Problem, allocate, as_result, memory_format
-from . import cpu_cost, cpu_depthwise
-from .reference import torch_backward, torch_geometry, torch_is_wrong, without_autocast
+from ..problem import Problem, allocate
+from . import cpu_cost, cpu_depthwise, reference
+from .reference import torch_is_wrong
 
 NAME = "cpu"
 ALGORITHMS = ("fold", "winograd", "expand")
@@ -71,93 +71,33 @@ def _native_name(algorithm: str) -> str:
     return str(settings.winograd() or "f2") if algorithm == "winograd" else algorithm
 
 
-def _geometry(problem: Problem) -> tuple[object, ...]:
-    p = problem
-    return _flat(p), p.stride, p.padding, p.dilation, p.transposed, p.groups
-
-
-def _flat(problem: Problem) -> list[int]:
-    return [value for segment in problem.ties for value in segment]
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    """The kernels read along channels or along the last dimension; anything else is copied once."""
-    strides = tensor.stride()
-    if strides[1] == 1 or strides[-1] == 1:
-        return tensor
-    last = strides[1] < strides[-1] and tensor.dim() > 3 and strides[1] != 0
-    return tensor.contiguous(memory_format=memory_format(tensor.dim() - 2, last))
-
-
-def _expand(problem: Problem, weight: Tensor) -> Tensor:
-    """The ordinary filters, in the memory format of the result."""
-    filters = allocate(problem.expanded_shape, weight, problem.channels_last)
-    _cpu.expand(weight, filters, _flat(problem), problem.transposed, problem.groups)
-    return filters
-
-
 def bind(problem: Problem, op: str, algorithm: str) -> Callable[..., Tensor]:
-    """The function of `op` with all but its tensors bound, in one native call where there is one."""
+    """The function of `op` with all but its tensors bound: one native call."""
     p = problem
-    if algorithm == "expand" and op != "fprop":
-        return partial(globals()[op], problem, algorithm)
-    _, _, dilation, _, output_padding, _ = torch_geometry(p)
-    result = {"fprop": p.output_shape, "dgrad": p.input_shape, "wgrad": p.weight_shape}[op]
-    strides = allocate(result, torch.empty(0, device="meta"), p.channels_last).stride()
+    if algorithm == "expand" and torch_is_wrong(p, op):
+        return partial(getattr(reference, op), p, algorithm)
+    _, _, dilation, _, output_padding, _ = reference.torch_geometry(p)
+    strides = allocate(p.result_shape(op), torch.empty(0, device="meta"), p.channels_last).stride()
+    ties = [value for segment in p.ties for value in segment]
     native = _cpu.Pass(
-        *_geometry(p), output_padding, dilation, result, strides, p.expanded_shape, p.channels_last,
-        cpu_depthwise.applies(p), _native_name(algorithm),
+        ties, p.stride, p.padding, p.dilation, p.transposed, p.groups, p.input_shape, p.weight_shape, p.output_shape,
+        dilation, output_padding, p.expanded_shape, strides, p.channels_last, cpu_depthwise.applies(p),
+        _native_name(algorithm),
     )  # fmt: skip
-    return getattr(native, op)
+    function: Callable[..., Tensor] = getattr(native, op)
+    return function
 
 
 def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Output (N, out_channels, *out_spatial)."""
-    if algorithm == "expand":
-        with without_autocast(input):
-            filters = _expand(problem, weight)
-            result = torch.convolution(input, filters, bias, *torch_geometry(problem))
-        return as_result(result, problem.channels_last)
-    output = allocate(problem.output_shape, input, problem.channels_last)
-    if cpu_depthwise.applies(problem):
-        _cpu.depthwise_fprop(input, weight, bias, output, *_geometry(problem))
-    else:
-        _cpu.fprop(_readable(input), weight, bias, output, *_geometry(problem), _native_name(algorithm))
-    return output
+    return bind(problem, "fprop", algorithm)(input, weight, bias)
 
 
 def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Gradient of the input, (N, C, *spatial)."""
-    grad = allocate(problem.input_shape, weight, problem.channels_last)
-    if algorithm == "expand":
-        with without_autocast(weight):
-            filters = _expand(problem, weight)
-            result = torch_backward(problem, grad_output, grad, filters, 0)
-        return as_result(result, problem.channels_last)
-    if cpu_depthwise.applies(problem):
-        _cpu.depthwise_dgrad(grad_output, weight, grad, *_geometry(problem))
-    else:
-        _cpu.dgrad(_readable(grad_output), weight, grad, *_geometry(problem), _native_name(algorithm))
-    return grad
+    return bind(problem, "dgrad", algorithm)(grad_output, weight)
 
 
 def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
     """Gradient of the reduced weight."""
-    if algorithm == "expand":
-        return _expanded_wgrad(problem, grad_output, input)
-    grad = allocate(problem.weight_shape, input, problem.channels_last)
-    if cpu_depthwise.applies(problem):
-        _cpu.depthwise_wgrad(grad_output, input, grad, *_geometry(problem))
-    else:
-        _cpu.wgrad(_readable(grad_output), input, grad, *_geometry(problem), _native_name(algorithm))
-    return grad
-
-
-def _expanded_wgrad(problem: Problem, grad_output: Tensor, input: Tensor) -> Tensor:
-    """Gradient of the ordinary filters, summed over each orbit."""
-    filters = allocate(problem.expanded_shape, input, problem.channels_last)
-    with without_autocast(input):
-        expanded = torch_backward(problem, grad_output, input, filters, 1)
-    grad = allocate(problem.weight_shape, input, problem.channels_last)
-    _cpu.reduce(expanded, grad, _flat(problem), problem.transposed, problem.groups)
-    return grad
+    return bind(problem, "wgrad", algorithm)(grad_output, input)

@@ -1,0 +1,62 @@
+// One pass of one problem by one algorithm, from tensors to tensors: everything else is bound once.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "geometry.h"
+
+namespace symconv {
+
+using Ints = std::vector<int64_t>;
+
+struct Geometry {
+  Ints ties, stride, padding, dilation;
+  bool transposed;
+  int64_t groups;
+};
+
+struct Shapes {
+  Ints input, weight, output;
+};
+
+// What torch's convolution takes where it differs, the shape of the ordinary filters, strides of the result.
+struct Torch {
+  Ints dilation, output_padding, filters, strides;
+};
+
+// Neither takes the GIL nor needs it. Tensors must have the shapes and one of the four types.
+class Pass {
+ public:
+  Pass(Geometry geometry, Shapes shapes, Torch torch, bool channels_last, bool depthwise,
+       std::string algorithm);
+
+  at::Tensor fprop(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const;
+  at::Tensor dgrad(const at::Tensor& gy, const at::Tensor& w) const;
+  at::Tensor wgrad(const at::Tensor& gy, const at::Tensor& x) const;
+
+ private:
+  at::Tensor expanded(const at::Tensor& w) const;
+  void reduce_into(const at::Tensor& filters, const at::Tensor& gw) const;
+  at::Tensor convolve(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const;
+  at::Tensor convolve_back(const at::Tensor& gy, const at::Tensor& w) const;
+  at::Tensor filter_gradient(const at::Tensor& gy, const at::Tensor& x) const;
+  std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& gy, const at::Tensor& x,
+                                                          const at::Tensor& filters,
+                                                          std::array<bool, 3> wanted) const;
+  at::Tensor as_result(const at::Tensor& t) const;
+
+  Geometry geometry_;
+  Shapes shapes_;
+  Torch torch_;
+  bool channels_last_, depthwise_;
+  std::string algorithm_;
+  Problem problem_;
+};
+
+}  // namespace symconv

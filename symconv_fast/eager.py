@@ -1,0 +1,67 @@
+"""Calls that were seen before, in one native call: neither checks nor the choice of kernels are made twice.
+
+Python's way from a layer to a kernel takes some 15 us, and with autograd 25 us: as long as a tiny convolution. Native code
+(csrc/cpu/eager.cpp) remembers calls by the identity of the arguments that cannot change and by what the tensors are like,
+and records a node of C++ where a gradient is wanted. Whatever the dispatcher has work with (modes, subclasses, transforms,
+autocast, a profiler, torch.compile) is left to the operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch, ops
+from .native import module as _cpu
+from .symmetry import Symmetry
+from .ties import Ties
+
+_MAX_SPECS = 8192
+_CONSTANT = (int, str, type(None), Symmetry, Ties)  # what can be told apart by identity, and tuples of ints
+
+_specs: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+if _cpu is not None:
+    _cpu.connect(torch.nn.Parameter, dispatch.PINNED, ops.plan, ops.dgrad, ops.wgrad)
+
+
+def recall(input: Tensor, weight: Tensor, bias: Tensor | None, *spec: Any) -> Tensor | None:
+    """The output of a call with the same objects in `spec` and tensors of the same kind, if one was remembered."""
+    if _cpu is None or torch.compiler.is_compiling():
+        return None
+    output: Tensor | None = _cpu.recall(input, weight, bias, *spec)
+    return output
+
+
+def remember(
+    input: Tensor, weight: Tensor, bias: Tensor | None, spec: tuple[Any, ...], static: tuple[Any, ...]
+) -> None:
+    """Have `recall` run what the operator with `static` runs on such tensors; nothing where `spec` could change."""
+    if _cpu is None or torch.compiler.is_compiling() or not all(map(_is_constant, spec)):
+        return
+    weight_last = ops.suggests_channels_last(weight)
+    if _cpu.recallable(input, weight, bias):
+        function = ops.plan("fprop", input, weight, bias, static)
+        _cpu.remember(input, weight, bias, spec, static, (*static[:7], weight_last), function)
+
+
+def fprop(input: Tensor, weight: Tensor, bias: Tensor | None, static: tuple[Any, ...]) -> Tensor:
+    """`ops.fprop`, remembered."""
+    if _cpu is None or torch.compiler.is_compiling():
+        return ops.fprop(input, weight, bias, *static)
+    if len(_specs) >= _MAX_SPECS:
+        _specs.clear()
+    spec = (_specs.setdefault(static, static),)
+    output = recall(input, weight, bias, *spec)
+    if output is None:
+        output = ops.fprop(input, weight, bias, *static)
+        remember(input, weight, bias, spec, static)
+    return output
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(type(v) in (int, bool) or _is_constant(v) for v in value)
+    return isinstance(value, _CONSTANT)
