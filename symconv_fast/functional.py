@@ -186,6 +186,7 @@ def prepare(
     groups: int,
     symmetry: TiesLike,
     output_padding: IntOrInts = 0,
+    *,
     transposed: bool = False,
 ) -> Call:
     """Check the arguments of a layer and turn them into those of the operator; nothing is computed but padding."""

@@ -127,6 +127,15 @@ class _Symmetric(nn.modules.conv._ConvNd):
             padding = _one((0,) * ndim)
         return ndim, input, weight, bias, self.stride, padding, self.dilation, self.groups, self.ties
 
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, *spatial) or (C, *spatial) to (N, out_channels, *out_spatial) or without N."""
+        return self._conv_forward(input, self._own("weight"), self._own("bias"))
+
+    def _own(self, name: str) -> Any:
+        """A parameter; as an attribute it would take the detour over nn.Module.__getattr__, half a microsecond."""
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return run(*self._arguments(input, weight, bias))
 
@@ -154,7 +163,7 @@ class _SymmetricTransposed(_Symmetric):
             input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
         )
         args = (self.stride, self.padding, self.dilation, self.groups, self.ties, _one(tuple(extra)))
-        return ndim, input, self.weight, self.bias, *args
+        return ndim, input, self._own("weight"), self._own("bias"), *args
 
     def problem(self, x: Tensor) -> Problem:
         """The `Problem` that an input `x` poses; see `symconv_fast.explain`."""

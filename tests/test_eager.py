@@ -264,9 +264,9 @@ def test_autograd_sees_a_node_like_any_other(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(x.grad, torch.autograd.grad(layer(x).sum(), x)[0])
     with torch.autograd.detect_anomaly(check_nan=True), warnings.catch_warnings():
         layer(x).sum().backward()
+    with torch.inference_mode():
+        z = torch.randn(1, 2, 5, 5)
     with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
-        with torch.inference_mode():
-            z = torch.randn(1, 2, 5, 5)
         layer(z)
 
 

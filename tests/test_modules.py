@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import symconv_fast as sf
 from symconv_fast import Symmetry
@@ -338,3 +339,26 @@ def test_parametrizations_and_hooks_of_torch_work():
     y.sum().backward()
     assert seen == [y.shape]
     assert layer.parametrizations.weight.original1.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["parametrized", "pruned", "attribute"])
+def test_a_weight_that_is_no_parameter(kind: str) -> None:
+    """Normalised, pruned or set by hand: the layer runs on what `layer.weight` is now."""
+    layer, x = sf.SymmetricConv2d(3, 8, 3, symmetry="hv"), torch.randn(2, 3, 6, 6)
+    for _ in range(2):
+        layer(x)
+    if kind == "parametrized":
+        torch.nn.utils.parametrizations.weight_norm(layer)
+        layer.parametrizations.weight.original0.data.mul_(2)
+    elif kind == "pruned":
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    else:
+        weight = layer.weight.detach() * 3
+        del layer.weight
+        layer.weight = weight
+    for _ in range(2):
+        y = layer(x)
+        torch.testing.assert_close(y, F.conv2d(x, layer.ties.expand(layer.weight), layer.bias))
+    if kind != "attribute":
+        y.sum().backward()
+        assert all(p.grad is not None for p in layer.parameters())

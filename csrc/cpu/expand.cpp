@@ -1,6 +1,8 @@
 // Copies and sums over orbit members.
 #include "expand.h"
 
+#include <algorithm>
+
 #include "convert.h"
 #include "scratch.h"
 
@@ -62,6 +64,10 @@ void expand(const Problem& p, const WeightView<const T>& weight, int64_t weight_
              T* to = filters.data + group * filters_group_stride + row * filters.orbit_stride;
              for (const MemberTap& tap : taps) {
                T* out = to + tap.filter + member_channel(s, tap.member) * filters.orbit_stride;
+               if (filters.channel_stride == 1 && weight.channel_stride == 1) {
+                 std::copy_n(from + tap.weight, p.channels, out);
+                 continue;
+               }
                for (int64_t c = 0; c < p.channels; ++c)
                  out[c * filters.channel_stride] = from[tap.weight + c * weight.channel_stride];
              }
