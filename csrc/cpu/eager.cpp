@@ -328,9 +328,10 @@ void remember(const py::object& input, const py::object& weight, const py::objec
   std::vector<PyObject*> parts;
   for (const py::handle part : spec) parts.push_back(part.ptr());
   // Not an assignment: what it would free may run Python.
-  calls().emplace(make_key(*a, parts.data(), parts.size(), pin),
-                  c10::make_intrusive<Call>(spec, pin, dgrad_static, wgrad_static, function,
-                                            a->input.sizes().vec(), a->weight.sizes().vec(), a->bias.has_value()));
+  calls().emplace(
+      make_key(*a, parts.data(), parts.size(), pin),
+      c10::make_intrusive<Call>(spec, pin, dgrad_static, wgrad_static, function, a->input.sizes().vec(),
+                                a->weight.sizes().vec(), a->bias.has_value()));
 }
 
 bool recallable(const py::object& input, const py::object& weight, const py::object& bias) {

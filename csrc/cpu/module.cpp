@@ -1,6 +1,7 @@
 // Python bindings.
 #include <torch/extension.h>
 
+#include <memory>
 #include <string>
 
 #include "eager.h"
@@ -26,12 +27,15 @@ py::dict build_info() {
   return info;
 }
 
-Pass make_pass(const Ints& ties, const Ints& stride, const Ints& padding, const Ints& dilation,
-               bool transposed, int64_t groups, const Ints& input, const Ints& weight, const Ints& output,
-               const Ints& torch_dilation, const Ints& output_padding, const Ints& filters,
-               const Ints& strides, bool channels_last, bool depthwise, const std::string& algorithm) {
-  return Pass({ties, stride, padding, dilation, transposed, groups}, {input, weight, output},
-              {torch_dilation, output_padding, filters, strides}, channels_last, depthwise, algorithm);
+std::unique_ptr<Pass> make_pass(const Ints& ties, const Ints& stride, const Ints& padding,
+                                const Ints& dilation, bool transposed, int64_t groups, const Ints& input,
+                                const Ints& weight, const Ints& output, const Ints& torch_dilation,
+                                const Ints& output_padding, const Ints& filters, const Ints& strides,
+                                bool channels_last, bool depthwise, const std::string& algorithm) {
+  return std::make_unique<Pass>(symconv::Geometry{ties, stride, padding, dilation, transposed, groups},
+                                symconv::Shapes{input, weight, output},
+                                symconv::Torch{torch_dilation, output_padding, filters, strides},
+                                channels_last, depthwise, algorithm);
 }
 
 }  // namespace

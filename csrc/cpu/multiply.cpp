@@ -22,38 +22,82 @@ struct Run {
 // By product of minimal filtering (else one), then by parity.
 using Runs = std::vector<std::vector<Run>>;
 
+}  // namespace
+
+template <class T>
+struct Prepared : MultiplyShape {
+  Prepared(MultiplyShape shape, int64_t threads)
+      : MultiplyShape(std::move(shape)),
+        kernels(select_kernels<T>()),
+        threads(threads),
+        lanes(kernels.lanes),
+        chunks(cut_channels()),
+        phases(make_phases(plan, problem, panel_rows() * kWordBytes, staged ? kLongTile : kTile, threads,
+                           planes)),
+        weights(weight_layout(problem, plan, columns, chunks, lanes, pixel_lanes, kDepth)),
+        blocks(column_blocks(columns, lanes)) {
+    for (const Phase& phase : phases) {
+      std::vector<PanelLayout> own;
+      for (const Chunk& chunk : chunks) own.push_back(panel_layout(plan, phase, chunk, kDepth));
+      layouts.push_back(own);
+      if (staged) stages.emplace_back(plan, phase, plan.fold ? chunks[0].end : source_channels, lanes);
+    }
+    for (int64_t c = 0; c < columns; ++c) channel_offset.push_back(c * out_channel_stride);
+  }
+
+  static constexpr int kDepth = Format<T>::depth;
+  static constexpr int64_t kWordBytes = sizeof(Word<T>);
+  // Smallest tile must fit; only fold plans can be cut, since their slots all have the same channels.
+  std::vector<Chunk> cut_channels() const {
+    const int64_t channels = contraction;
+    const int64_t slots = static_cast<int64_t>(plan.slots.size());
+    const int64_t bytes = (staged ? 112 : 28) * slots * words<T>(channels) * kWordBytes;
+    int64_t n = plan.fold ? std::max<int64_t>(1, (bytes + kMaxPanelBytes - 1) / kMaxPanelBytes) : 1;
+    const int64_t width = words<T>((channels + n - 1) / n) * kDepth;
+    std::vector<Chunk> chunks;
+    for (int64_t c = 0; c < channels; c += width) chunks.push_back({c, std::min(channels, c + width)});
+    return chunks;
+  }
+
+  // In words, as everything here that is not said to be elements.
+  int64_t panel_rows() const {
+    int64_t rows = 0;
+    for (const Slot& slot : plan.slots) rows += words<T>(chunks[0].width(plan, slot));
+    return rows;
+  }
+
+  const Kernels<T>& kernels;
+  int64_t threads;
+  int lanes;
+  std::vector<Chunk> chunks;
+  std::vector<Phase> phases;
+  WeightLayout weights;
+  std::vector<ColumnBlock> blocks;
+  std::vector<std::vector<PanelLayout>> layouts;
+  std::vector<Stage> stages;  // by phase, where there are any
+  std::vector<int64_t> channel_offset;
+};
+
+namespace {
+
 template <class T>
 class Multiplier {
  public:
-  explicit Multiplier(const Multiply<T>& m)
-      : m_(m), kernels_(select_kernels<T>()), threads_(thread_count()), lanes_(kernels_.lanes) {
-    chunks_ = cut_channels();
-    phases_ = make_phases(m.plan, m.problem, panel_rows() * kWordBytes, m.staged ? kLongTile : kTile,
-                          threads_, m.planes);
-    weights_ = weight_layout(m.problem, m.plan, m.columns, chunks_, lanes_, m.pixel_lanes, kDepth);
-    blocks_ = column_blocks(m.columns, lanes_);
-    for (const Phase& phase : phases_) {
-      std::vector<PanelLayout> layouts;
-      for (const Chunk& chunk : chunks_) layouts.push_back(panel_layout(m.plan, phase, chunk, kDepth));
-      layouts_.push_back(layouts);
-      if (m.staged) stages_.emplace_back(m.plan, phase, stage_channels(), lanes_);
-    }
-    for (int64_t c = 0; c < m.columns; ++c) channel_offset_.push_back(c * m.out.channel_stride);
-  }
+  Multiplier(const Prepared<T>& prepared, const MultiplyTensors<T>& tensors) : p_(prepared), m_(tensors) {}
 
   void operator()() {
-    const int64_t groups = m_.problem.groups;
-    Scratch<Word<T>> packed(weights_.elements * groups);
-    const int64_t pieces = weight_pieces(weights_, lanes_);
-    parallel_slices(pieces * groups, threads_, [&](int64_t begin, int64_t end, int64_t) {
+    const int64_t groups = p_.problem.groups;
+    Scratch<Word<T>> packed(p_.weights.elements * groups);
+    const int64_t pieces = weight_pieces(p_.weights, p_.lanes);
+    parallel_slices(pieces * groups, p_.threads, [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t i = begin; i < end; ++i) {
         WeightView<const Element<T>> w = m_.weight;
         w.data += i / pieces * m_.weight_group_stride;
-        pack_weights(kernels_, m_.problem, m_.plan, weights_, w, m_.pixel_lanes, i % pieces,
-                     packed.data() + i / pieces * weights_.elements);
+        pack_weights(p_.kernels, p_.problem, p_.plan, p_.weights, w, p_.pixel_lanes, i % pieces,
+                     packed.data() + i / pieces * p_.weights.elements);
       }
     });
-    for (size_t i = 0; i < phases_.size(); ++i) run_phase(i, packed.data());
+    for (size_t i = 0; i < p_.phases.size(); ++i) run_phase(i, packed.data());
   }
 
  private:
@@ -61,53 +105,32 @@ class Multiplier {
   static constexpr int64_t kWordBytes = sizeof(Word<T>);
   static_assert(sizeof(Word<T>) == sizeof(Sum<T>) && sizeof(Element<T>) <= sizeof(Sum<T>), "share a buffer");
 
-  // Smallest tile must fit; only fold plans can be cut, since their slots all have the same channels.
-  std::vector<Chunk> cut_channels() const {
-    const int64_t channels = m_.contraction;
-    const int64_t slots = static_cast<int64_t>(m_.plan.slots.size());
-    const int64_t bytes = (m_.staged ? 112 : 28) * slots * words<T>(channels) * kWordBytes;
-    int64_t n = m_.plan.fold ? std::max<int64_t>(1, (bytes + kMaxPanelBytes - 1) / kMaxPanelBytes) : 1;
-    const int64_t width = words<T>((channels + n - 1) / n) * kDepth;
-    std::vector<Chunk> chunks;
-    for (int64_t c = 0; c < channels; c += width) chunks.push_back({c, std::min(channels, c + width)});
-    return chunks;
-  }
-
-  int64_t stage_channels() const { return m_.plan.fold ? chunks_[0].end : m_.source_channels; }
-
-  // In words, as everything here that is not said to be elements.
-  int64_t panel_rows() const {
-    int64_t rows = 0;
-    for (const Slot& slot : m_.plan.slots) rows += words<T>(chunks_[0].width(m_.plan, slot));
-    return rows;
-  }
-
   // Pixels of the panel for one product, halo included.
   int64_t panel_pixels(const Phase& phase) const {
     const Triple& b = phase.tiling.block;
-    const int64_t pixels = (b[0] + phase.tiling.span) * b[1] * b[2] + (m_.staged ? lanes_ - 1 : 0);
-    return m_.planes ? (pixels + lanes_ - 1) / lanes_ * lanes_ : pixels;
+    const int64_t pixels = (b[0] + phase.tiling.span) * b[1] * b[2] + (p_.staged ? p_.lanes - 1 : 0);
+    return p_.planes ? (pixels + p_.lanes - 1) / p_.lanes * p_.lanes : pixels;
   }
 
   int64_t panel_ld(const Phase& phase) const {
     // Rows a power of two apart collide in the first-level cache.
-    if (m_.planes) return (phase.tiling.products * panel_pixels(phase) / lanes_ | 1) * lanes_;
-    const int64_t rows = panel_rows();
+    if (p_.planes) return (phase.tiling.products * panel_pixels(phase) / p_.lanes | 1) * p_.lanes;
+    const int64_t rows = p_.panel_rows();
     return rows % 256 < 16 ? rows + 16 : rows;
   }
 
   // Leading dimension of the panel as it is packed, in elements.
   int64_t stored_ld(const Phase& phase) const {
-    return m_.planes ? panel_ld(phase) : panel_ld(phase) * kDepth;
+    return p_.planes ? panel_ld(phase) : panel_ld(phase) * kDepth;
   }
 
   int64_t product_stride(const Phase& phase) const {
-    return panel_pixels(phase) * (m_.planes ? 1 : panel_ld(phase));
+    return panel_pixels(phase) * (p_.planes ? 1 : panel_ld(phase));
   }
 
   int64_t panel_elements(const Phase& phase) const {
     const int64_t pixels = phase.tiling.products * panel_pixels(phase);
-    return (m_.planes ? panel_rows() : pixels) * panel_ld(phase) + kMaxVectors * lanes_;
+    return (p_.planes ? p_.panel_rows() : pixels) * panel_ld(phase) + kMaxVectors * p_.lanes;
   }
 
   // Results: with one chunk of channels a block is stored as soon as it is complete, so that only one
@@ -116,29 +139,29 @@ class Multiplier {
     int64_t ld, stride;  // of a row, and of one product of one parity
   };
   Results results(const Phase& phase) const {
-    if (chunks_.size() == 1) {
+    if (p_.chunks.size() == 1) {
       const int64_t rows =
-          std::max(kernels_.max_rows[1], std::max(kernels_.max_rows[2], kernels_.max_rows[3]));
-      return {kMaxVectors * lanes_, rows * kMaxVectors * lanes_};
+          std::max(p_.kernels.max_rows[1], std::max(p_.kernels.max_rows[2], p_.kernels.max_rows[3]));
+      return {kMaxVectors * p_.lanes, rows * kMaxVectors * p_.lanes};
     }
     const Triple& b = phase.tiling.block;
-    const int64_t pixels = b[0] * b[1] * b[2], across = m_.pixel_lanes ? pixels : m_.columns;
-    const int64_t ld = (across + kMaxVectors * lanes_ - 1) / lanes_ * lanes_;
-    return {ld, ld * (m_.pixel_lanes ? m_.columns : pixels)};
+    const int64_t pixels = b[0] * b[1] * b[2], across = p_.pixel_lanes ? pixels : p_.columns;
+    const int64_t ld = (across + kMaxVectors * p_.lanes - 1) / p_.lanes * p_.lanes;
+    return {ld, ld * (p_.pixel_lanes ? p_.columns : pixels)};
   }
 
   void run_phase(size_t index, const Word<T>* packed) {
-    const Phase& phase = phases_[index];
-    const int64_t tasks = m_.problem.groups * m_.problem.batch * phase.tiling.tiles();
-    const int64_t slices = std::min(tasks, threads_);
+    const Phase& phase = p_.phases[index];
+    const int64_t tasks = p_.problem.groups * p_.problem.batch * phase.tiling.tiles();
+    const int64_t slices = std::min(tasks, p_.threads);
     const Triple& b = phase.tiling.block;
     const int64_t pixels = b[0] * b[1] * b[2];
-    const int64_t zeros = std::max(m_.contraction, std::max(m_.source_channels, pixels)) + lanes_;
+    const int64_t zeros = std::max(p_.contraction, std::max(p_.source_channels, pixels)) + p_.lanes;
     const int64_t panel = panel_elements(phase);
-    const int64_t result = results(phase).stride * m_.plan.parities * phase.tiling.products;
-    const int64_t stage = m_.staged ? stages_[index].elements() : 0;
-    const int64_t zipped = kDepth > 1 && m_.planes ? panel : 0;
-    const int64_t each = (panel + zipped + result + zeros + stage + lanes_) / lanes_ * lanes_;
+    const int64_t result = results(phase).stride * p_.plan.parities * phase.tiling.products;
+    const int64_t stage = p_.staged ? p_.stages[index].elements() : 0;
+    const int64_t zipped = kDepth > 1 && p_.planes ? panel : 0;
+    const int64_t each = (panel + zipped + result + zeros + stage + p_.lanes) / p_.lanes * p_.lanes;
     Scratch<Sum<T>> memory(each * slices);
     Scratch<int64_t> offsets(pixels * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
@@ -150,10 +173,10 @@ class Multiplier {
       local.stage = local.zeros + zeros;
       local.offset = offsets.data() + slice * pixels;
       std::fill(local.zeros, local.zeros + zeros, Element<T>{});
-      const int64_t per_group = m_.problem.batch * phase.tiling.tiles();
+      const int64_t per_group = p_.problem.batch * phase.tiling.tiles();
       for (int64_t i = begin; i < end; ++i)
         run_tile(index, tile_at(phase.tiling, i % per_group), i / per_group,
-                 packed + i / per_group * weights_.elements, local);
+                 packed + i / per_group * p_.weights.elements, local);
     });
   }
 
@@ -166,40 +189,40 @@ class Multiplier {
 
   void run_tile(size_t index, const Tile& tile, int64_t group, const Word<T>* packed,
                 const Local& local) const {
-    const Phase& phase = phases_[index];
+    const Phase& phase = p_.phases[index];
     destination_offsets(phase, tile, m_.out.batch_stride, m_.out.stride, local.offset);
-    for (size_t c = 0; c < chunks_.size(); ++c) {
-      const PanelLayout& layout = layouts_[index][c];
+    for (size_t c = 0; c < p_.chunks.size(); ++c) {
+      const PanelLayout& layout = p_.layouts[index][c];
       pack(index, c, tile, group, local);
       Runs runs;
       for (int product = 0; product < phase.tiling.products; ++product)
-        for (int parity = 0; parity < m_.plan.parities; ++parity)
+        for (int parity = 0; parity < p_.plan.parities; ++parity)
           runs.push_back(make_runs(phase, tile, layout, c, parity, product));
-      const Block block{phase, tile, group, packed, local, runs, c > 0, c + 1 == chunks_.size()};
-      m_.pixel_lanes ? multiply_planes(block) : multiply_pixels(block);
+      const Block block{phase, tile, group, packed, local, runs, c > 0, c + 1 == p_.chunks.size()};
+      p_.pixel_lanes ? multiply_planes(block) : multiply_pixels(block);
     }
   }
 
   void pack(size_t index, size_t chunk, const Tile& tile, int64_t group, const Local& local) const {
-    const Phase& phase = phases_[index];
-    const PanelLayout& layout = layouts_[index][chunk];
-    const int64_t first = group * m_.source_channels + (m_.plan.fold ? chunks_[chunk].begin : 0);
-    const int64_t channels = chunks_[chunk].end - chunks_[chunk].begin;
+    const Phase& phase = p_.phases[index];
+    const PanelLayout& layout = p_.layouts[index][chunk];
+    const int64_t first = group * p_.source_channels + (p_.plan.fold ? p_.chunks[chunk].begin : 0);
+    const int64_t channels = p_.chunks[chunk].end - p_.chunks[chunk].begin;
     View<const Element<T>> source = m_.source;
-    const Stage* stage = m_.staged ? &stages_[index] : nullptr;
+    const Stage* stage = p_.staged ? &p_.stages[index] : nullptr;
     if constexpr (kCanStage<T>) {
       if (stage) {
-        stage->fill(kernels_, phase, tile, m_.source, first, m_.plan.fold ? channels : m_.source_channels,
+        stage->fill(p_.kernels, phase, tile, m_.source, first, p_.plan.fold ? channels : p_.source_channels,
                     local.stage);
         source = {local.stage, 0, stage->channel_stride(), {}};
       }
     }
-    pack_panel(kernels_, m_.plan, phase, tile, layout, source, stage, stage ? 0 : first, channels, m_.planes,
-               local.zeros, reinterpret_cast<Stored<T>*>(local.panel), stored_ld(phase),
+    pack_panel(p_.kernels, p_.plan, phase, tile, layout, source, stage, stage ? 0 : first, channels,
+               p_.planes, local.zeros, reinterpret_cast<Stored<T>*>(local.panel), stored_ld(phase),
                product_stride(phase));
     if constexpr (kDepth > 1) {
-      m_.planes ? zip_panel(phase, tile, layout, chunks_[chunk], local)
-                : clear_odd_rows(phase, tile, layout, chunks_[chunk], local);
+      p_.planes ? zip_panel(phase, tile, layout, p_.chunks[chunk], local)
+                : clear_odd_rows(phase, tile, layout, p_.chunks[chunk], local);
     }
   }
 
@@ -212,19 +235,19 @@ class Multiplier {
   void zip_panel(const Phase& phase, const Tile& tile, const PanelLayout& layout, const Chunk& chunk,
                  const Local& local) const {
     const int64_t ld = panel_ld(phase);
-    for (size_t i = 0; i < m_.plan.slots.size(); ++i) {
+    for (size_t i = 0; i < p_.plan.slots.size(); ++i) {
       if (layout.offset[i] < 0) continue;
       const auto* rows = reinterpret_cast<const Stored<T>*>(local.panel) + layout.offset[i] * kDepth * ld;
-      kernels_.zip({rows, local.zipped + layout.offset[i] * ld, ld, ld,
-                    chunk.width(m_.plan, m_.plan.slots[i]), packed_pixels(phase, tile)});
+      p_.kernels.zip({rows, local.zipped + layout.offset[i] * ld, ld, ld,
+                      chunk.width(p_.plan, p_.plan.slots[i]), packed_pixels(phase, tile)});
     }
   }
 
   // Panels of pixels: the last row of a slot, where it fills half a word.
   void clear_odd_rows(const Phase& phase, const Tile& tile, const PanelLayout& layout, const Chunk& chunk,
                       const Local& local) const {
-    for (size_t i = 0; i < m_.plan.slots.size(); ++i) {
-      const int64_t width = chunk.width(m_.plan, m_.plan.slots[i]);
+    for (size_t i = 0; i < p_.plan.slots.size(); ++i) {
+      const int64_t width = chunk.width(p_.plan, p_.plan.slots[i]);
       if (layout.offset[i] < 0 || width % kDepth == 0) continue;
       auto* last = reinterpret_cast<Stored<T>*>(local.panel) + layout.offset[i] * kDepth + width;
       for (int64_t p = 0; p < packed_pixels(phase, tile); ++p) last[p * stored_ld(phase)] = {};
@@ -245,12 +268,12 @@ class Multiplier {
   std::vector<Run> make_runs(const Phase& phase, const Tile& tile, const PanelLayout& layout, size_t chunk,
                              int parity, int product) const {
     std::vector<Run> runs;
-    if (m_.plan.filtering || m_.plan.offset_axis < 0) {
+    if (p_.plan.filtering || p_.plan.offset_axis < 0) {
       append_runs(runs, layout, chunk, parity, product, {0, 0, 0, 0, 0, tile.pixels()});
       return runs;
     }
-    const AxisMap& map = *phase.axis[m_.plan.offset_axis];
-    for (int64_t tap = 0; tap < weights_.shifts; ++tap) {
+    const AxisMap& map = *phase.axis[p_.plan.offset_axis];
+    for (int64_t tap = 0; tap < p_.weights.shifts; ++tap) {
       if (!map.present[tap]) continue;
       const int64_t low = -map.b[tap] - tile.begin[0], high = map.extent - map.b[tap] - tile.begin[0];
       append_runs(runs, layout, chunk, parity, tap,
@@ -264,11 +287,11 @@ class Multiplier {
   // Slots of one parity for one tap (or product), those that lie together joined.
   void append_runs(std::vector<Run>& runs, const PanelLayout& layout, size_t chunk, int parity, int64_t tap,
                    const Run& like) const {
-    const WeightRows& rows = weights_.rows[chunk];
+    const WeightRows& rows = p_.weights.rows[chunk];
     bool fresh = true;
-    for (size_t i = 0; i < m_.plan.slots.size(); ++i) {
-      if (m_.plan.slots[i].parity != parity || layout.offset[i] < 0) continue;
-      const int64_t width = words<T>(chunks_[chunk].width(m_.plan, m_.plan.slots[i]));
+    for (size_t i = 0; i < p_.plan.slots.size(); ++i) {
+      if (p_.plan.slots[i].parity != parity || layout.offset[i] < 0) continue;
+      const int64_t width = words<T>(p_.chunks[chunk].width(p_.plan, p_.plan.slots[i]));
       const int64_t row = rows.row[i] + tap * rows.shift_stride[parity];
       if (!fresh) {
         Run& r = runs.back();
@@ -297,20 +320,20 @@ class Multiplier {
   void multiply_pixels(const Block& x) const {
     const int64_t pixels = x.tile.pixels(), ld = panel_ld(x.phase), step = product_stride(x.phase);
     const Results r = results(x.phase);
-    const bool whole = chunks_.size() > 1;
+    const bool whole = p_.chunks.size() > 1;
     Segments segments;
     GemmArgs<Word<T>> g{};
-    const int64_t pixel = m_.planes ? 1 : ld, row = m_.planes ? ld : 1;
+    const int64_t pixel = p_.planes ? 1 : ld, row = p_.planes ? ld : 1;
     g.lda = pixel, g.a_step = row, g.ldc = r.ld, g.add = x.add;
-    for (const ColumnBlock& block : blocks_) {
-      const int64_t width = block.vectors * lanes_, column = block.vector * lanes_;
-      const int64_t most = kernels_.max_rows[block.vectors], pieces = (pixels + most - 1) / most;
+    for (const ColumnBlock& block : p_.blocks) {
+      const int64_t width = block.vectors * p_.lanes, column = block.vector * p_.lanes;
+      const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (pixels + most - 1) / most;
       g.ldb = width;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t p0 = pixels * piece / pieces, p1 = pixels * (piece + 1) / pieces;
         Sum<T>* tile = x.local.result + (whole ? p0 * r.ld + column : 0);
         for (size_t i = 0; i < x.runs.size(); ++i) {
-          const size_t parity = i % m_.plan.parities, product = i / m_.plan.parities;
+          const size_t parity = i % p_.plan.parities, product = i / p_.plan.parities;
           segments.clear();
           for (const Run& run : x.runs[i]) {
             if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
@@ -320,9 +343,9 @@ class Multiplier {
           }
           segments.attach(g);
           g.a = x.local.panel + product * step;
-          g.b = x.packed + weights_.offset[parity] + column * weights_.total_rows[parity];
+          g.b = x.packed + p_.weights.offset[parity] + column * p_.weights.total_rows[parity];
           g.c = tile + (parity * x.phase.tiling.products + product) * r.stride;
-          kernels_.gemm(static_cast<int>(p1 - p0), block.vectors, g);
+          p_.kernels.gemm(static_cast<int>(p1 - p0), block.vectors, g);
         }
         if (x.last) store_pixels(x, tile, p0, p1, column, width);
       }
@@ -342,8 +365,8 @@ class Multiplier {
   void store_pixels(const Block& x, const Sum<T>* tile, int64_t p0, int64_t p1, int64_t column,
                     int64_t width) const {
     StoreArgs<T> s = store_args(x);
-    s.cols = std::min(width, m_.columns - column);
-    s.col_offset = m_.out.channel_stride == 1 ? nullptr : channel_offset_.data();
+    s.cols = std::min(width, p_.columns - column);
+    s.col_offset = m_.out.channel_stride == 1 ? nullptr : p_.channel_offset.data();
     const int64_t full = std::clamp(x.tile.full_pixels(x.phase.tiling), p0, p1);
     for (const auto& [from, to] : {std::pair{p0, full}, std::pair{full, p1}}) {
       if (from == to) continue;
@@ -358,18 +381,18 @@ class Multiplier {
   void multiply_planes(const Block& x) const {
     const int64_t pixels = x.tile.pixels(), ld = panel_ld(x.phase), step = product_stride(x.phase);
     const Results r = results(x.phase);
-    const bool whole = chunks_.size() > 1;
+    const bool whole = p_.chunks.size() > 1;
     Segments segments;
     GemmArgs<Word<T>> g{};
     g.ldb = ld, g.ldc = r.ld, g.add = x.add;
-    for (const ColumnBlock& block : column_blocks(pixels, lanes_)) {
-      const int64_t p0 = block.vector * lanes_, p1 = std::min(pixels, p0 + block.vectors * lanes_);
-      const int64_t most = kernels_.max_rows[block.vectors], pieces = (m_.columns + most - 1) / most;
+    for (const ColumnBlock& block : column_blocks(pixels, p_.lanes)) {
+      const int64_t p0 = block.vector * p_.lanes, p1 = std::min(pixels, p0 + block.vectors * p_.lanes);
+      const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (p_.columns + most - 1) / most;
       for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t u0 = m_.columns * piece / pieces, u1 = m_.columns * (piece + 1) / pieces;
+        const int64_t u0 = p_.columns * piece / pieces, u1 = p_.columns * (piece + 1) / pieces;
         Sum<T>* tile = x.local.result + (whole ? u0 * r.ld + p0 : 0);
         for (size_t i = 0; i < x.runs.size(); ++i) {
-          const size_t parity = i % m_.plan.parities, product = i / m_.plan.parities;
+          const size_t parity = i % p_.plan.parities, product = i / p_.plan.parities;
           segments.clear();
           for (const Run& run : x.runs[i]) {
             if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
@@ -378,11 +401,11 @@ class Multiplier {
             segments.k.push_back(run.rows);
           }
           segments.attach(g);
-          g.lda = weights_.ld[parity];
-          g.a = x.packed + weights_.offset[parity] + u0 * g.lda;
+          g.lda = p_.weights.ld[parity];
+          g.a = x.packed + p_.weights.offset[parity] + u0 * g.lda;
           g.b = (kDepth > 1 ? x.local.zipped : x.local.panel) + product * step;
           g.c = tile + (parity * x.phase.tiling.products + product) * r.stride;
-          kernels_.gemm(static_cast<int>(u1 - u0), block.vectors, g);
+          p_.kernels.gemm(static_cast<int>(u1 - u0), block.vectors, g);
         }
         if (x.last) store_planes(x, tile, u0, u1, p0, p1);
       }
@@ -394,15 +417,15 @@ class Multiplier {
                     int64_t p1) const {
     StoreArgs<T> s = store_args(x);
     s.rows = u1 - u0;
-    s.row_offset = channel_offset_.data();
+    s.row_offset = p_.channel_offset.data();
     s.bias_of_row = true;
     const int64_t full = x.tile.full_pixels(x.phase.tiling);
     const int64_t* at = x.local.offset;
-    const bool turned = kCanStage<T> && m_.out.channel_stride == 1 && m_.columns > 1;
+    const bool turned = kCanStage<T> && m_.out.channel_stride == 1 && p_.columns > 1;
     for (int64_t from = p0, to; from < p1; from = to) {
       const int64_t end = from < full ? std::min(p1, full) : p1;
       for (to = from + 1; to < end && at[to] == at[to - 1] + 1;) ++to;
-      const bool contiguous = !turned && (to - from >= lanes_ || to == end);
+      const bool contiguous = !turned && (to - from >= p_.lanes || to == end);
       if (!contiguous) to = end;
       s.lines = from < full ? x.phase.tiling.lines_out : x.tile.lines_of_last(x.phase.tiling);
       s.tile = tile + (from - p0);
@@ -414,38 +437,35 @@ class Multiplier {
 
   void finish_store(const Block& x, StoreArgs<T>& s, int64_t column, int64_t base,
                     bool turned = false) const {
-    int members = static_cast<int>(m_.member_channel.size()), log = 0;
+    int members = static_cast<int>(p_.member_channel.size()), log = 0;
     while (1 << log < members) ++log;
     for (int i = 0; i < members; ++i) {
-      const int64_t channel = x.group * m_.out_channels + m_.member_channel[i] + column;
+      const int64_t channel = x.group * p_.out_channels + p_.member_channel[i] + column;
       s.out[i] = m_.out.data + base + channel * m_.out.channel_stride;
       s.bias[i] = m_.bias ? m_.bias + channel : nullptr;
     }
-    (turned ? kernels_.store_turned : kernels_.store)[m_.plan.filtering][log](s);
+    (turned ? p_.kernels.store_turned : p_.kernels.store)[p_.plan.filtering][log](s);
   }
 
-  const Multiply<T>& m_;
-  const Kernels<T>& kernels_;
-  int64_t threads_;
-  int lanes_;
-  std::vector<Chunk> chunks_;
-  std::vector<Phase> phases_;
-  std::vector<std::vector<PanelLayout>> layouts_;
-  std::vector<Stage> stages_;  // by phase, where there are any
-  WeightLayout weights_;
-  std::vector<ColumnBlock> blocks_;
-  std::vector<int64_t> channel_offset_;
+  const Prepared<T>& p_;
+  const MultiplyTensors<T>& m_;
 };
 
 }  // namespace
 
 template <class T>
-void multiply(const Multiply<T>& m) {
-  Multiplier<T> run(m);
-  run();
+std::shared_ptr<const Prepared<T>> prepare(MultiplyShape shape, int64_t threads) {
+  return std::make_shared<const Prepared<T>>(std::move(shape), threads);
 }
 
-#define SYMCONV_INSTANTIATE(T) template void multiply<T>(const Multiply<T>&);
+template <class T>
+void multiply(const Prepared<T>& prepared, const MultiplyTensors<T>& tensors) {
+  Multiplier<T>(prepared, tensors)();
+}
+
+#define SYMCONV_INSTANTIATE(T)                                                    \
+  template std::shared_ptr<const Prepared<T>> prepare<T>(MultiplyShape, int64_t); \
+  template void multiply<T>(const Prepared<T>&, const MultiplyTensors<T>&);
 SYMCONV_FOR_ALL_TYPES(SYMCONV_INSTANTIATE)
 
 }  // namespace symconv

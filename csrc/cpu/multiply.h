@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "geometry.h"
@@ -11,26 +12,39 @@
 
 namespace symconv {
 
-template <class T>
-struct Multiply {
+// A multiplication without its tensors.
+struct MultiplyShape {
   const Problem& problem;
-  const Plan& plan;
-  View<const Element<T>> source;
-  int64_t source_channels;  // of one group of the layer
-  WeightView<const Element<T>> weight;
-  int64_t weight_group_stride;
-  View<Element<T>> out;
+  Plan plan;
+  int64_t source_channels;              // of one group of the layer
   int64_t out_channels;                 // of one group of the layer
+  int64_t out_channel_stride;           // of the result
   int64_t columns;                      // orbits (fold) or input channels (sum)
   int64_t contraction;                  // channels that a fold plan may be cut along
   std::vector<int64_t> member_channel;  // first output channel of each member
-  const Element<T>* bias;               // null without; [groups * out_channels]
   bool planes;                          // the panel is [row][pixel], else [pixel][row]
   bool staged;                          // planes only: the source of a tile is copied into a Stage first
   bool pixel_lanes;                     // planes only: results are [column][pixel], else [pixel][column]
 };
 
 template <class T>
-void multiply(const Multiply<T>& m);
+struct MultiplyTensors {
+  View<const Element<T>> source;
+  WeightView<const Element<T>> weight;
+  int64_t weight_group_stride;
+  View<Element<T>> out;
+  const Element<T>* bias;  // null without; [groups * out_channels]
+};
+
+// All that can be worked out before there are tensors: tiles, layouts of the panel and of the packed weights.
+// May be used by several threads at a time.
+template <class T>
+struct Prepared;
+
+template <class T>
+std::shared_ptr<const Prepared<T>> prepare(MultiplyShape shape, int64_t threads);
+
+template <class T>
+void multiply(const Prepared<T>& prepared, const MultiplyTensors<T>& tensors);
 
 }  // namespace symconv

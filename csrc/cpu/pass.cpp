@@ -67,10 +67,6 @@ int64_t weight_group_stride(const at::Tensor& w, int64_t groups) { return w.size
 // Channel-contiguous sources are packed pixel by pixel, all others plane by plane.
 bool use_planes(const at::Tensor& source) { return source.stride(1) != 1 && source.size(1) != 1; }
 
-struct Layout {
-  bool planes, staged, pixel_lanes;
-};
-
 // How a multiplication lays out its panel and its results. Runs of channels that fill no vector, and lines
 // that fill none, are staged; columns that fill none leave the lanes to the positions.
 template <class T>
@@ -83,46 +79,54 @@ Layout choose_layout(const at::Tensor& source, const at::Tensor& out, int64_t ru
 }
 
 template <class T>
-void run_fprop(const Problem& p, const at::Tensor& x, const at::Tensor& w,
+WeightView<const Element<T>> const_weight(const at::Tensor& w, bool transposed) {
+  return weight_view(static_cast<const Element<T>*>(w.const_data_ptr()), w, transposed);
+}
+
+template <class T>
+void run_fprop(const Problem& p, Preparations& prepared, const at::Tensor& x, const at::Tensor& w,
                const std::optional<at::Tensor>& bias, const at::Tensor& y, Filtering filtering) {
   for (size_t i = 0; i < p.segments.size(); ++i) {
     const Segment& s = p.segments[i];
     const Layout layout = choose_layout<T>(x, y, p.channels, s.rows);
-    const int axis = choose_offset_axis(p, true, &s, 1, layout.planes);
-    const Plan plan = fold_plan(p, static_cast<int>(i), p.channels, axis, filtering);
-    std::vector<int64_t> members;
-    for (int g = 0; g < plan.parities; ++g) members.push_back(member_channel(s, g));
-    multiply<T>({p, plan, const_view<Element<T>>(x), p.channels,
-                 weight_view(static_cast<const Element<T>*>(w.const_data_ptr()), w, p.transposed),
-                 weight_group_stride(w, p.groups), view<Element<T>>(y), p.filters, s.rows, p.channels,
-                 members, bias ? static_cast<const Element<T>*>(bias->const_data_ptr()) : nullptr,
-                 layout.planes, layout.staged, layout.pixel_lanes});
+    const auto make = [&] {
+      const int axis = choose_offset_axis(p, true, &s, 1, layout.planes);
+      const Plan plan = fold_plan(p, static_cast<int>(i), p.channels, axis, filtering);
+      std::vector<int64_t> members;
+      for (int g = 0; g < plan.parities; ++g) members.push_back(member_channel(s, g));
+      return MultiplyShape{p,          plan,    p.channels,    p.filters,     y.stride(1),       s.rows,
+                           p.channels, members, layout.planes, layout.staged, layout.pixel_lanes};
+    };
+    multiply<T>(
+        *prepared.find<T>(i, layout, y.stride(1), make),
+        {const_view<Element<T>>(x), const_weight<T>(w, p.transposed), weight_group_stride(w, p.groups),
+         view<Element<T>>(y), bias ? static_cast<const Element<T>*>(bias->const_data_ptr()) : nullptr});
   }
 }
 
 template <class T>
-void run_dgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx,
-               Filtering filtering) {
+void run_dgrad(const Problem& p, Preparations& prepared, const at::Tensor& gy, const at::Tensor& w,
+               const at::Tensor& gx, Filtering filtering) {
   int64_t run = p.orbits;
   for (const Segment& s : p.segments) run = std::min(run, s.rows);
   const Layout layout = choose_layout<T>(gy, gx, run, p.channels);
-  const int axis = choose_offset_axis(p, false, p.segments.data(), p.segments.size(), layout.planes);
-  const Plan plan = sum_plan(p, 0, 1, axis, filtering);
-  multiply<T>({p,
-               plan,
-               const_view<Element<T>>(gy),
-               p.filters,
-               weight_view(static_cast<const Element<T>*>(w.const_data_ptr()), w, p.transposed),
-               weight_group_stride(w, p.groups),
-               view<Element<T>>(gx),
-               p.channels,
-               p.channels,
-               p.orbits,
-               {0},
-               nullptr,
-               layout.planes,
-               layout.staged,
-               layout.pixel_lanes});
+  const auto make = [&] {
+    const int axis = choose_offset_axis(p, false, p.segments.data(), p.segments.size(), layout.planes);
+    return MultiplyShape{p,
+                         sum_plan(p, 0, 1, axis, filtering),
+                         p.filters,
+                         p.channels,
+                         gx.stride(1),
+                         p.channels,
+                         p.orbits,
+                         {0},
+                         layout.planes,
+                         layout.staged,
+                         layout.pixel_lanes};
+  };
+  multiply<T>(*prepared.find<T>(0, layout, gx.stride(1), make),
+              {const_view<Element<T>>(gy), const_weight<T>(w, p.transposed), weight_group_stride(w, p.groups),
+               view<Element<T>>(gx), nullptr});
 }
 
 template <class T>
@@ -244,7 +248,7 @@ at::Tensor Pass::fprop(const at::Tensor& x, const at::Tensor& w,
   } else {
     const Filtering filtering = filtering_of(algorithm_, y);
     const at::Tensor source = readable(x);
-    SYMCONV_DISPATCH_MATRIX(y, run_fprop<scalar>(problem_, source, w, b, y, filtering));
+    SYMCONV_DISPATCH_MATRIX(y, run_fprop<scalar>(problem_, preparations_, source, w, b, y, filtering));
   }
   return y;
 }
@@ -259,7 +263,7 @@ at::Tensor Pass::dgrad(const at::Tensor& gy, const at::Tensor& w) const {
   } else {
     const Filtering filtering = filtering_of(algorithm_, gx);
     const at::Tensor source = readable(gy);
-    SYMCONV_DISPATCH_MATRIX(gx, run_dgrad<scalar>(problem_, source, w, gx, filtering));
+    SYMCONV_DISPATCH_MATRIX(gx, run_dgrad<scalar>(problem_, preparations_, source, w, gx, filtering));
   }
   return gx;
 }

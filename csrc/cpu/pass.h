@@ -4,12 +4,17 @@
 #include <ATen/ATen.h>
 
 #include <array>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "geometry.h"
+#include "multiply.h"
+#include "scratch.h"
 
 namespace symconv {
 
@@ -28,6 +33,35 @@ struct Shapes {
 // What torch's convolution takes where it differs, the shape of the ordinary filters, strides of the result.
 struct Torch {
   Ints dilation, output_padding, filters, strides;
+};
+
+struct Layout {
+  bool planes, staged, pixel_lanes;
+};
+
+// What multiplications worked out for earlier calls, by all that it depends on beside the problem.
+class Preparations {
+ public:
+  // For segment number `segment`; `make` gives the MultiplyShape if this is the first time.
+  template <class T, class Make>
+  std::shared_ptr<const Prepared<T>> find(int64_t segment, const Layout& layout, int64_t out_channel_stride,
+                                          const Make& make) {
+    static const char type = 0;
+    const int64_t threads = thread_count();
+    const Key key{&type,  segment, layout.planes, layout.staged, layout.pixel_lanes, out_channel_stride,
+                  threads};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [known, prepared] : known_)
+      if (known == key) return std::static_pointer_cast<const Prepared<T>>(prepared);
+    std::shared_ptr<const Prepared<T>> fresh = prepare<T>(make(), threads);
+    known_.emplace_back(key, fresh);
+    return fresh;
+  }
+
+ private:
+  using Key = std::tuple<const void*, int64_t, bool, bool, bool, int64_t, int64_t>;
+  std::mutex mutex_;
+  std::vector<std::pair<Key, std::shared_ptr<const void>>> known_;
 };
 
 // Neither takes the GIL nor needs it. Tensors must have the shapes and one of the four types.
@@ -57,6 +91,7 @@ class Pass {
   bool channels_last_, depthwise_;
   std::string algorithm_;
   Problem problem_;
+  mutable Preparations preparations_;
 };
 
 }  // namespace symconv
