@@ -118,7 +118,7 @@ struct Block<BFloat16, float> {
 typedef uint16_t Elements __attribute__((vector_size(SYMCONV_BYTES)));
 
 inline Wide read_wide(const BFloat16* p) {
-  const V<uint32_t> u = load(reinterpret_cast<const uint32_t*>(p));
+  const V<uint32_t> u = (V<uint32_t>)_mm512_loadu_si512(p);  // pairs need not be aligned as one
   return {as_bits<V<float>>(V<uint32_t>(u << 16)), as_bits<V<float>>(V<uint32_t>(u & 0xffff0000u))};
 }
 inline void write_wide(BFloat16* p, Wide v) {
