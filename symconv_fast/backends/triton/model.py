@@ -7,34 +7,17 @@ layer goes to these kernels only where even so they win by a margin.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 
 from ...problem import Problem
 from .. import reference
+from ..gpu_cost import RATES
 from . import configs
 from .geometry import Geometry, geometry
 
 INTERPRETED_SECONDS = 1e6
 
-
-class Rates(NamedTuple):
-    """Data-sheet rates: dense multiply-adds of matrix units a second by type, bytes a second of memory."""
-
-    half: float
-    tf32: float
-    single: float
-    double: float
-    bandwidth: float
-
-
-RATES = {
-    "sm_80": Rates(156e12, 78e12, 9.7e12, 9.7e12, 2.0e12),
-    "sm_90": Rates(495e12, 247e12, 33e12, 33e12, 3.3e12),
-    "sm_100": Rates(1125e12, 562e12, 38e12, 18e12, 8.0e12),
-    "gfx942": Rates(653e12, 327e12, 81e12, 81e12, 5.3e12),
-}
 # Shares of the nominal rate. Ours by number of tied axes: what is left when loads through the second-level cache bind.
 SHARE = {"fold": (0.50, 0.40, 0.29, 0.20), "direct": (0.45,) * 4}
 TORCH_SHARE = 0.65
@@ -57,12 +40,12 @@ def _rate(problem: Problem, arch: str, precision: str) -> tuple[float, bool]:
     """(multiply-adds a second, by matrix units in full?)."""
     rates, size = RATES[arch], problem.dtype.itemsize
     if size == 2:
-        return rates.half, True
+        return rates.half / 2, True
     if problem.dtype == torch.float64:
-        return rates.double, False
+        return rates.double / 2, False
     if precision == "ieee":
-        return rates.single, False
-    return rates.tf32 / (3 if precision == "tf32x3" else 1), True
+        return rates.single / 2, False
+    return rates.tf32 / (6 if precision == "tf32x3" else 2), True
 
 
 def _torch(problem: Problem, arch: str, precision: str) -> float:
