@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from bench_rows import row, run_python
 from torch import nn
 
-from bench import case, compare, device, networks, peaks, plan, report, rows, shapes, targets
+from bench import device, networks, peaks, plan, report, rows, shapes, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 # Passive: on a busy machine, threads that spin take the time from those that they wait for.
@@ -86,12 +85,6 @@ show("interleave slow", lambda: {"order": "".join(taken)})
 """
 
 
-def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh Python in the root of the repository."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | environment
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, object]]:
     """What the script above found, by name."""
@@ -99,26 +92,6 @@ def results() -> dict[str, dict[str, object]]:
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return {line["name"]: line for line in lines}
-
-
-def row(shape: str, ratio: float, **other: object) -> rows.Row:
-    """A row as it is stored: 1 ms, twice as long for the baseline unless `ratio` says otherwise."""
-    base = {
-        "family": "2-D", "shape": shape, "model": "ResNet", "pass": "fwd", "tie": "h", "layout": "channels_last",
-        "dtype": "float32", "device_kind": "cpu", "backend_pin": "", "algorithm_pin": "", "backend": "cpu",
-        "algorithm": "fold", "limit": 2, "error": 1.0, "ms_p50": 1.0, "baseline": "expanded/contiguous",
-        "baseline_ms": ratio, "ratio": ratio, "fraction": ratio / 2, "gmacs_folded": 1.0, "gmacs_dense": 2.0,
-        "gflops_dense": 4.0, "gbytes": 3.0, "flops_per_byte": 8.0, "peak_gflops": 5.0, "peak_gbytes": 1.0,
-        "peak_by": "matmul", "peak_extra_bytes": 10, "baseline_peak_extra_bytes": 0, "activation_bytes": 100,
-        "timings": {"ours": [0.99, 1.0, 1.01], "expanded/contiguous": [0.99 * ratio, ratio, 1.01 * ratio]},
-        "load": 0.1, "device": "a CPU", "threads": 2, "torch": "2", "git": "abc", "date": "2026-01-02T03:04:05+00:00",
-    }  # fmt: skip
-    return base | other
-
-
-def some_rows() -> list[rows.Row]:
-    """Two shapes of the mean and one that is not in it."""
-    return [row("4x64@56", 1.0), row("4x128@28", 4.0), row("1x512@7", 0.5)]
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -369,213 +342,6 @@ def test_unknown_options_are_named(wrong):
     ((name, (value,)),) = wrong.items()
     with pytest.raises(ValueError, match=f"{name}: '{value}' is not known; give some of"):
         plan.Options(**wrong)
-
-
-# --- rows and targets ------------------------------------------------------------------------------------------------
-
-
-def test_rows_are_stored_and_the_last_one_counts(tmp_path):
-    path = tmp_path / "results" / "a.jsonl"
-    for ratio in (1.0, 3.0):
-        rows.append(path, row("4x64@56", ratio))
-    rows.append(path, row("4x64@56", 2.0, tie="v"))
-    assert [r["ratio"] for r in rows.latest(rows.load(path))] == [3.0, 2.0]
-
-
-@pytest.mark.parametrize("line", ["{", '{"shape": "4x64@56"}', "[1]"])
-def test_a_line_that_is_no_row_is_named(tmp_path, line):
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps(row("4x64@56", 1.0)) + f"\n{line}\n")
-    with pytest.raises(ValueError, match="line 2: not a row"):
-        rows.load(path)
-
-
-def test_targets_are_means_over_their_cases():
-    first = targets.CPU[0]
-    measured = [
-        case.facts() | {"ratio": ratio} for case, ratio in zip(first.cases, (2, 4, 2, 4, 2.83), strict=True)
-    ]
-    found = targets.achieved(measured)[0]
-    assert (found.mean, found.worst) == (pytest.approx(2.83, abs=0.01), 2)
-    assert found.verdict == "must"
-    assert targets.achieved(measured[:2])[0].verdict == "2 of 5 cases"
-    assert targets.achieved([row("9x9@9", 1.0)])[0].verdict == "not measured"
-    for factor, verdict in ((0.5, "MISSED"), (2.0, "goal")):
-        scaled = [r | {"ratio": r["ratio"] * factor} for r in measured]
-        assert targets.achieved(scaled)[0].verdict == verdict
-
-
-def test_pinned_rows_do_not_stand_for_free_ones():
-    pinned = [c.facts() | {"ratio": 9.0} for c in targets.CPU[0].cases]
-    pinned = [r | {"algorithm_pin": "fold"} for r in pinned]
-    verdicts = {a.target.name: a.measured for a in targets.achieved(pinned)}
-    assert verdicts["forward, h"] == 0
-    assert verdicts["forward without Winograd, h"] == 5
-
-
-def test_case_names_are_distinct():
-    names = [wanted.name for kind in plan.KINDS for wanted in plan.cases(kind, plan.Options(full=True))]
-    assert len(set(names)) == len(names)
-    assert case.dtype_name(torch.bfloat16) == "bfloat16"
-
-
-# --- reports ---------------------------------------------------------------------------------------------------------
-
-
-def test_summary_has_mean_over_its_shapes_and_worst_over_all():
-    (group,) = report.summary(some_rows())
-    assert group["mean"] == pytest.approx(2.0)
-    assert group["shapes"] == 2
-    assert (group["worst"], group["worst_shape"]) == (0.5, "1x512@7")
-
-
-def test_text_lists_what_is_slower():
-    text = report.text(some_rows())
-    assert "0.50  1x512@7 h forward channels_last float32  BELOW 0.97" in text
-    assert "below 1.00: nothing" in report.text(some_rows()[:2])
-
-
-def test_text_lists_what_is_less_exact_and_what_takes_memory():
-    inexact, *rest = some_rows()
-    assert "2.5  4x64@56 h forward channels_last" in report.text([inexact | {"error": 2.5}, *rest])
-    large = report.text([inexact | {"peak_extra_bytes": 25}, *rest])
-    assert "1 of 3 cases, at most 25% (4x64@56" in large
-    plain = report.text(some_rows())
-    assert "less exact" not in plain
-    assert "more extra memory" not in plain
-
-
-def test_text_says_when_the_machine_was_busy():
-    first, *rest = some_rows()
-    assert "BUSY" in report.text([first, *rest, row("9x9@9", 1.0, load=3.1)])
-    assert "BUSY" not in report.text([first, *rest, row("9x9@9", 1.0, load=2.9)])
-
-
-def test_text_tells_the_ratio_to_onednn():
-    first, *rest = some_rows()
-    timings = first["timings"] | {"onednn": [0.4, 0.5, 0.6]}
-    assert "0.50 instead of 1.00" in report.text([first | {"timings": timings}, *rest])
-    assert "oneDNN" not in report.text(rest)
-
-
-def test_regions_are_replaced_and_nothing_else(tmp_path):
-    readme = tmp_path / "README.md"
-    regions = "".join("{}\nstale\n{}\nbetween\n".format(*report.markers(name)) for name in report.REGIONS)
-    readme.write_text(f"before\n{regions}after\n")
-    network = row("1x3@224x224", 2.0, family="model", model="VGG-16", parameters=2e6, baseline_parameters=4e6)
-    report.into(readme, [*some_rows(), network])
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("between\nafter\n")
-    assert "stale" not in text
-    assert "| 2-D | forward | h | channels_last | float32 | - | 2.00 | 2 | 2 | 0.50 | 1x512@7 |" in text
-    assert "| forward, h | 2.2 | 3.2 | 2.00 | 2 of 5 cases | 1.00 | 4x64@56 |" in text
-    assert "| any single case | 0.97 | 1.0 | 0.50 | MISSED |" in text
-    assert "1 of 4 cases are below 1.00" in text
-    assert "| 4x128@28 | channels_last | 4.00 (1.00, fold) |" in text
-    assert (
-        "| VGG-16 | 1x3@224x224 | h | forward | float32 | 1.0 | 2.0 | 2.00 | 2.00 of 4.00 million |" in text
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("nothing\n", "has no region"),
-        ("<!-- bench:other:begin -->\n<!-- bench:other:end -->\n", "no region 'other'; there are means"),
-        ("<!-- bench:means:begin -->\n", "exactly one region"),
-    ],
-)
-def test_regions_that_do_not_fit_are_errors(tmp_path, text, message):
-    readme = tmp_path / "README.md"
-    readme.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        report.into(readme, some_rows())
-    assert readme.read_text() == text
-
-
-def test_project_has_every_region_once():
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs/benchmark.md").read_text()
-    for name in report.REGIONS:
-        begin, end = report.markers(name)
-        assert text.count(begin) == text.count(end) == 1
-
-
-def test_plots_show_every_ratio_and_its_limit(tmp_path):
-    pytest.importorskip("matplotlib", reason="needs matplotlib")
-    from bench import plots
-
-    measured = [
-        *some_rows(),
-        row("4x128@28", 3.0, tie="hv", limit=4),
-        row("1x9@9", 9.0, algorithm_pin="fold"),
-    ]
-    paths = plots.draw(measured, tmp_path)
-    assert sorted(path.name for path in paths) == sorted(path.name for path in tmp_path.iterdir())
-    assert {path.suffix for path in paths} == {".svg", ".png"}
-    first = (tmp_path / "ratio.svg").read_bytes()
-    plots.draw(measured, tmp_path)
-    assert (tmp_path / "ratio.svg").read_bytes() == first
-    axis = plots.ratio(measured[:-1]).axes[0]
-    assert sorted(bar.get_height() for bar in axis.patches) == [0.5, 1.0, 3.0, 4.0]
-    limits = [segment[0][1] for lines in axis.collections for segment in lines.get_segments()]
-    assert sorted(limits) == [2, 2, 2, 4]
-    points = plots.channels(measured[:-1]).axes[0].get_lines()[0]
-    assert list(points.get_xdata()) == [64, 128, 512]
-
-
-# --- comparing two runs ----------------------------------------------------------------------------------------------
-
-
-def many(factor: float = 1.0, **other: object) -> list[rows.Row]:
-    return [row(f"4x{c}@56", 2.0 * factor, **other) for c in (16, 32, 64, 128)]
-
-
-def test_compare_tells_slower_and_faster_from_noise():
-    ratios = {"4x16@56": 1.8, "4x32@56": 1.99, "4x64@56": 2.3, "4x128@56": 2.0}
-    after = [row(shape, ratio, baseline_ms=2.0) for shape, ratio in ratios.items()]
-    changes = compare.compare(many(), after)
-    assert [c.row["shape"] for c in changes if c.slower] == ["4x16@56"]
-    assert [c.row["shape"] for c in changes if c.faster] == ["4x64@56"]
-    assert "-10.0%  ±3.0%  2.00" in compare.text(changes)
-
-
-def test_compare_does_not_take_noise_for_a_change():
-    noisy = {"timings": {"ours": [0.8, 1.0, 1.4], "expanded/contiguous": [1.8, 2.0, 2.2]}}
-    assert any(c.slower for c in compare.compare(many(), many(0.9)))
-    assert not any(c.slower for c in compare.compare(many(**noisy), many(0.9)))
-
-
-def test_compare_takes_the_scatter_of_repeated_rows_and_of_baselines_for_noise():
-    repeated = [*many(), *many(0.7)]
-    assert not any(c.slower for c in compare.compare(repeated, many(0.8)))
-    moved = [
-        r | {"baseline_ms": r["baseline_ms"] * f} for r, f in zip(many(0.9), (1, 1.4, 0.7, 2), strict=True)
-    ]
-    assert not any(c.slower for c in compare.compare(many(), moved))
-
-
-def test_compare_is_not_fooled_by_a_slower_machine():
-    slow = {"timings": {"ours": [2.97, 3.0, 3.03], "expanded/contiguous": [5.94, 6.0, 6.06]}}
-    after = many(ms_p50=3.0, **slow)
-    after = [r | {"baseline_ms": 6.0} for r in after]
-    assert not any(c.slower or c.faster for c in compare.compare(many(), after))
-
-
-def test_compare_from_the_command_line(tmp_path):
-    files = [tmp_path / name for name in ("before.jsonl", "after.jsonl", "other.jsonl")]
-    for path, measured in zip(
-        files, (many(), [*many(0.5), row("1x1@1", 1.0)], [row("9x9@9", 1.0)]), strict=True
-    ):
-        for r in measured:
-            rows.append(path, r)
-    worse = run_python("-m", "bench.compare", str(files[0]), str(files[1]))
-    assert worse.returncode == 1
-    assert "slower: 4 of 4" in worse.stdout
-    assert "0 cases only in the first file, 1 only in the second" in worse.stdout
-    assert run_python("-m", "bench.compare", str(files[0]), str(files[0])).returncode == 0
-    none = run_python("-m", "bench.compare", str(files[0]), str(files[2]))
-    assert "no case in common" in none.stderr
 
 
 # --- the whole run ---------------------------------------------------------------------------------------------------
