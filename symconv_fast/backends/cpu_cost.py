@@ -173,7 +173,12 @@ def native_kind(problem: Problem, op: str, algorithm: str) -> str:
 
 def torch_kind(problem: Problem, op: str) -> str:
     """Which rates hold for torch's convolution; it has other kernels by dimension and for few channels."""
-    few = "/few" if problem.ndim < 3 and problem.in_channels // problem.groups < 8 else ""
+    channels, few = problem.in_channels // problem.groups, ""
+    if problem.ndim < 3 and channels < 8:
+        few = "/few"
+    elif problem.ndim == 2:
+        least = min(channels, problem.out_channels // problem.groups)
+        few = "/below16" if least < 16 else "/16" if least == 16 else ""
     return f"torch{problem.ndim}d/{'pixels' if problem.input_channels_last else 'planes'}/{op}{few}"
 
 
@@ -187,6 +192,11 @@ def native_seconds(problem: Problem, op: str, algorithm: str) -> float:
         extra = _FILTERING[algorithm][0] / 3 - 1
         seconds += extra * math.prod(problem.weight_shape) * _COLD_WEIGHT_SECONDS
     return seconds
+
+
+def call_seconds(problem: Problem, op: str, algorithm: str) -> float:
+    """What a native algorithm costs where there is nothing to compute."""
+    return RATES[native_kind(problem, op, algorithm)].get("call", 0.0) * 1e-9
 
 
 def torch_seconds(problem: Problem, op: str) -> float:
