@@ -30,6 +30,7 @@ std::vector<MemberTap> member_taps(const Problem& p, const Segment& segment, con
   std::vector<MemberTap> taps;
   int axes[kAxes];
   const int ties = tied_axes(segment.mask, axes);
+  taps.reserve((p.kernel[0] * p.kernel[1] * p.kernel[2]) << ties);
   for (int d = 0; d < p.kernel[0]; ++d)
     for (int h = 0; h < p.kernel[1]; ++h)
       for (int w = 0; w < p.kernel[2]; ++w)
@@ -64,7 +65,7 @@ void expand(const Problem& p, const WeightView<const T>& weight, int64_t weight_
              T* to = filters.data + group * filters_group_stride + row * filters.orbit_stride;
              for (const MemberTap& tap : taps) {
                T* out = to + tap.filter + member_channel(s, tap.member) * filters.orbit_stride;
-               if (filters.channel_stride == 1 && weight.channel_stride == 1) {
+               if (filters.channel_stride == 1 && weight.channel_stride == 1 && p.channels >= 16) {
                  std::copy_n(from + tap.weight, p.channels, out);
                  continue;
                }
