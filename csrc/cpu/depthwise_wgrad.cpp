@@ -13,6 +13,9 @@ namespace {
 
 constexpr int64_t kBoxBytes = 128 << 10;     // of moving planes; the others take as much
 constexpr int64_t kRegionBytes = 512 << 10;  // of the same box in memory with the channels of all blocks
+// Products added one after the other before the sum goes to memory: with 784 of them the rounding of a 28 x
+// 28 map was 2.6 times torch's.
+constexpr int64_t kChain = 64;
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
@@ -155,15 +158,14 @@ class Accumulator {
       const DepthwiseStep* steps = plan.steps[segment].begin(k);
       const int64_t count = plan.steps[segment].count(k);
       if (windowed(tie)) {
-        WindowGradArgs<S> a{steps,
-                            count,
-                            from[0],
-                            {},
-                            still_pitch_ * lanes_,
-                            phase_.axis[2]->count,
-                            acc + line.weight * lanes_};
+        const int64_t positions = phase_.axis[2]->count, most = std::max<int64_t>(1, kChain / positions);
+        WindowGradArgs<S> a{
+            steps, 0, from[0], {}, still_pitch_ * lanes_, positions, acc + line.weight * lanes_};
         std::copy_n(at, 1 << tie.ties, a.still);
-        k_.weight_grad[window_][tie.tied][line.log_images].run(a);
+        for (int64_t i = 0; i < count; i += most) {
+          a.steps = steps + i, a.step_count = std::min(most, count - i);
+          k_.weight_grad[window_][tie.tied][line.log_images].run(a);
+        }
       } else {
         for (int64_t i = 0; i < count; ++i) general_step(tie, line, steps[i], from, at, acc, folded);
       }
