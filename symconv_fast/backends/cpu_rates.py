@@ -29,7 +29,7 @@ RATES = {
         "turned/results": 18.92,
         "turned/panel": 1.336,
         "turned/runs": 16.68,
-        "turned/weights": 1.053
+        "turned/weights": 1.053,
     },
     "fold/fprop": {
         "call": 17010.0,
@@ -56,7 +56,7 @@ RATES = {
         "turned/results": 0.3706,
         "turned/panel": 2.345,
         "turned/runs": 21.96,
-        "turned/weights": 1.007
+        "turned/weights": 1.007,
     },
     "fold/wgrad": {
         "call": 25350.0,
@@ -70,189 +70,99 @@ RATES = {
         "planes/results": 5.008,
         "planes/panel": 1.651,
         "planes/runs": 5.611,
-        "planes/weights": 1.293
+        "planes/weights": 1.293,
     },
     "torch1d/planes/dgrad": {
         "call": 45340.0,
         "activations": 1.158,
         "pixels/multiply_adds": 0.05166,
-        "pixels/weights": 1.347
+        "pixels/weights": 1.347,
     },
-    "torch1d/planes/dgrad/few": {
-        "call": 73700.0,
-        "activations": 0.3546,
-        "pixels/multiply_adds": 0.3493
-    },
+    "torch1d/planes/dgrad/few": {"call": 73700.0, "activations": 0.3546, "pixels/multiply_adds": 0.3493},
     "torch1d/planes/fprop": {
         "call": 40560.0,
         "activations": 0.9402,
         "pixels/multiply_adds": 0.05121,
-        "pixels/weights": 1.069
+        "pixels/weights": 1.069,
     },
-    "torch1d/planes/fprop/few": {
-        "call": 86690.0,
-        "pixels/multiply_adds": 0.2094
-    },
+    "torch1d/planes/fprop/few": {"call": 86690.0, "pixels/multiply_adds": 0.2094},
     "torch1d/planes/wgrad": {
         "call": 45930.0,
         "activations": 1.124,
         "pixels/multiply_adds": 0.0553,
-        "pixels/weights": 1.193
+        "pixels/weights": 1.193,
     },
-    "torch1d/planes/wgrad/few": {
-        "call": 84250.0,
-        "pixels/multiply_adds": 0.2277,
-        "pixels/weights": 36.58
-    },
+    "torch1d/planes/wgrad/few": {"call": 84250.0, "pixels/multiply_adds": 0.2277, "pixels/weights": 36.58},
     "torch2d/pixels/dgrad": {
         "call": 78420.0,
         "activations": 0.05702,
         "pixels/multiply_adds": 0.1022,
-        "pixels/weights": 0.713
+        "pixels/weights": 0.713,
     },
-    "torch2d/pixels/dgrad/16": {
-        "call": 37620.0,
-        "activations": 1.445,
-        "pixels/weights": 3.842
-    },
-    "torch2d/pixels/dgrad/below16": {
-        "pixels/multiply_adds": 0.6564,
-        "pixels/weights": 126.5
-    },
-    "torch2d/pixels/dgrad/few": {
-        "call": 53360.0,
-        "pixels/multiply_adds": 0.6681,
-        "pixels/weights": 34.31
-    },
+    "torch2d/pixels/dgrad/16": {"call": 37620.0, "activations": 1.445, "pixels/weights": 3.842},
+    "torch2d/pixels/dgrad/below16": {"pixels/multiply_adds": 0.6564, "pixels/weights": 126.5},
+    "torch2d/pixels/dgrad/few": {"call": 53360.0, "pixels/multiply_adds": 0.6681, "pixels/weights": 34.31},
     "torch2d/pixels/fprop": {
         "call": 58250.0,
         "activations": 0.02591,
         "pixels/multiply_adds": 0.1086,
-        "pixels/weights": 0.592
+        "pixels/weights": 0.592,
     },
-    "torch2d/pixels/fprop/16": {
-        "call": 21560.0,
-        "activations": 1.402,
-        "pixels/weights": 2.181
-    },
-    "torch2d/pixels/fprop/below16": {
-        "pixels/multiply_adds": 0.5398,
-        "pixels/weights": 74.05
-    },
+    "torch2d/pixels/fprop/16": {"call": 21560.0, "activations": 1.402, "pixels/weights": 2.181},
+    "torch2d/pixels/fprop/below16": {"pixels/multiply_adds": 0.5398, "pixels/weights": 74.05},
     "torch2d/pixels/fprop/few": {
         "call": 24190.0,
         "activations": 0.07579,
         "pixels/multiply_adds": 0.04439,
-        "pixels/weights": 63.22
+        "pixels/weights": 63.22,
     },
-    "torch2d/pixels/wgrad": {
-        "call": 75310.0,
-        "pixels/multiply_adds": 0.1354,
-        "pixels/weights": 0.6129
-    },
-    "torch2d/pixels/wgrad/16": {
-        "call": 39840.0,
-        "activations": 1.614
-    },
-    "torch2d/pixels/wgrad/below16": {
-        "pixels/multiply_adds": 0.9031,
-        "pixels/weights": 116.9
-    },
+    "torch2d/pixels/wgrad": {"call": 75310.0, "pixels/multiply_adds": 0.1354, "pixels/weights": 0.6129},
+    "torch2d/pixels/wgrad/16": {"call": 39840.0, "activations": 1.614},
+    "torch2d/pixels/wgrad/below16": {"pixels/multiply_adds": 0.9031, "pixels/weights": 116.9},
     "torch2d/pixels/wgrad/few": {
         "call": 49830.0,
         "activations": 0.04669,
         "pixels/multiply_adds": 0.09576,
-        "pixels/weights": 51.66
+        "pixels/weights": 51.66,
     },
     "torch2d/planes/dgrad": {
         "call": 91980.0,
         "activations": 0.1327,
         "pixels/multiply_adds": 0.1198,
-        "pixels/weights": 0.986
+        "pixels/weights": 0.986,
     },
-    "torch2d/planes/dgrad/16": {
-        "call": 42840.0,
-        "activations": 1.908
-    },
-    "torch2d/planes/dgrad/below16": {
-        "pixels/multiply_adds": 1.169,
-        "pixels/weights": 124.0
-    },
+    "torch2d/planes/dgrad/16": {"call": 42840.0, "activations": 1.908},
+    "torch2d/planes/dgrad/below16": {"pixels/multiply_adds": 1.169, "pixels/weights": 124.0},
     "torch2d/planes/dgrad/few": {
         "call": 18440.0,
         "activations": 0.591,
         "pixels/multiply_adds": 0.577,
-        "pixels/weights": 107.4
+        "pixels/weights": 107.4,
     },
     "torch2d/planes/fprop": {
         "call": 75610.0,
         "activations": 0.07358,
         "pixels/multiply_adds": 0.1238,
-        "pixels/weights": 0.7527
+        "pixels/weights": 0.7527,
     },
-    "torch2d/planes/fprop/16": {
-        "call": 14990.0,
-        "activations": 1.954,
-        "pixels/weights": 9.505
-    },
-    "torch2d/planes/fprop/below16": {
-        "pixels/multiply_adds": 0.6826,
-        "pixels/weights": 74.51
-    },
-    "torch2d/planes/fprop/few": {
-        "call": 9913.0,
-        "activations": 0.2425,
-        "pixels/weights": 102.8
-    },
+    "torch2d/planes/fprop/16": {"call": 14990.0, "activations": 1.954, "pixels/weights": 9.505},
+    "torch2d/planes/fprop/below16": {"pixels/multiply_adds": 0.6826, "pixels/weights": 74.51},
+    "torch2d/planes/fprop/few": {"call": 9913.0, "activations": 0.2425, "pixels/weights": 102.8},
     "torch2d/planes/wgrad": {
         "call": 86570.0,
         "activations": 0.0182,
         "pixels/multiply_adds": 0.1425,
-        "pixels/weights": 0.9036
+        "pixels/weights": 0.9036,
     },
-    "torch2d/planes/wgrad/16": {
-        "call": 40080.0,
-        "activations": 1.971
-    },
-    "torch2d/planes/wgrad/below16": {
-        "pixels/multiply_adds": 0.7455,
-        "pixels/weights": 118.3
-    },
-    "torch2d/planes/wgrad/few": {
-        "call": 19030.0,
-        "activations": 0.2224,
-        "pixels/weights": 133.9
-    },
-    "torch3d/pixels/dgrad": {
-        "call": 147800.0,
-        "activations": 3.758,
-        "pixels/multiply_adds": 0.5656
-    },
-    "torch3d/pixels/fprop": {
-        "call": 104100.0,
-        "activations": 3.732,
-        "pixels/multiply_adds": 0.559
-    },
-    "torch3d/pixels/wgrad": {
-        "call": 111600.0,
-        "activations": 2.983,
-        "pixels/multiply_adds": 0.5492
-    },
-    "torch3d/planes/dgrad": {
-        "call": 137200.0,
-        "activations": 3.649,
-        "pixels/multiply_adds": 0.5584
-    },
-    "torch3d/planes/fprop": {
-        "call": 92070.0,
-        "activations": 3.367,
-        "pixels/multiply_adds": 0.5453
-    },
-    "torch3d/planes/wgrad": {
-        "call": 99890.0,
-        "activations": 2.74,
-        "pixels/multiply_adds": 0.5213
-    },
+    "torch2d/planes/wgrad/16": {"call": 40080.0, "activations": 1.971},
+    "torch2d/planes/wgrad/below16": {"pixels/multiply_adds": 0.7455, "pixels/weights": 118.3},
+    "torch2d/planes/wgrad/few": {"call": 19030.0, "activations": 0.2224, "pixels/weights": 133.9},
+    "torch3d/pixels/dgrad": {"call": 147800.0, "activations": 3.758, "pixels/multiply_adds": 0.5656},
+    "torch3d/pixels/fprop": {"call": 104100.0, "activations": 3.732, "pixels/multiply_adds": 0.559},
+    "torch3d/pixels/wgrad": {"call": 111600.0, "activations": 2.983, "pixels/multiply_adds": 0.5492},
+    "torch3d/planes/dgrad": {"call": 137200.0, "activations": 3.649, "pixels/multiply_adds": 0.5584},
+    "torch3d/planes/fprop": {"call": 92070.0, "activations": 3.367, "pixels/multiply_adds": 0.5453},
+    "torch3d/planes/wgrad": {"call": 99890.0, "activations": 2.74, "pixels/multiply_adds": 0.5213},
     "winograd/dgrad": {
         "call": 19350.0,
         "activations": 0.2087,
@@ -273,7 +183,7 @@ RATES = {
         "turned/results": 20.7,
         "turned/panel": 0.7311,
         "turned/runs": 35.54,
-        "turned/weights": 0.9845
+        "turned/weights": 0.9845,
     },
     "winograd/fprop": {
         "call": 18710.0,
@@ -294,7 +204,7 @@ RATES = {
         "turned/multiply_adds": 0.1609,
         "turned/panel": 2.32,
         "turned/runs": 13.63,
-        "turned/weights": 1.028
+        "turned/weights": 1.028,
     },
     "winograd/wgrad": {
         "call": 22740.0,
@@ -308,8 +218,8 @@ RATES = {
         "planes/results": 16.16,
         "planes/panel": 1.645,
         "planes/runs": 5.483,
-        "planes/weights": 2.372
-    }
+        "planes/weights": 2.372,
+    },
 }
 
 # 16-bit types: what the threads share, over that of float32; the rows are in reference-cost-16.jsonl.
@@ -430,5 +340,5 @@ FACTORS = {
     "float16 torch3d/pixels/wgrad": 1.65,
     "float16 torch3d/planes/dgrad": 17.4,
     "float16 torch3d/planes/fprop": 66.0,
-    "float16 torch3d/planes/wgrad": 1.52
+    "float16 torch3d/planes/wgrad": 1.52,
 }
