@@ -15,6 +15,8 @@ import bench.threads  # noqa: F401  isort: skip  (before torch: pins its threads
 
 import argparse
 import json
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +207,7 @@ def write(rates: dict[str, dict[str, float]], factors: dict[str, float], first: 
     note = "# 16-bit types: what the threads share, over that of float32; the rows are in reference-cost-16.jsonl.\n"
     tables = f"RATES = {json.dumps(rates, indent=4)}\n\n{note}FACTORS = {json.dumps(factors, indent=4)}\n"
     RATES.write_text(header + tables)
+    subprocess.run([sys.executable, "-m", "ruff", "format", "-q", str(RATES)], check=False)  # where there is one
 
 
 def main() -> None:
