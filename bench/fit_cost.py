@@ -207,7 +207,9 @@ def write(rates: dict[str, dict[str, float]], factors: dict[str, float], first: 
     note = "# 16-bit types: what the threads share, over that of float32; the rows are in reference-cost-16.jsonl.\n"
     tables = f"RATES = {json.dumps(rates, indent=4)}\n\n{note}FACTORS = {json.dumps(factors, indent=4)}\n"
     RATES.write_text(header + tables)
-    subprocess.run([sys.executable, "-m", "ruff", "format", "-q", str(RATES)], check=False)  # where there is one
+    subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "-q", str(RATES)], check=False
+    )  # where there is one
 
 
 def main() -> None:
