@@ -117,6 +117,12 @@ def test_every_order_of_derivative() -> None:
     assert "Tied" in layer(x).grad_fn.name()
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
+    # gradgradcheck passes over gradients that have no graph.
+    for gradient in torch.autograd.grad(layer(x).square().sum(), inputs, create_graph=True):
+        assert gradient.requires_grad
+    gx, gw = torch.autograd.grad(layer(x).sum(), inputs[:2], create_graph=True)
+    assert gx.requires_grad
+    assert gw.requires_grad
 
 
 def asked_for(calls: list[str]) -> None:
