@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import settings
+from .activation import activate
 from .problem import OPS, Problem, suggests_channels_last
 
 BACKENDS: tuple[str, ...] = ("cpu", "triton", "composed", "reference")
@@ -141,14 +142,18 @@ def choose(problem: Problem, op: str) -> Choice:
     return _choose(problem, op, pinned(), torch.get_num_threads())
 
 
-def bind(problem: Problem, op: str) -> Callable[..., Tensor]:
+def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[..., Tensor]:
     """The function that `choose` finds, all but its tensors bound: (input, weight, bias) for fprop, two tensors else.
 
-    A backend may have a `bind` of its own, where it can prepare more than the arguments.
+    A backend may have a `bind` of its own, where it can prepare more than the arguments, and an `fprop_activated` of
+    its own, where its kernels can apply an activation.
     """
     backend, algorithm = choose(problem, op)
+    if activation is not None and hasattr(backend, "fprop_activated"):
+        return partial(backend.fprop_activated, problem, algorithm, activation)
     own = getattr(backend, "bind", None)
-    return own(problem, op, algorithm) if own else partial(getattr(backend, op), problem, algorithm)
+    run = own(problem, op, algorithm) if own else partial(getattr(backend, op), problem, algorithm)
+    return run if activation is None else lambda *tensors: activate(run(*tensors), activation)
 
 
 @lru_cache(maxsize=4096)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import eager
+from . import activation as activations
+from . import eager, ops
 from .native import suggests_channels_last
 from .problem import Problem, ShapeError
 from .symmetry import Symmetry, SymmetryLike, compute_rows, resolve_rows
@@ -40,6 +41,11 @@ class Call(NamedTuple):
         output = eager.fprop(self.input, self.weight, self.bias, self.static)
         return output.squeeze(0) if self.unbatched else output
 
+    def run_activated(self, activation: str) -> Tensor:
+        """The same with an activation, in one kernel where a backend has that."""
+        output = ops.fprop_activated(self.input, self.weight, self.bias, activation, *self.static)
+        return output.squeeze(0) if self.unbatched else output
+
     def problem(self) -> Problem:
         """The same as a `Problem`, computing nothing."""
         x, layout = self.input, suggests_channels_last(self.input)
@@ -56,9 +62,11 @@ def symmetric_conv1d(
     groups: int = 1,
     *,
     symmetry: TiesLike,
+    activation: str | None = None,
 ) -> Tensor:
     """`symmetric_conv2d` in one dimension: input (N, C, L) or (C, L), weight (U, C/groups, K)."""
-    return run(1, input, weight, bias, stride, padding, dilation, groups, symmetry)
+    args = (1, input, weight, bias, stride, padding, dilation, groups, symmetry)
+    return run(*args, activation=activation)
 
 
 def symmetric_conv2d(
@@ -71,6 +79,7 @@ def symmetric_conv2d(
     groups: int = 1,
     *,
     symmetry: TiesLike,
+    activation: str | None = None,
 ) -> Tensor:
     """`F.conv2d(input, expanded weight, bias, stride, padding, dilation, groups)` from the reduced weight.
 
@@ -81,15 +90,19 @@ def symmetric_conv2d(
         stride, padding, dilation, groups: as for `torch.nn.functional.conv2d`, "same" and "valid" included.
         symmetry: which rows are tied. Counts fix out_channels; a string or a percentage is taken for the largest
             out_channels that U rows can have (a string ties every row); the `ties` of a layer are exact.
+        activation: "relu", "silu", "gelu" (the exact one) or None. What torch's function of that name makes of the
+            output, in the kernel that writes it where there is one (Triton, where no gradient is wanted; then before
+            the output is rounded), else in place after it, or out of place where a gradient is wanted.
 
     Returns:
         (N, out_channels, OH, OW): per group first the rows as they are, then the mirrored copies of each segment.
 
     Raises:
-        ValueError: weight, bias or symmetry do not fit each other. RuntimeError: dtypes or devices differ, or the
-        kernel is larger than the padded input. TypeError: unsupported dtype.
+        ValueError: weight, bias or symmetry do not fit each other, or there is no such activation. RuntimeError:
+        dtypes or devices differ, or the kernel is larger than the padded input. TypeError: unsupported dtype.
     """
-    return run(2, input, weight, bias, stride, padding, dilation, groups, symmetry)
+    args = (2, input, weight, bias, stride, padding, dilation, groups, symmetry)
+    return run(*args, activation=activation)
 
 
 def symmetric_conv3d(
@@ -102,9 +115,11 @@ def symmetric_conv3d(
     groups: int = 1,
     *,
     symmetry: TiesLike,
+    activation: str | None = None,
 ) -> Tensor:
     """`symmetric_conv2d` in three dimensions: input ([N,] C, D, H, W), weight (U, C/groups, KD, KH, KW)."""
-    return run(3, input, weight, bias, stride, padding, dilation, groups, symmetry)
+    args = (3, input, weight, bias, stride, padding, dilation, groups, symmetry)
+    return run(*args, activation=activation)
 
 
 def symmetric_conv_transpose1d(
@@ -118,10 +133,11 @@ def symmetric_conv_transpose1d(
     dilation: IntOrInts = 1,
     *,
     symmetry: TiesLike,
+    activation: str | None = None,
 ) -> Tensor:
     """`symmetric_conv_transpose2d` in one dimension: input (N, C, L) or (C, L), weight (C, U/groups, K)."""
     args = (1, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
-    return run(*args, transposed=True)
+    return run(*args, transposed=True, activation=activation)
 
 
 def symmetric_conv_transpose2d(
@@ -135,13 +151,14 @@ def symmetric_conv_transpose2d(
     dilation: IntOrInts = 1,
     *,
     symmetry: TiesLike,
+    activation: str | None = None,
 ) -> Tensor:
     """`F.conv_transpose2d` with the weight (C, U/groups, KH, KW) expanded along dim 1.
 
     Arguments in the order of `torch.nn.functional.conv_transpose2d`; otherwise as `symmetric_conv2d`.
     """
     args = (2, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
-    return run(*args, transposed=True)
+    return run(*args, transposed=True, activation=activation)
 
 
 def symmetric_conv_transpose3d(
@@ -155,16 +172,28 @@ def symmetric_conv_transpose3d(
     dilation: IntOrInts = 1,
     *,
     symmetry: TiesLike,
+    activation: str | None = None,
 ) -> Tensor:
     """`symmetric_conv_transpose2d` in three dimensions: weight (C, U/groups, KD, KH, KW)."""
     args = (3, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
-    return run(*args, transposed=True)
+    return run(*args, transposed=True, activation=activation)
 
 
 def run(
-    ndim: int, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any, transposed: bool = False
+    ndim: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *arguments: Any,
+    transposed: bool = False,
+    activation: str | None = None,
 ) -> Tensor:
     """The layer's output: of `prepare` with the same arguments, which calls like an earlier one go past."""
+    if activation is not None:
+        activations.check(activation)
+        if input.device.type != "cpu":  # no kernel for CPUs applies activations
+            call = prepare(ndim, input, weight, bias, *arguments, transposed=transposed)
+            return call.run_activated(activation)
     spec = (ndim, transposed, *arguments)
     output = eager.recall(input, weight, bias, *spec)
     if output is None:
@@ -172,7 +201,7 @@ def run(
         output = call.run()
         if call.input is input and call.weight is weight and call.bias is bias:
             eager.remember(input, weight, bias, spec, call.static)
-    return output
+    return output if activation is None else activations.activate(output, activation)
 
 
 def prepare(

@@ -3,6 +3,8 @@
 Convolution is bilinear, so three functional operators close under differentiation:
     fprop(x, w) = y        dgrad(gy, w) = gx        wgrad(gy, x) = gw
 The derivative of each is made of the other two, and every order of derivative is there without another kernel.
+fprop_activated is fprop with an activation in the same kernel where a backend has that; where a gradient is wanted it
+is two operations.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils.flop_counter import register_flop_formula
 
+from . import activation as activations
 from . import dispatch, native, settings
 from .native import suggests_channels_last
 from .problem import Problem, ShapeError, allocate, check_tensors, macs, output_size
@@ -27,10 +30,14 @@ _GEOMETRY = (
 )
 _LIBRARY = torch.library.Library("symconv_fast", "DEF")
 _LIBRARY.define(f"fprop(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor")
+_LIBRARY.define(
+    f"fprop_activated(Tensor input, Tensor weight, Tensor? bias, str activation, {_GEOMETRY}) -> Tensor"
+)
 _LIBRARY.define(f"dgrad(Tensor grad_output, Tensor weight, SymInt[] input_size, {_GEOMETRY}) -> Tensor")
 _LIBRARY.define(f"wgrad(Tensor grad_output, Tensor input, SymInt[] weight_size, {_GEOMETRY}) -> Tensor")
 
 fprop = torch.ops.symconv_fast.fprop.default
+fprop_activated = torch.ops.symconv_fast.fprop_activated.default
 dgrad = torch.ops.symconv_fast.dgrad.default
 wgrad = torch.ops.symconv_fast.wgrad.default
 
@@ -52,6 +59,13 @@ def _sizes(
 
 def _fake_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, *static: Any) -> Tensor:
     return allocate(_sizes("fprop", input, weight, bias, static[:7])[2], input, static[7])
+
+
+def _fake_fprop_activated(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, *static: Any
+) -> Tensor:
+    activations.check(activation)
+    return _fake_fprop(input, weight, bias, *static)
 
 
 def _fake_dgrad(grad_output: Tensor, weight: Tensor, input_size: Any, *static: Any) -> Tensor:
@@ -79,14 +93,19 @@ settings.on_change(forget_plans)
 
 
 def plan(
-    op: str, first: Tensor, second: Tensor, third: Any, static: tuple[Any, ...]
+    op: str,
+    first: Tensor,
+    second: Tensor,
+    third: Any,
+    static: tuple[Any, ...],
+    activation: str | None = None,
 ) -> Callable[..., Tensor]:
     """The function for these arguments: checked, chosen and bound once for each combination."""
     last = suggests_channels_last(first)
     extra = (third.shape, third.dtype, third.device) if isinstance(third, Tensor) else third
     key = (
         op, first.shape, second.shape, extra, first.dtype, second.dtype, first.device, second.device, static, last,
-        dispatch.pinned(), torch.get_num_threads(),
+        dispatch.pinned(), torch.get_num_threads(), activation,
     )  # fmt: skip
     found = _plans.get(key)
     if found is None:
@@ -94,7 +113,7 @@ def plan(
             _plans.clear()
         input_size, weight_size, _ = _sizes(op, first, second, third, static[:7])
         problem = Problem.create((input_size, weight_size), static, last, first.dtype, first.device.type)
-        found = _plans[key] = dispatch.bind(problem, op)
+        found = _plans[key] = dispatch.bind(problem, op, activation)
     return found
 
 
@@ -106,6 +125,13 @@ def _hashable(static: Sequence[Any]) -> tuple[Any, ...]:
 
 def _real_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, *static: Any) -> Tensor:
     return plan("fprop", input, weight, bias, _hashable(static))(input, weight, bias)
+
+
+def _real_fprop_activated(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, *static: Any
+) -> Tensor:
+    activations.check(activation)
+    return plan("fprop", input, weight, bias, _hashable(static), activation)(input, weight, bias)
 
 
 def _real_dgrad(grad_output: Tensor, weight: Tensor, input_size: Any, *static: Any) -> Tensor:
@@ -268,6 +294,17 @@ def _autograd_kernel(op: Any, function: Any) -> Callable[..., Tensor]:
     return kernel
 
 
+def _activated_autograd_kernel(
+    keyset: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, *static: Any
+) -> Tensor:
+    """Two operations with derivatives of their own, or the one operator where none is wanted."""
+    grad = torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias)
+    if grad or forward_ad._current_level >= 0:
+        activations.check(activation)
+        return activations.activate(fprop(input, weight, bias, *static), activation)
+    return _below(fprop_activated, keyset, input, weight, bias, (activation, *static))
+
+
 def _refuse_tangents(*tensors: Any) -> None:
     """Forward mode over operators in Python would give zeros without a word."""
     for tensor in tensors:
@@ -315,6 +352,12 @@ def _flops_fprop(input: Any, weight: Any, bias: Any, *static: Any, **_: Any) -> 
     return _flops(input, weight, static)
 
 
+def _flops_fprop_activated(
+    input: Any, weight: Any, bias: Any, activation: str, *static: Any, **_: Any
+) -> int:
+    return _flops(input, weight, static)
+
+
 def _flops_dgrad(grad_output: Any, weight: Any, input_size: Any, *static: Any, **_: Any) -> int:
     return _flops(input_size, weight, static)
 
@@ -325,15 +368,20 @@ def _flops_wgrad(grad_output: Any, input: Any, weight_size: Any, *static: Any, *
 
 def _register() -> None:
     rows = (
-        ("fprop", fprop, _real_fprop, _fake_fprop, SymconvFprop, _flops_fprop),
-        ("dgrad", dgrad, _real_dgrad, _fake_dgrad, SymconvDgrad, _flops_dgrad),
-        ("wgrad", wgrad, _real_wgrad, _fake_wgrad, SymconvWgrad, _flops_wgrad),
-    )
-    for name, op, real, fake, function, flops in rows:
-        qualified = f"symconv_fast::{name}"
+        (fprop, _real_fprop, _fake_fprop, _autograd_kernel(fprop, SymconvFprop), _flops_fprop),
+        (
+            fprop_activated, _real_fprop_activated, _fake_fprop_activated, _activated_autograd_kernel,
+            _flops_fprop_activated,
+        ),
+        (dgrad, _real_dgrad, _fake_dgrad, _autograd_kernel(dgrad, SymconvDgrad), _flops_dgrad),
+        (wgrad, _real_wgrad, _fake_wgrad, _autograd_kernel(wgrad, SymconvWgrad), _flops_wgrad),
+    )  # fmt: skip
+    for op, real, fake, differentiable, flops in rows:
+        qualified = op._schema.name
+        name = qualified.split("::")[1]
         # Any device that torch has: the choice of backend, the reference included, is made inside.
         _LIBRARY.impl(name, real, "CompositeExplicitAutograd")
-        _LIBRARY.impl(name, _autograd_kernel(op, function), "Autograd", with_keyset=True)
+        _LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
         torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         torch.library.register_vmap(qualified, _vmap_rule(op), lib=_LIBRARY)
         register_flop_formula(getattr(torch.ops.symconv_fast, name))(flops)

@@ -217,9 +217,9 @@ def test_pins_switches_and_threads_are_part_of_the_key(monkeypatch: pytest.Monke
     chosen: list[tuple[str, str]] = []
     bind = symconv_fast.dispatch.bind
 
-    def recorded(problem: object, op: str) -> object:
+    def recorded(problem: object, op: str, activation: str | None) -> object:
         chosen.append((op, symconv_fast.dispatch.choose(problem, op).algorithm))
-        return bind(problem, op)
+        return bind(problem, op, activation)
 
     monkeypatch.setattr(symconv_fast.dispatch, "bind", recorded)
     before = torch.get_num_threads()

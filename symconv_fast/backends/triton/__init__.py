@@ -56,6 +56,13 @@ def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias:
     return run.fprop(problem, algorithm, input, weight, bias)
 
 
+def fprop_activated(
+    problem: Problem, algorithm: str, activation: str, input: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """`fprop` with the activation applied before the one rounding of the output."""
+    return run.fprop(problem, algorithm, input, weight, bias, activation)
+
+
 def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Gradient of the input, (N, C, *spatial)."""
     return run.dgrad(problem, algorithm, grad_output, weight)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...activation import ACTIVATIONS
 from ...problem import Problem, as_result
 from . import launch
 from .geometry import geometry, pixels_view, weight_view
@@ -82,7 +83,12 @@ def _start(step: Launch, tensors: dict[str, Tensor]) -> None:
 
 
 def fprop(
-    problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: int = 0
+    problem: Problem,
+    algorithm: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None = None,
 ) -> Tensor:
     """Output of the layer, with the bias added and the activation applied before the one rounding."""
     g = geometry(problem)
@@ -93,7 +99,8 @@ def fprop(
     tensors = {"x": pixels(input, g.channels), "w": w, "y": pixels_view(result)}
     if bias is not None:
         tensors["bias"] = bias.contiguous()
-    _run(problem, "fprop", algorithm, tensors, activation=activation, bias=bias is not None)
+    number = 0 if activation is None else 1 + list(ACTIVATIONS).index(activation)
+    _run(problem, "fprop", algorithm, tensors, activation=number, bias=bias is not None)
     return finish(problem, result)
 
 
