@@ -124,7 +124,7 @@ sanitize() { # each tool of compute-sanitizer over the smallest tests; torch's a
 }
 
 tune() {
-  local arguments=(--device $device --rows "$out/tune.jsonl" --table "$out/tuned.json")
+  local arguments=(--device $device --rows "$out/tune.jsonl" --table "$out/tuned.py")
   if [ $rehearse -eq 1 ]; then arguments+=(--tiny); else arguments+=(--minutes $(($(left) / 120 + 1))); fi
   $python -m bench.tune "${arguments[@]}"
 }

@@ -91,6 +91,7 @@ def test_the_grid_holds_every_value_of_every_axis(ndim: int) -> None:
 
 
 def test_every_algorithm_is_in_the_grid() -> None:
+    """Of those that run on a CPU; where there is a GPU, the Triton kernels have a grid of their own."""
     ran = {
         (backend, algorithm)
         for dtype in DTYPES
@@ -98,7 +99,7 @@ def test_every_algorithm_is_in_the_grid() -> None:
         for backend, algorithm, reason in candidates(case, dtype, "fprop")
         if reason is None
     }
-    assert ran == set(algorithms())
+    assert {way for way in algorithms() if way[0] != "triton"} <= ran
 
 
 def test_the_oracle_fails_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

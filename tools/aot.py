@@ -193,6 +193,10 @@ def entries(arch: str) -> Iterator[Entry]:
                 for precision in PRECISIONS[dtype]:
                     for tile in tiles:
                         yield from _table_entries(arch, kernel, order, dtype, precision, tile)
+    for row in configs.TUNED:
+        dtype, tile = getattr(torch, row["dtype"]), configs.Config(**row["config"])
+        for precision in PRECISIONS[dtype] if row["arch"] == arch else ():
+            yield from _table_entries(arch, row["kernel"], row["order"], dtype, precision, tile)
     for name, (algorithms, arguments) in GEOMETRIES.items():
         for dtype in (torch.bfloat16, torch.float32):
             problem = make_problem(dtype=dtype, **arguments)

@@ -6,7 +6,11 @@ those named in SPILLING; of sm_100 and gfx942 only a part was compiled. Rates ar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
+
+from .tuned import TUNED
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
@@ -158,6 +162,27 @@ def select(
 
     candidates = tiles(kernel, order, itemsize, arch)
     return min((fit(c, positions, max(columns), contraction) for c in candidates), key=seconds)
+
+
+def measured(device: str, dtype: str, kernel: str, order: int, sizes: tuple[int, int, int]) -> Config | None:
+    """The tile that was the quickest on a device, on the layer nearest in size that was tried; None if none was.
+
+    Args:
+        device: its name, as torch gives it.
+        dtype: of the tensors, as in "bfloat16".
+        kernel: its name; `order` is the number of tied axes.
+        order: number of tied axes.
+        sizes: extents along `m` and `n` of a tile, length of the contraction.
+    """
+    key = (device, dtype, kernel, order)
+    rows = [r for r in TUNED if (r["device"], r["dtype"], r["kernel"], r["order"]) == key]
+    if not rows:
+        return None
+
+    def distance(row: dict[str, Any]) -> float:
+        return sum(abs(math.log2(size / tried)) for size, tried in zip(sizes, row["sizes"]))
+
+    return Config(**min(rows, key=distance)["config"])
 
 
 # Depthwise: elements of a tile by number of tied axes, so that the results of all members stay in registers; columns

@@ -87,6 +87,8 @@ class Options:
     """What a plan depends on beside the problem."""
 
     arch: str = "sm_90"
+    device: str = ""
+    """Its name, under which tiles may have been measured."""
     precision: str = "ieee"
     """For float32 products: "ieee", "tf32" or "tf32x3"."""
     activation: int = 0
@@ -128,7 +130,12 @@ class Context:
     def config(
         self, kernel: str, order: int, sizes: tuple[int, tuple[int, ...], int], repeats: int
     ) -> Config:
-        """The tile for a kernel: the one that is asked for, else that of the table; `sizes` as in `configs.select`."""
-        if self.options.config is not None:
-            return configs.fit(self.options.config, sizes[0], max(sizes[1]), sizes[2])
+        """The tile for a kernel: asked for, else measured, else that of the model; `sizes` as in `configs.select`."""
+        positions, columns, contraction = sizes
+        extents = (positions, max(columns), contraction)
+        config = self.options.config or configs.measured(
+            self.options.device, str(self.dtype)[6:], kernel, order, extents
+        )
+        if config is not None:
+            return configs.fit(config, *extents)
         return configs.select(kernel, order, self.dtype.itemsize, self.options.arch, sizes, repeats)

@@ -31,9 +31,16 @@ def architecture(device: torch.device) -> str:
     return "sm_80" if major < 9 else "sm_90" if major < 10 else "sm_100"
 
 
+@lru_cache(maxsize=16)
+def device_name(device: torch.device) -> str:
+    """Under which tiles for a device may have been measured."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+
+
 def options_for(tensor: Tensor, **more: Any) -> Options:
     """The options of a plan for tensors on the device of `tensor`."""
-    return Options(arch=architecture(tensor.device), precision=precision(), **more)
+    where = tensor.device
+    return Options(arch=architecture(where), device=device_name(where), precision=precision(), **more)
 
 
 def pixels(tensor: Tensor, channels: int) -> Tensor:

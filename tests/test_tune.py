@@ -1,0 +1,115 @@
+# The table of measured tiles: made from the rows of a run, written as a module, and what the Triton backend asks first.
+"""Rows here are made up; nothing is measured, and nothing needs a GPU."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+from bench import tiles
+from symconv_fast.backends.triton import configs, launch, tuned
+from symconv_fast.backends.triton.configs import Config
+
+TARGET = tiles.Target(tiles.CLASSES[1], "h", "fprop", torch.bfloat16)
+ODD = Config(32, 16, 32, 2, 5)  # in no table
+
+
+def row(config: Config = ODD, ms: float | None = 1.0, **more: object) -> dict[str, object]:
+    """A row of a run, for TARGET on a device that does not exist."""
+    facts = {
+        "device": "Some GPU", "arch": "sm_90", "dtype": "bfloat16", "kernel": "fprop_fold", "order": 1, "tie": "h",
+        "class": TARGET.shape.name, "sizes": tiles.sizes(TARGET), "config": asdict(config), "date": "2026-01-01",
+    }  # fmt: skip
+    return facts | ({"error": "does not compile"} if ms is None else {"ms_p50": ms}) | more
+
+
+def planned(target: tiles.Target, device: str) -> Config:
+    """The tile of the main kernel of a plan."""
+    step = launch.plan(target.problem, target.op, "fold", options=launch.Options("sm_90", device)).launches[
+        -1 if target.op == "fprop" else 0
+    ]
+    c = step.constants
+    return Config(c["BM"], c["BN"], c["BK"], step.warps, step.stages)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch):
+    """A function that makes rows the table for one test."""
+
+    def use(*rows: dict[str, object]) -> None:
+        monkeypatch.setattr(configs, "TUNED", list(rows))
+        launch._plan.cache_clear()
+
+    yield use
+    launch._plan.cache_clear()
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_a_measured_tile_goes_before_that_of_the_model(op, measured):
+    target = replace(TARGET, op=op)
+    kernel, order = tiles.kernel_of(target)
+    modelled = planned(target, "Some GPU")
+    measured(row(kernel=kernel, order=order, sizes=tiles.sizes(target)))
+    assert planned(target, "Some GPU") == ODD != modelled
+    assert planned(target, "Another GPU") == modelled
+    assert planned(replace(target, dtype=torch.float16), "Some GPU") == planned(
+        replace(target, dtype=torch.float16), "Another GPU"
+    )
+
+
+def test_the_nearest_size_counts(measured):
+    large, small = Config(64, 64, 32, 4, 3), Config(32, 32, 32, 4, 3)
+    measured(row(large, sizes=(100_000, 256, 256)), row(small, sizes=(1000, 256, 256)))
+    for positions, tile in ((200_000, large), (20_000, large), (5000, small), (10, small)):
+        assert configs.measured("Some GPU", "bfloat16", "fprop_fold", 1, (positions, 256, 256)) == tile
+    assert configs.measured("Some GPU", "bfloat16", "fprop_fold", 2, (1000, 256, 256)) is None
+
+
+def test_the_table_has_the_quickest_that_worked(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    quick, slow = replace(ODD, m=64), replace(ODD, m=128)
+    rows = [row(slow, 2.0), row(quick, 1.0), row(ODD, None), row(slow, 0.5, device="Another GPU")]
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = {entry["device"]: entry["config"] for entry in tiles.table(file)}
+    assert found == {"Some GPU": asdict(quick), "Another GPU": asdict(slow)}
+
+
+def test_the_module_that_is_written_is_the_table(tmp_path, measured):
+    rows, module = tmp_path / "rows.jsonl", tmp_path / "tuned.py"
+    rows.write_text(json.dumps(row()) + "\n")
+    tiles.write(tiles.table(rows), module)
+    text = module.read_text()
+    assert "Measured: Some GPU." in text
+    assert "Of a row:" in text
+    found = runpy.run_path(str(module))["TUNED"]
+    assert found == tiles.table(rows)
+    measured(*found)
+    assert planned(TARGET, "Some GPU") == ODD
+
+
+def test_the_table_in_the_repository_names_tiles_that_exist():
+    """Empty until a GPU was measured; then every row must be one that `configs.measured` can read."""
+    for entry in tuned.TUNED:
+        found = configs.measured(
+            entry["device"], entry["dtype"], entry["kernel"], entry["order"], tuple(entry["sizes"])
+        )
+        assert found is not None
+        assert entry["arch"] in configs.ARCHITECTURES
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_sizes_are_those_that_a_plan_asks_with(op, monkeypatch):
+    """Else the nearest layer would be looked for by other numbers than it was stored with."""
+    asked = []
+    monkeypatch.setattr(configs, "measured", lambda *key: asked.append(key))
+    launch._plan.cache_clear()
+    target = replace(TARGET, op=op)
+    planned(target, "Some GPU")
+    launch._plan.cache_clear()
+    kernel, order = tiles.kernel_of(target)
+    assert asked == [("Some GPU", "bfloat16", kernel, order, tiles.sizes(target))]
