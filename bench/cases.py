@@ -27,6 +27,7 @@ from bench.case import Case
 from bench.device import device
 from bench.measure import Comparison, Verdict, measure
 from symconv_fast import settings
+from symconv_fast.backends import torch_conv
 from symconv_fast.problem import memory_format
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -168,6 +169,8 @@ class Bench:
         rows = {"expanded/contiguous": self._row(self._conv, expanded, False)}
         if self.ndim > 1:
             rows["expanded/channels_last"] = self._row(self._conv, expanded, True)
+        if self._lacks_instructions():
+            rows["expanded/widened"] = self._row(self._widened, expanded, self.ndim > 1)
         rows["expand inside"] = self._row(self._expand_inside, reduced)
         if compiled:
             torch._dynamo.reset()  # else the limit of recompilations is reached after a few cases
@@ -179,6 +182,14 @@ class Bench:
             rows["onednn"] = self._row(self._onednn, expanded)
         return rows
 
+    def _lacks_instructions(self) -> bool:
+        """Has this CPU no products of a 16-bit type? Then float32 is the stronger baseline."""
+        case = self.case
+        return case.device == "cpu" and case.dtype.itemsize == 2 and not torch_conv.multiplies(case.dtype)
+
+    def _widened(self, *tensors: Tensor) -> Tensor:
+        return self._conv(*(tensor.float() for tensor in tensors)).to(self.case.dtype)
+
     def _onednn(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         shape, n = self.case.shape, self.ndim
         sizes = ([value] * n for value in (shape.padding, shape.stride, 1))
@@ -188,6 +199,7 @@ class Bench:
         """Does torch leave this forward pass to a kernel of its own although oneDNN could run it?"""
         case, onednn = self.case, torch.backends.mkldnn
         able = onednn.is_available() and case.dtype in (torch.float32, torch.bfloat16)
+        able = able and not self._lacks_instructions()
         if case.device != "cpu" or case.direction != "fwd" or self.ndim == 1 or not able:
             return False
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

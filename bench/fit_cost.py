@@ -30,6 +30,7 @@ from tqdm import tqdm
 from bench.measure import interleave, provenance
 from symconv_fast import ops
 from symconv_fast.backends import cpu, cpu_cost
+from symconv_fast.backends.torch_conv import asked_in
 from symconv_fast.dispatch import backend
 from symconv_fast.problem import Problem, allocate
 from symconv_fast.symmetry import Symmetry
@@ -73,7 +74,7 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[int, tuple[int, ...], object, bo
 
 
 def measure(dtype: torch.dtype, seconds: float) -> None:
-    """Time every case; of a pass and algorithm timed before on the same machine, the quicker row stays.
+    """Time every case; of a pass and algorithm timed before on the same kind of machine, the quicker row stays.
 
     Shared machines have slow minutes: two or three runs leave a table without them.
     """
@@ -95,7 +96,8 @@ def stored(data: Path) -> list[dict[str, Any]]:
 
 def key(row: dict[str, Any]) -> str:
     """What a row is about."""
-    return json.dumps([row["case"], row["op"], row["algorithm"], row["threads"], row.get("dtype")])
+    what = (row["case"], row["op"], row["algorithm"], row["threads"], row.get("dtype"), row["capability"])
+    return json.dumps(what)
 
 
 def problem_of(case: list[Any], dtype: torch.dtype = torch.float32) -> tuple[Problem, tuple[Any, ...]]:
@@ -122,6 +124,8 @@ def rows(
     }
     for op, call in calls.items():
         pins = {a: ("cpu", a) for a in cpu.ALGORITHMS if cpu.can_run(p, op, a) is None}
+        if asked_in(p, op) != dtype:
+            del pins["expand"]  # its cost is that of the wider type
 
         def pinned(pin, call=call):
             def run() -> None:
@@ -140,6 +144,7 @@ def rows(
 def counted(row: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """The kind of rates that hold for a row, and its work."""
     dtype = getattr(torch, row.get("dtype", "float32").split()[0])
+    cpu_cost.CAPABILITY = row["capability"]
     (p, _), op, algorithm = problem_of(row["case"], dtype), row["op"], row["algorithm"]
     if algorithm == "expand":
         return cpu_cost.torch_kind(p, op), cpu_cost.torch_counts(p)
@@ -147,27 +152,42 @@ def counted(row: dict[str, Any]) -> tuple[str, dict[str, float]]:
 
 
 def fit() -> None:
+    """Fit the rows of each kind of vectors by themselves, and write the tables."""
+    rates, factors, machines = {}, {}, []
+    rows, rows_16 = stored(DATA), stored(DATA_16)
+    for capability in sorted({row["capability"] for row in rows}):
+        print(f"--- {capability}")
+        own, own_16 = ([r for r in found if r["capability"] == capability] for found in (rows, rows_16))
+        rates[capability] = fit_rates(own)
+        factors[capability] = fit_factors(own_16, rates[capability])
+        newest = max(own, key=lambda row: row["date"])
+        machines.append(
+            f"{newest['device']} ({capability}), {newest['threads']} threads, torch {newest['torch']}, "
+            f"{newest['date'][:10]}"
+        )
+    write(rates, factors, machines)
+
+
+def fit_rates(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Non-negative least squares on relative errors, one fit for each kind; prints how far they are off."""
     by_kind = defaultdict(list)
-    for row in stored(DATA):
+    for row in rows:
         kind, counts = counted(row)
         by_kind[kind].append((row, counts))
     rates = {}
     for kind, found in sorted(by_kind.items()):
-        first = found[0][0]
-        threads = first["threads"]
+        threads = found[0][0]["threads"]
         share = np.array([1.0 if name in cpu_cost.SERIAL else 1.0 / threads for name in cpu_cost.FEATURES])
         counts = np.array([[work[name] for name in cpu_cost.FEATURES] for _, work in found]) * share
         times = np.array([row["ns"] for row, _ in found])
         solution, _ = nnls(counts / times[:, None], np.ones(len(times)))
-        ratio = counts @ solution / times
-        tell(kind, ratio)
+        tell(kind, counts @ solution / times)
         rates[kind] = {
             name: float(f"{value:.4g}")
             for name, value in zip(cpu_cost.FEATURES, solution, strict=True)
             if value > 0
         }
-    write(rates, fit_factors(rates), first)
+    return rates
 
 
 def tell(kind: str, ratio: np.ndarray) -> None:
@@ -178,10 +198,10 @@ def tell(kind: str, ratio: np.ndarray) -> None:
     )
 
 
-def fit_factors(rates: dict[str, dict[str, float]]) -> dict[str, float]:
+def fit_factors(rows: list[dict[str, Any]], rates: dict[str, dict[str, float]]) -> dict[str, float]:
     """For each 16-bit type and kind, the factor with the least mean error of the logarithm."""
     by_kind = defaultdict(list)
-    for row in stored(DATA_16):
+    for row in rows:
         kind, counts = counted(row)
         p, _ = problem_of(row["case"], getattr(torch, row["dtype"].split()[0]))
         serial, shared = cpu_cost.parts(counts, rates[kind])
@@ -197,12 +217,17 @@ def fit_factors(rates: dict[str, dict[str, float]]) -> dict[str, float]:
     return factors
 
 
-def write(rates: dict[str, dict[str, float]], factors: dict[str, float], first: dict[str, Any]) -> None:
-    """The table as a module, beside where its rows come from."""
+def write(
+    rates: dict[str, dict[str, dict[str, float]]],
+    factors: dict[str, dict[str, float]],
+    machines: list[str],
+) -> None:
+    """The tables as a module, beside where their rows come from."""
+    where = "\n".join(f"- {machine}" for machine in machines)
     header = (
         '"""Rates of the CPU cost model in nanoseconds a unit; written by `python -m bench.fit_cost`, not by hand.\n\n'
-        f"Measured on {first['device']} ({first['capability']}), {first['threads']} threads, torch {first['torch']}, "
-        f'{first["date"][:10]}; the rows are in\nbench/results/reference-cost.jsonl. What is left out is 0.\n"""\n\n'
+        f"By the vectors of the CPU. Measured on\n{where}\n"
+        'The rows are in bench/results/reference-cost.jsonl. What is left out is 0.\n"""\n\n'
     )
     note = "# 16-bit types: what the threads share, over that of float32; the rows are in reference-cost-16.jsonl.\n"
     tables = f"RATES = {json.dumps(rates, indent=4)}\n\n{note}FACTORS = {json.dumps(factors, indent=4)}\n"

@@ -14,7 +14,7 @@ from oracle import OPS, Case, check, make_tensors, problem_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from symconv_fast import dispatch
-from symconv_fast.backends import composed, composed_axes, composed_plan, reference
+from symconv_fast.backends import composed, composed_axes, composed_plan, reference, torch_conv
 from symconv_fast.problem import Problem
 from symconv_fast.symmetry import Symmetry
 
@@ -128,10 +128,10 @@ def test_partial_folds_one_axis() -> None:
     assert composed.can_run(free, "fprop", "fold") == "nothing is tied"
 
 
-def backward_in_float32(p: Problem, *tensors) -> torch.Tensor:
-    """Stands for `torch_backward` of a device that adds in float32."""
+def backward_in_float32(p: Problem, *tensors, backward=torch_conv.backward) -> torch.Tensor:
+    """Stands for `torch_conv.backward` of a device that adds in float32 and rounds once."""
     *wide, which = (t.float() if isinstance(t, torch.Tensor) else t for t in tensors)
-    return reference.torch_backward(replace(p, dtype=torch.float32), *wide, which).to(p.dtype)
+    return backward(replace(p, dtype=torch.float32), *wide, which).to(p.dtype)
 
 
 LIMITS = {"h": 1.7, "v": 1.7, "hv": 2.1, "hvz": 2.5}
@@ -148,7 +148,7 @@ def test_rounding_of_16_bit_types(
     The gradients of the inner convolution are those of a GPU, added in float32 and rounded once; on a CPU, torch's
     float16 ones are up to 3.6 times off by themselves.
     """
-    monkeypatch.setattr(composed, "torch_backward", backward_in_float32)
+    monkeypatch.setattr(composed.torch_conv, "backward", backward_in_float32)
     p = problem(tie, dtype, channels=32)
     exact = run(reference, p, op, "expand", torch.float64)
     once = (exact.to(dtype).double() - exact).square().mean().sqrt()

@@ -273,7 +273,14 @@ at::Tensor Pass::wgrad(const at::Tensor& gy, const at::Tensor& x) const {
   check(x, "input", shapes_.input, gy.scalar_type());
   const at::Tensor gw = allocate(shapes_.weight, x, channels_last_);
   if (algorithm_ == "expand") {
-    reduce_into(filter_gradient(gy, x), gw);
+    const at::Tensor filters = filter_gradient(gy, x);
+    if (filters.scalar_type() == gw.scalar_type()) {
+      reduce_into(filters, gw);
+    } else {  // rounded once, after the sum
+      const at::Tensor wide = allocate(shapes_.weight, filters, channels_last_);
+      reduce_into(filters, wide);
+      gw.copy_(wide);
+    }
   } else if (depthwise_) {
     SYMCONV_DISPATCH(gw, run_depthwise_wgrad<scalar>(problem_, gy, x, gw));
   } else {
@@ -284,8 +291,7 @@ at::Tensor Pass::wgrad(const at::Tensor& gy, const at::Tensor& x) const {
   return gw;
 }
 
-// --- the ordinary filters, and torch's convolution: autocast has had its say where the layer was entered
-// -----
+// --- the ordinary filters, and torch's convolution: autocast has had its say where the layer was entered ---
 
 at::Tensor Pass::expanded(const at::Tensor& w) const {
   const at::Tensor filters = allocate(torch_.filters, w, channels_last_);
@@ -310,23 +316,36 @@ void Pass::reduce_into(const at::Tensor& filters, const at::Tensor& gw) const {
           weight_view(static_cast<scalar*>(gw.data_ptr()), gw, transposed), weight_group_stride(gw, groups)));
 }
 
+// In the type in which torch is asked. In float64 that is a kernel of torch's own, which wants no other layout.
+at::Tensor Pass::asked(const at::Tensor& t) const {
+  if (t.scalar_type() == torch_.type) return t;
+  const at::Tensor wide = t.to(torch_.type);
+  return torch_.type == at::kDouble ? wide.contiguous() : wide;
+}
+
 at::Tensor Pass::convolve(const at::Tensor& x, const at::Tensor& w,
                           const std::optional<at::Tensor>& bias) const {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const Geometry& g = geometry_;
-  return as_result(at::convolution(x, expanded(w), bias, g.stride, g.padding, torch_.dilation, g.transposed,
-                                   torch_.output_padding, g.groups));
+  std::optional<at::Tensor> b;
+  if (bias) b = asked(*bias);
+  const at::Tensor y = at::convolution(asked(x), asked(expanded(w)), b, g.stride, g.padding, torch_.dilation,
+                                       g.transposed, torch_.output_padding, g.groups);
+  return as_result(y.to(x.scalar_type()));
 }
 
 at::Tensor Pass::convolve_back(const at::Tensor& gy, const at::Tensor& w) const {
+  const at::Tensor filters = asked(expanded(w));
   // Only shape and layout of the input are read for its own gradient.
-  const at::Tensor like = allocate(shapes_.input, w, channels_last_);
-  return as_result(std::get<0>(backward(gy, like, expanded(w), {true, false, false})));
+  const at::Tensor like = allocate(shapes_.input, filters, channels_last_ && torch_.type != at::kDouble);
+  const at::Tensor gx = std::get<0>(backward(asked(gy), like, filters, {true, false, false}));
+  return as_result(gx.to(gy.scalar_type()));
 }
 
 at::Tensor Pass::filter_gradient(const at::Tensor& gy, const at::Tensor& x) const {
-  const at::Tensor like = allocate(torch_.filters, x, channels_last_);
-  return std::get<1>(backward(gy, x, like, {false, true, false}));
+  const at::Tensor input = asked(x);
+  const at::Tensor like = allocate(torch_.filters, input, channels_last_ && torch_.type != at::kDouble);
+  return std::get<1>(backward(asked(gy), input, like, {false, true, false}));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> Pass::backward(const at::Tensor& gy, const at::Tensor& x,

@@ -30,9 +30,11 @@ struct Shapes {
   Ints input, weight, output;
 };
 
-// What torch's convolution takes where it differs, the shape of the ordinary filters, strides of the result.
+// What torch's convolution takes where it differs, the shape of the ordinary filters, strides of the result, and
+// the type in which torch is asked.
 struct Torch {
   Ints dilation, output_padding, filters, strides;
+  at::ScalarType type;
 };
 
 struct Layout {
@@ -76,6 +78,7 @@ class Pass {
 
  private:
   at::Tensor expanded(const at::Tensor& w) const;
+  at::Tensor asked(const at::Tensor& t) const;
   void reduce_into(const at::Tensor& filters, const at::Tensor& gw) const;
   at::Tensor convolve(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const;
   at::Tensor convolve_back(const at::Tensor& gy, const at::Tensor& w) const;

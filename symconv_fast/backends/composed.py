@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..problem import Problem, allocate, as_result
-from . import composed_cost
+from . import composed_cost, torch_conv
 from .composed_axes import Lines, Phase, input_range, lines, output_margin, phases
 from .composed_plan import (
     Segment,
@@ -40,7 +40,7 @@ from .composed_plan import (
     steps,
     tap_filters,
 )
-from .reference import torch_backward, torch_forward, without_autocast
+from .torch_conv import without_autocast
 
 NAME = "composed"
 ALGORITHMS = ("fold", "partial")
@@ -140,7 +140,7 @@ def _product(
     inner = inner_problem(problem, segment, part, tuple(lead.shape[2:]), padding)
     filters = tap_filters(problem, segment, part, weight)
     lead = as_result(lead, last_inside(problem))
-    product = torch_forward(inner, lead, filters, None)
+    product = torch_conv.forward(inner, lead, filters, None)
     shape = (problem.groups, *(len(phase.taps) for phase in part), len(segment.rest), segment.rows)
     return product.unflatten(1, shape), tuple(first for first, _ in ranges)
 
@@ -254,7 +254,7 @@ def _dgrad(
             inner = inner_problem(problem, segment, part)
             filters = tap_filters(problem, segment, part, weight)
             like = allocate(inner.input_shape, weight, last_inside(problem))
-            result = torch_backward(inner, sums, like, filters, 0)
+            result = torch_conv.backward(inner, sums, like, filters, 0)
             target = steps(segment, part, total)
             if whole:
                 target.copy_(result)
@@ -292,7 +292,7 @@ def _wgrad(problem: Problem, segment: Segment, grad_output: Tensor, input: Tenso
         inner = inner_problem(problem, segment, part)
         like = allocate(inner.weight_shape, input, last_inside(problem))
         own = as_result(steps(segment, part, input), last_inside(problem))
-        result = torch_backward(inner, sums, own, like, 1)
+        result = torch_conv.backward(inner, sums, own, like, 1)
         add_tap_filters(problem, segment, part, result, total)
 
 

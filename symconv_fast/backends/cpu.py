@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import _cpu, settings  # type: ignore[attr-defined]
 from ..problem import Problem, allocate
-from . import cpu_cost, cpu_depthwise, reference
-from .reference import torch_is_wrong
+from . import cpu_cost, cpu_depthwise, torch_conv
 
 NAME = "cpu"
 ALGORITHMS = ("fold", "winograd", "expand")
@@ -38,8 +36,6 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
         return f"the tensors are on {problem.device}, not on the CPU"
     if algorithm == "winograd":
         return _why_no_winograd(problem, op)
-    if algorithm == "expand" and op == "fprop" and torch_is_wrong(problem, op):
-        return "torch's convolution is wrong for these sizes in this type"
     return None
 
 
@@ -79,15 +75,13 @@ def _native_name(algorithm: str) -> str:
 def bind(problem: Problem, op: str, algorithm: str) -> Callable[..., Tensor]:
     """The function of `op` with all but its tensors bound: one native call."""
     p = problem
-    if algorithm == "expand" and torch_is_wrong(p, op):
-        return partial(getattr(reference, op), p, algorithm)
-    _, _, dilation, _, output_padding, _ = reference.torch_geometry(p)
+    _, _, dilation, _, output_padding, _ = torch_conv.geometry(p)
     strides = allocate(p.result_shape(op), torch.empty(0, device="meta"), p.channels_last).stride()
     ties = [value for segment in p.ties for value in segment]
     native = _cpu.Pass(
         ties, p.stride, p.padding, p.dilation, p.transposed, p.groups, p.input_shape, p.weight_shape, p.output_shape,
-        dilation, output_padding, p.expanded_shape, strides, p.channels_last, cpu_depthwise.applies(p),
-        _native_name(algorithm),
+        dilation, output_padding, p.expanded_shape, strides, torch_conv.asked_in(p, op), p.channels_last,
+        cpu_depthwise.applies(p), _native_name(algorithm),
     )  # fmt: skip
     function: Callable[..., Tensor] = getattr(native, op)
     return function

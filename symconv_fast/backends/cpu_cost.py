@@ -7,6 +7,7 @@ moved. The rates in `cpu_rates.py` were fitted to measurements by `python -m ben
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,15 +15,23 @@ import torch
 from ..problem import Problem
 from ..symmetry import orbit_size
 from .cpu_rates import FACTORS, RATES
+from .torch_conv import asked_in
 
 try:
     from .. import _cpu  # type: ignore[attr-defined]
 except ImportError:
     _cpu = None
 
-_VECTOR_BYTES = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 16)
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
+"""Vectors of this CPU, which decide on counts and rates. The fit sets it to that of the rows it fits."""
+
+_VECTOR_BYTES = {"AVX512": 64, "AVX2": 32}
 _FILTERING = {"f2": (4, 2), "f4": (6, 4)}  # products and results of minimal filtering with three taps
 _COLD_WEIGHT_SECONDS = 0.5e-9
+# torch's convolution in a wider type (one Zen 3 core, 2026-11-21): three conversions, an element of each, and float64
+# beside float32, where 2 to 10 was seen.
+_WIDEN_CALL_SECONDS, _WIDEN_ELEMENT_SECONDS = 10e-6, 0.3e-9
+_WIDE = {torch.float32: 1.0, torch.float64: 4.0}
 _PASS = ("pass", "multiply_adds", "results", "panel", "runs", "weights")
 LAYOUTS = ("pixels", "planes", "staged", "turned")
 FEATURES = ("call", "activations", *(f"{layout}/{name}" for layout in LAYOUTS for name in _PASS))
@@ -55,7 +64,17 @@ def contractions(problem: Problem, op: str) -> list[Contraction]:
 
 def lanes(problem: Problem) -> int:
     """Sums in a vector; those of 16-bit types are float32."""
-    return _VECTOR_BYTES // max(4, problem.dtype.itemsize)
+    return _VECTOR_BYTES.get(CAPABILITY, 16) // max(4, problem.dtype.itemsize)
+
+
+def rates(kind: str) -> dict[str, float]:
+    """Nanoseconds a unit, by the names in FEATURES."""
+    return RATES[_measured_as()][kind]
+
+
+def _measured_as() -> str:
+    """The nearest capability that was measured."""
+    return CAPABILITY if CAPABILITY in RATES else "AVX2"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -196,12 +215,23 @@ def native_seconds(problem: Problem, op: str, algorithm: str) -> float:
 
 def call_seconds(problem: Problem, op: str, algorithm: str) -> float:
     """What a native algorithm costs where there is nothing to compute."""
-    return RATES[native_kind(problem, op, algorithm)].get("call", 0.0) * 1e-9
+    return rates(native_kind(problem, op, algorithm)).get("call", 0.0) * 1e-9
 
 
 def torch_seconds(problem: Problem, op: str) -> float:
-    """Estimate for the reference: expanded filters and torch's convolution."""
-    return _seconds(torch_counts(problem), torch_kind(problem, op), problem, op)
+    """Estimate for the reference: expanded filters and torch's convolution, in the type in which it is asked."""
+    asked = asked_in(problem, op)
+    wide = 1.0 if asked == problem.dtype else _WIDE[asked]
+    seconds = _seconds(torch_counts(problem), torch_kind(problem, op), replace(problem, dtype=asked), op)
+    return wide * seconds + widening_seconds(problem, op)
+
+
+def widening_seconds(problem: Problem, op: str) -> float:
+    """What it takes to bring tensors into the type in which torch is asked, and the result back."""
+    if asked_in(problem, op) == problem.dtype:
+        return 0.0
+    elements = _activations(problem) + math.prod(problem.expanded_shape)
+    return _WIDEN_CALL_SECONDS + elements * _WIDEN_ELEMENT_SECONDS / max(1, torch.get_num_threads())
 
 
 def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
@@ -214,12 +244,12 @@ def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
 
 def _seconds(counts: dict[str, float], kind: str, problem: Problem, op: str) -> float:
     """Calls and passes cost the same whatever the threads and the dtype; the rest is shared by the threads."""
-    serial, shared = parts(counts, RATES[kind])
-    factor = FACTORS.get(factor_kind(problem, op, kind, dtype_name(problem.dtype)), 1.0)
+    serial, shared = parts(counts, rates(kind))
+    factor = FACTORS[_measured_as()].get(factor_kind(problem, op, kind, dtype_name(problem.dtype)), 1.0)
     return (serial + factor * shared / max(1, torch.get_num_threads())) * 1e-9
 
 
-def parts(counts: dict[str, float], rates: dict[str, float]) -> tuple[float, float]:
-    """Nanoseconds that do not depend on the number of threads, and those that they share."""
-    serial = sum(rates.get(name, 0.0) * counts[name] for name in SERIAL)
-    return serial, sum(rates.get(name, 0.0) * counts[name] for name in FEATURES if name not in SERIAL)
+def parts(counts: dict[str, float], of: dict[str, float]) -> tuple[float, float]:
+    """Nanoseconds that do not depend on the number of threads, and those that they share, with the rates `of`."""
+    serial = sum(of.get(name, 0.0) * counts[name] for name in SERIAL)
+    return serial, sum(of.get(name, 0.0) * counts[name] for name in FEATURES if name not in SERIAL)

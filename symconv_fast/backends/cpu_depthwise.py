@@ -12,8 +12,8 @@ import math
 import torch
 
 from ..problem import Problem
-
-_VECTOR_BYTES = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 16)
+from . import cpu_cost
+from .torch_conv import asked_in
 
 # Nanoseconds: a call; a vector multiply-add with the source in registers; one without; an element moved.
 _NATIVE = {
@@ -24,7 +24,7 @@ _NATIVE = {
     ("planes", "dgrad"): (5700, 0.125, 0.407, 0.181),
     ("planes", "wgrad"): (4500, 0.147, 0.362, 0.174),
 }
-# A call; a vector multiply-add; an element moved. One filter a group in float32 or bfloat16, and everything else.
+# A call; a vector multiply-add; an element moved. One filter a group in at most 32 bits, and everything else.
 _TORCH_SINGLE = {
     ("pixels", "fprop"): (22300, 0.219, 0.027),
     ("pixels", "dgrad"): (26400, 0.242, 0.037),
@@ -41,8 +41,6 @@ _TORCH_MULTIPLE = {
     ("planes", "dgrad"): (30900, 2.29, 0.588),
     ("planes", "wgrad"): (30400, 2.29, 0.428),
 }
-# A multiply-add in float16, which torch does one by one: the least that was seen (2026-11-21, the same core; up to 4).
-_TORCH_HALF = {"fprop": 1.5, "dgrad": 1.1, "wgrad": 0.4}
 
 
 def applies(problem: Problem) -> bool:
@@ -54,7 +52,7 @@ def native_seconds(problem: Problem, op: str) -> float:
     """Estimate for the depthwise kernels."""
     p = problem
     call, window, general, element = _NATIVE[_layout(p), op]
-    lanes = _VECTOR_BYTES // max(4, p.dtype.itemsize)  # 16-bit types are widened to float32
+    lanes = cpu_cost.lanes(p)  # 16-bit types are widened to float32
     positions = p.batch * math.prod(p.spatial if p.transposed else p.out_spatial)
     vectors = positions * -(-p.groups // lanes) * (p.unique // p.groups) * math.prod(p.kernel)
     simple = p.kernel[-1] in (3, 5, 7) and p.stride[-1] == p.dilation[-1] == 1 and not p.transposed
@@ -65,13 +63,11 @@ def native_seconds(problem: Problem, op: str) -> float:
 def torch_seconds(problem: Problem, op: str) -> float:
     """Estimate for expanded filters and torch's convolution."""
     p = problem
-    single = p.out_channels == p.groups and p.dtype in (torch.float32, torch.bfloat16) and p.ndim < 3
+    single = p.out_channels == p.groups and asked_in(p, op).itemsize <= 4 and p.ndim < 3
     call, vector, element = (_TORCH_SINGLE if single else _TORCH_MULTIPLE)[_layout(p), op]
-    lanes = _VECTOR_BYTES // max(4, p.dtype.itemsize)
+    lanes = cpu_cost.lanes(p)
     shared = p.macs_dense / lanes * vector + _moved(p, 2) * element
-    if p.dtype == torch.float16:
-        shared = p.macs_dense * _TORCH_HALF[op]
-    return (call + shared / max(1, torch.get_num_threads())) * 1e-9
+    return (call + shared / max(1, torch.get_num_threads())) * 1e-9 + cpu_cost.widening_seconds(p, op)
 
 
 def _layout(problem: Problem) -> str:
