@@ -102,7 +102,7 @@ struct WeightArgs {
 template <class T>
 struct GatherArgs {
   const Element<T>* source;
-  const int64_t* offset;
+  const int64_t* offset;  // null: p itself
   int64_t positions;
   int64_t channel_stride, channels;
   int64_t line_stride;

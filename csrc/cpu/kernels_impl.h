@@ -168,10 +168,34 @@ inline void spread_at(const GatherArgs<T>& g, const Element<T>* source, X (&prod
   F::spread(lines, products);
 }
 
+// Rows that are contiguous in the source too.
+template <class T, class F>
+void gather_lines(const GatherArgs<T>& g) {
+  using A = Sum<T>;
+  constexpr int L = Vec<A>::lanes;
+  for (int64_t c = 0; c < g.channels; ++c) {
+    const Element<T>* from = g.source + c * g.channel_stride;
+    Stored<T>* to = g.out + c * g.ld;
+    int64_t p = 0;
+    for (; p + L <= g.positions; p += L) {
+      V<A> products[F::in];
+      spread_at<T, V<A>, F>(g, from + p, products);
+#pragma GCC unroll 6
+      for (int i = 0; i < F::in; ++i) write<V<A>>(to + i * g.product_stride + p, products[i]);
+    }
+    for (; p < g.positions; ++p) {
+      A products[F::in];
+      spread_at<T, A, F>(g, from + p, products);
+      for (int i = 0; i < F::in; ++i) write<A>(to + i * g.product_stride + p, products[i]);
+    }
+  }
+}
+
 template <class T, class F>
 void gather(const GatherArgs<T>& g) {
   using A = Sum<T>;
   constexpr int L = Vec<A>::lanes;
+  if (!g.offset) return gather_lines<T, F>(g);
   for (int64_t p0 = 0; p0 < g.positions; p0 += L) {
     const int64_t n = g.positions - p0 < L ? g.positions - p0 : L;
     int64_t c = 0;

@@ -95,6 +95,14 @@ struct LineSource {
 };
 
 template <class T>
+using PackRun = void (*)(const RunArgs<T>&);
+
+// How far apart, in a stage, the sources of neighbouring lines are, and of the lines that are filtered together.
+struct LineStep {
+  int64_t outer, middle, line;
+};
+
+template <class T>
 struct Packer {
   const Kernels<T>& kernels;
   const Plan& plan;
@@ -139,17 +147,35 @@ struct Packer {
     return {valid, base, phase.axis[inner()]->b[tap[inner()]]};
   }
 
-  void run(const Group& g, const LineSource (&from)[kMaxLines][kMaxSources], int64_t pixel, int64_t t,
-           int64_t positions) const {
-    const AxisMap& m = *phase.axis[inner()];
-    const int64_t step = stage ? 1 : m.a * source.stride[inner()];
-    const int sources = 1 << g.log_sources;
+  RunArgs<T> run_args(const Group& g, int64_t positions) const {
     RunArgs<T> r;
     r.ld = ld;
     r.loose = stage != nullptr;
     r.product_stride = product_stride;
     r.positions = positions;
     r.channels = plan.fold ? channels : g.channels;
+    return r;
+  }
+
+  void set_out(RunArgs<T>& r, const Group& g, int64_t pixel) const {
+    for (int s = 0; s < 1 << g.log_sources; ++s) {
+      const int64_t row = layout.offset[g.slot[plan.fold ? s : 0]] * layout.depth;
+      r.out[s] = planes ? panel + row * ld + pixel : panel + pixel * ld + row;
+    }
+  }
+
+  PackRun<T> function(const Group& g) const {
+    const auto& table = plan.fold ? (planes ? kernels.fold_planes : kernels.fold_pixels)
+                                  : (planes ? kernels.sum_planes : kernels.sum_pixels);
+    return table[plan.filtering][g.log_sources];
+  }
+
+  void run(const Group& g, const LineSource (&from)[kMaxLines][kMaxSources], int64_t pixel, int64_t t,
+           int64_t positions) const {
+    const AxisMap& m = *phase.axis[inner()];
+    const int64_t step = m.a * source.stride[inner()];
+    const int sources = 1 << g.log_sources;
+    RunArgs<T> r = run_args(g, positions);
     for (int line = 0; line < phase.tiling.products; ++line)
       for (int s = 0; s < sources; ++s) {
         const int64_t at = m.a * t + from[line][s].b;
@@ -158,13 +184,8 @@ struct Packer {
         r.position_step[line][s] = valid ? step : 0;
         r.channel_step[line][s] = valid ? source.channel_stride : 0;
       }
-    for (int s = 0; s < sources; ++s) {
-      const int64_t row = layout.offset[g.slot[plan.fold ? s : 0]] * layout.depth;
-      r.out[s] = planes ? panel + row * ld + pixel : panel + pixel * ld + row;
-    }
-    const auto& table = plan.fold ? (planes ? kernels.fold_planes : kernels.fold_pixels)
-                                  : (planes ? kernels.sum_planes : kernels.sum_pixels);
-    table[plan.filtering][g.log_sources](r);
+    set_out(r, g, pixel);
+    function(g)(r);
   }
 
   // Anchors whose sources all lie in the map form one run; those at the border go one by one.
@@ -176,7 +197,7 @@ struct Packer {
     for (int line = 0; line < phase.tiling.products; ++line)
       for (int s = 0; s < 1 << g.log_sources; ++s) {
         const LineSource& f = from[line][s] = line_source(g, s, line, i0, i1);
-        if (stage || !f.valid) continue;
+        if (!f.valid) continue;
         low = std::max(low, -floor_div(f.b, m.a));
         high = std::min(high, floor_div(m.extent - 1 - f.b, m.a) + 1);
       }
@@ -187,7 +208,47 @@ struct Packer {
     for (int64_t t = high; t < end; ++t) run(g, from, pixel + t, t, 1);
   }
 
+  // In the stage, of a line `line`, `i0`, `i1` further on; only the axes that are not the inner one have a part in it.
+  int64_t line_offset(int line, int64_t i0, int64_t i1) const {
+    const Taps none{};
+    return offset(0, position(0, i0, line, none)) + offset(1, position(1, i1, line, none)) -
+           offset(0, position(0, 0, 0, none)) - offset(1, position(1, 0, 0, none));
+  }
+
+  // From a stage every position exists, so that the sources of a group keep their distances on all lines.
+  void pack_staged() const {
+    const AxisMap& m = *phase.axis[inner()];
+    const int64_t begin = tile.begin[2];
+    const LineStep step{line_offset(0, 1, 0), line_offset(0, 0, 1), line_offset(1, 0, 0)};
+    for (const Group& g : plan.groups) {
+      if (layout.offset[g.slot[0]] < 0) continue;
+      RunArgs<T> r = run_args(g, tile.size[2]);
+      const int sources = 1 << g.log_sources;
+      const Element<T>* at[kMaxLines][kMaxSources];
+      int64_t moves[kMaxSources];
+      for (int s = 0; s < sources; ++s) {
+        const LineSource f = line_source(g, s, 0, 0, 0);
+        moves[s] = f.valid ? 1 : 0;
+        for (int l = 0; l < phase.tiling.products; ++l) {
+          at[l][s] = f.valid ? source.data + f.base + offset(2, m.a * begin + f.b) + l * step.line : zeros;
+          r.position_step[l][s] = moves[s];
+          r.channel_step[l][s] = f.valid ? source.channel_stride : 0;
+        }
+      }
+      const PackRun<T> pack = function(g);
+      for (int64_t i0 = 0; i0 < tile.size[0] + phase.tiling.span; ++i0)
+        for (int64_t i1 = 0; i1 < tile.size[1]; ++i1) {
+          const int64_t from = i0 * step.outer + i1 * step.middle;
+          for (int l = 0; l < phase.tiling.products; ++l)
+            for (int s = 0; s < sources; ++s) r.source[l][s] = at[l][s] + moves[s] * from;
+          set_out(r, g, (i0 * tile.size[1] + i1) * tile.size[2]);
+          pack(r);
+        }
+    }
+  }
+
   void pack() const {
+    if (stage) return pack_staged();
     for (int64_t i0 = 0; i0 < tile.size[0] + phase.tiling.span; ++i0)
       for (int64_t i1 = 0; i1 < tile.size[1]; ++i1)
         for (const Group& g : plan.groups)

@@ -104,12 +104,17 @@ void run_fprop(const Problem& p, Preparations& prepared, const at::Tensor& x, co
   }
 }
 
+// Orbits that lie together in the upstream gradient.
+int64_t shortest_run(const Problem& p) {
+  int64_t run = p.orbits;
+  for (const Segment& s : p.segments) run = std::min(run, s.rows);
+  return run;
+}
+
 template <class T>
 void run_dgrad(const Problem& p, Preparations& prepared, const at::Tensor& gy, const at::Tensor& w,
                const at::Tensor& gx, Filtering filtering) {
-  int64_t run = p.orbits;
-  for (const Segment& s : p.segments) run = std::min(run, s.rows);
-  const Layout layout = choose_layout<T>(gy, gx, run, p.channels);
+  const Layout layout = choose_layout<T>(gy, gx, shortest_run(p), p.channels);
   const auto make = [&] {
     const int axis = choose_offset_axis(p, false, p.segments.data(), p.segments.size(), layout.planes);
     return MultiplyShape{p,
@@ -132,9 +137,12 @@ void run_dgrad(const Problem& p, Preparations& prepared, const at::Tensor& gy, c
 template <class T>
 void run_wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
                Filtering filtering) {
+  const int64_t lanes = select_kernels<T>().lanes;
+  const bool planes = use_planes(gy), short_lines = planes && x.size(-1) <= lanes;
+  const bool staged = kCanStage<T> && (shortest_run(p) < lanes || short_lines);
   wgrad<T>({p, const_view<Element<T>>(gy), const_view<Element<T>>(x),
             weight_view(static_cast<Element<T>*>(gw.data_ptr()), gw, p.transposed),
-            weight_group_stride(gw, p.groups), filtering, use_planes(gy)});
+            weight_group_stride(gw, p.groups), filtering, planes || staged, staged});
 }
 
 Filtering filtering_of(const std::string& algorithm, const at::Tensor& result) {

@@ -3,15 +3,18 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "convert.h"
 #include "scratch.h"
+#include "stage.h"
 
 namespace symconv {
 
 namespace {
 
-constexpr int64_t kPixelsPerSplit = 1024;  // below it a private accumulator costs more than it gives
+constexpr int64_t kPixelsPerSplit = 1024;  // below it a private accumulator costs more than it gives,
+constexpr int64_t kLeastPixels = 64;       // and below this a thread does, however few the channels are
 constexpr int64_t kOrbitsPerPart = 16;
 constexpr int64_t kTilePixels = 128;       // positions that one tile should have at least,
 constexpr int64_t kTileBytes = 384 << 10;  // in a panel of this size
@@ -26,6 +29,7 @@ struct PhaseWork {
   int64_t offset;             // of the accumulator, elements
   int64_t panel_ld, row_ld, acc_ld, shift_stride;
   int64_t panel_stride, row_stride;  // from one product to the next; in elements, as panel_ld and row_ld are
+  std::optional<Stage> stage;
 };
 
 template <class T>
@@ -33,6 +37,7 @@ class Accumulator {
  public:
   explicit Accumulator(const Wgrad<T>& w)
       : w_(w), p_(w.problem), kernels_(select_kernels<T>()), lanes_(kernels_.lanes) {
+    for (int64_t c = 0; c < p_.channels; ++c) channel_.push_back(c * w_.input.channel_stride);
     axis_ = choose_offset_axis(p_, false, p_.segments.data(), p_.segments.size(), w_.planes);
     choose_split();
     for (int part = 0; part < parts_; ++part) add_part(part);
@@ -44,17 +49,16 @@ class Accumulator {
     const int64_t slices = std::min(tasks, thread_count());
     const int64_t each = local_elements(), pixels = most_pixels_;
     Scratch<Sum<T>> memory(each * slices);
-    Scratch<int64_t> offsets((pixels + p_.channels) * slices);
+    Scratch<int64_t> offsets(pixels * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       Local local;
       local.zipped = reinterpret_cast<Word<T>*>(memory.data() + slice * each);
       local.panel = reinterpret_cast<Stored<T>*>(local.zipped + zipped());
       local.rows = local.panel + most_panel_;
       local.zeros = reinterpret_cast<Element<T>*>(local.rows + most_rows_);
-      local.offset = offsets.data() + slice * (pixels + p_.channels);
-      local.channel = local.offset + pixels;
+      local.stage = local.zeros + zeros();
+      local.offset = offsets.data() + slice * pixels;
       std::fill(local.zeros, local.zeros + zeros(), Element<T>{});
-      for (int64_t c = 0; c < p_.channels; ++c) local.channel[c] = c * w_.input.channel_stride;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t split = i % splits_, part = i / splits_ % parts_, group = i / splits_ / parts_;
         Sum<T>* into = acc.data() + (group * splits_ + split) * elements_;
@@ -77,8 +81,8 @@ class Accumulator {
   struct Local {
     Word<T>* zipped;  // the right side, where words are pairs of positions
     Stored<T>*panel, *rows;
-    Element<T>* zeros;
-    int64_t *offset, *channel;
+    Element<T>*zeros, *stage;
+    int64_t* offset;
   };
 
   // Splitting positions costs an accumulator and its reduction; splitting orbits costs reading the
@@ -87,17 +91,22 @@ class Accumulator {
   void choose_split() {
     const int64_t want = std::max<int64_t>(1, thread_count() / p_.groups);
     const int64_t positions = p_.batch * p_.in[0] * p_.in[1] * p_.in[2];
-    splits_ = std::clamp<int64_t>(positions / kPixelsPerSplit, 1, want);
-    while (want % splits_) --splits_;
     int64_t most = 1, slots = p_.orbits * kBytes;
     for (const Segment& s : p_.segments) most = std::max(most, s.rows);
+    const int64_t most_parts = std::max<int64_t>(1, most / kOrbitsPerPart);
+    splits_ = std::clamp<int64_t>(positions / kPixelsPerSplit, 1, want);
+    if (splits_ * most_parts < want) {  // the panel is still larger than another accumulator
+      const int64_t least = std::clamp<int64_t>(4 * p_.channels, kLeastPixels, kPixelsPerSplit);
+      splits_ = std::clamp<int64_t>(positions / least, splits_, want);
+    }
+    while (want % splits_) --splits_;
     for (int axis = 0; axis < kAxes; ++axis)
       if (axis != axis_) slots *= p_.kernel[axis];
     if (can_filter(p_, axis_)) slots *= kLinesIn[w_.filtering];
     const int64_t least = (slots * kTilePixels + kTileBytes - 1) / kTileBytes;
     const int64_t per_split = want / splits_;
     int64_t parts = std::max(per_split, (least + per_split - 1) / per_split * per_split);
-    parts_ = static_cast<int>(std::clamp<int64_t>(parts, 1, std::max<int64_t>(1, most / kOrbitsPerPart)));
+    parts_ = static_cast<int>(std::clamp<int64_t>(parts, 1, most_parts));
   }
 
   void add_part(int part) {
@@ -108,8 +117,10 @@ class Accumulator {
     for (const Slot& slot : plan.slots) widest += slot.channels;
     std::vector<PhaseWork> works;
     for (const Phase& phase :
-         make_phases(plan, p_, widest * kBytes, {kTileBytes, kTile.pixels}, 1, w_.planes)) {
-      PhaseWork work{phase, panel_layout(plan, phase, {0, 0}, 1), {}, elements_, 0, 0, 0, 0, 0, 0};
+         make_phases(plan, p_, widest * kBytes,
+                     {kTileBytes, w_.staged ? kLongTile.pixels : kTile.pixels}, 1, w_.planes)) {
+      PhaseWork work{phase, panel_layout(plan, phase, {0, 0}, 1), {}, elements_, 0, 0, 0, 0, 0, 0, {}};
+      if (w_.staged) work.stage.emplace(plan, phase, p_.filters, lanes_);
       const int64_t taps = plan.filtering ? kLinesIn[plan.filtering] : axis >= 0 ? p_.kernel[axis] : 1;
       for (int64_t k = 0; k < taps; ++k)
         if (plan.filtering || axis < 0 || phase.axis[axis]->present[k]) work.taps.push_back(k);
@@ -126,7 +137,8 @@ class Accumulator {
     const Tiling& t = work.phase.tiling;
     const int64_t pixels = t.block[0] * t.block[1] * t.block[2];
     const int64_t halo = (t.block[0] + t.span) * t.block[1] * t.block[2];
-    const int64_t total = work.layout.total, padded = round_up(halo, lanes_);
+    // Lines from a stage are written in whole vectors, past their end.
+    const int64_t total = work.layout.total, padded = round_up(halo + (w_.staged ? lanes_ - 1 : 0), lanes_);
     if (w_.planes) {
       work.panel_ld = t.products * padded + lanes_;
       work.panel_stride = padded;
@@ -148,12 +160,15 @@ class Accumulator {
     most_ld_ = std::max(most_ld_, w_.planes ? work.row_ld : work.panel_ld);
     most_panel_ = std::max(most_panel_, (w_.planes ? total : t.products * halo) * work.panel_ld + lanes_);
     most_rows_ = std::max(most_rows_, t.products * work.row_stride);
+    if (work.stage) most_stage_ = std::max(most_stage_, work.stage->elements());
   }
 
   int64_t zeros() const { return std::max(p_.orbits, most_pixels_) + lanes_; }
   // Pairs: the right side once more, in half as many words as elements and one row for an odd number.
   int64_t zipped() const { return kDepth > 1 ? (w_.planes ? most_rows_ : most_panel_) / 2 + most_ld_ : 0; }
-  int64_t local_elements() const { return round_up(zipped() + most_panel_ + most_rows_ + zeros(), lanes_); }
+  int64_t local_elements() const {
+    return round_up(zipped() + most_panel_ + most_rows_ + zeros() + most_stage_, lanes_);
+  }
 
   void accumulate(const Plan& plan, const PhaseWork& work, int64_t group, int64_t split, Sum<T>* into,
                   const Local& local) const {
@@ -166,8 +181,7 @@ class Accumulator {
     }
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tile_at(work.phase.tiling, i);
-      pack_panel(kernels_, plan, work.phase, tile, work.layout, w_.grad, nullptr, group * p_.filters, 0,
-                 w_.planes, local.zeros, local.panel, work.panel_ld, work.panel_stride);
+      pack_gradient(plan, work, tile, group, local);
       pack_input(work, tile, group, local);
       int64_t zipped_from = -1;
       for (size_t j = 0; j < work.taps.size(); ++j) {
@@ -185,6 +199,22 @@ class Accumulator {
                  i > begin);
       }
     }
+  }
+
+  void pack_gradient(const Plan& plan, const PhaseWork& work, const Tile& tile, int64_t group,
+                     const Local& local) const {
+    View<const Element<T>> source = w_.grad;
+    int64_t first = group * p_.filters;
+    const Stage* stage = work.stage ? &*work.stage : nullptr;
+    if constexpr (kCanStage<T>) {
+      if (stage) {
+        stage->fill(kernels_, work.phase, tile, w_.grad, first, p_.filters, local.stage);
+        source = {local.stage, 0, stage->channel_stride(), {}};
+        first = 0;
+      }
+    }
+    pack_panel(kernels_, plan, work.phase, tile, work.layout, source, stage, first, 0, w_.planes, local.zeros,
+               local.panel, work.panel_ld, work.panel_stride);
   }
 
   struct Term {
@@ -223,7 +253,8 @@ class Accumulator {
     }
     const int inner = tiling.order[2];
     g.channel_stride = work.phase.axis[inner]->step * w_.input.stride[inner];
-    g.positions = p_.channels, g.channels = tile.size[2], g.offset = local.channel;
+    g.positions = p_.channels, g.channels = tile.size[2];
+    g.offset = w_.input.channel_stride == 1 ? nullptr : channel_.data();
     for (int64_t p = 0; p < pixels; p += tile.size[2]) {
       g.source = input + local.offset[p], g.out = local.rows + p * work.row_ld;
       g.lines = p < full ? tiling.lines_out : last;
@@ -329,7 +360,8 @@ class Accumulator {
   std::vector<std::unique_ptr<Plan>> plans_;
   std::vector<std::vector<PhaseWork>> work_;
   int64_t elements_ = 0;
-  int64_t most_pixels_ = 0, most_panel_ = 0, most_rows_ = 0, most_ld_ = 0;
+  int64_t most_pixels_ = 0, most_panel_ = 0, most_rows_ = 0, most_ld_ = 0, most_stage_ = 0;
+  std::vector<int64_t> channel_;  // offsets of the input's channels
 };
 
 }  // namespace

@@ -17,7 +17,8 @@ struct Wgrad {
   WeightView<Element<T>> out;  // reduced weight gradient of group 0
   int64_t out_group_stride;
   Filtering filtering;
-  bool planes;
+  bool planes;  // of the panel
+  bool staged;  // then planes too, whatever the layout of the gradient
 };
 
 template <class T>

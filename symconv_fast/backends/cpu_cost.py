@@ -87,11 +87,15 @@ def layout(problem: Problem, op: str, c: Contraction) -> str:
     """How panel and results lie, as choose_layout in csrc/cpu/module.cpp has it.
 
     pixels: [pixel][row], orbits are the lanes. planes: [row][pixel], pixels are the lanes. staged: [row][pixel] from a
-    stage, orbits are the lanes. turned: the same, pixels are the lanes. The weight gradient and 16-bit types do not
-    stage.
+    stage, orbits are the lanes. turned: the same, pixels are the lanes; in the weight gradient pixels are contracted.
+    16-bit types do not stage.
     """
     planes = not problem.input_channels_last
-    if op != "wgrad" and problem.dtype.itemsize > 2:
+    if op == "wgrad" and problem.dtype.itemsize > 2:
+        short = planes and problem.spatial[-1] <= lanes(problem)
+        if c.run < lanes(problem) or short:
+            return "turned"
+    elif problem.dtype.itemsize > 2:
         width = problem.out_spatial[-1] if op == "fprop" else problem.spatial[-1]
         few = min(c.run, c.columns) < lanes(problem)
         if few or (planes and width <= lanes(problem)):
