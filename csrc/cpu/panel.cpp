@@ -97,7 +97,8 @@ struct LineSource {
 template <class T>
 using PackRun = void (*)(const RunArgs<T>&);
 
-// How far apart, in a stage, the sources of neighbouring lines are, and of the lines that are filtered together.
+// How far apart, in a stage, the sources of neighbouring lines are, and of the lines that are filtered
+// together.
 struct LineStep {
   int64_t outer, middle, line;
 };
@@ -208,7 +209,8 @@ struct Packer {
     for (int64_t t = high; t < end; ++t) run(g, from, pixel + t, t, 1);
   }
 
-  // In the stage, of a line `line`, `i0`, `i1` further on; only the axes that are not the inner one have a part in it.
+  // In the stage, of a line `line`, `i0`, `i1` further on; only the axes that are not the inner one have a
+  // part in it.
   int64_t line_offset(int line, int64_t i0, int64_t i1) const {
     const Taps none{};
     return offset(0, position(0, i0, line, none)) + offset(1, position(1, i1, line, none)) -

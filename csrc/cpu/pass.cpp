@@ -324,7 +324,8 @@ void Pass::reduce_into(const at::Tensor& filters, const at::Tensor& gw) const {
           weight_view(static_cast<scalar*>(gw.data_ptr()), gw, transposed), weight_group_stride(gw, groups)));
 }
 
-// In the type in which torch is asked. In float64 that is a kernel of torch's own, which wants no other layout.
+// In the type in which torch is asked. In float64 that is a kernel of torch's own, which wants no other
+// layout.
 at::Tensor Pass::asked(const at::Tensor& t) const {
   if (t.scalar_type() == torch_.type) return t;
   const at::Tensor wide = t.to(torch_.type);

@@ -30,8 +30,8 @@ struct Shapes {
   Ints input, weight, output;
 };
 
-// What torch's convolution takes where it differs, the shape of the ordinary filters, strides of the result, and
-// the type in which torch is asked.
+// What torch's convolution takes where it differs, the shape of the ordinary filters, strides of the result,
+// and the type in which torch is asked.
 struct Torch {
   Ints dilation, output_padding, filters, strides;
   at::ScalarType type;

@@ -15,8 +15,7 @@ NAME = "cpu"
 ALGORITHMS = ("fold", "winograd", "expand")
 
 # Estimates are off by 20 % at times; losing against torch is worse than leaving a small gain.
-# The weight gradient, and all passes in 16-bit types, pack few orbits or channels one by one, and there the estimates
-# are worse.
+# 16-bit types pack few orbits or channels one by one, and there the estimates are worse.
 _MARGIN, _MARGIN_NARROW, _NARROW = 1.1, 1.5, 8
 # Most rows of the fit are older than what a pass keeps from call to call: an 8 x 8 x 8 input then took 7.7 us, now 5.3.
 _KEPT_SECONDS = 2.4e-6
@@ -60,7 +59,7 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
     if algorithm == "expand":
         return cpu_cost.torch_seconds(problem, op)
     least = min(problem.in_channels, *(rows for _, rows in problem.ties)) // problem.groups
-    narrow = (op == "wgrad" or problem.dtype.itemsize == 2) and least < _NARROW
+    narrow = problem.dtype.itemsize == 2 and least < _NARROW
     margin = _MARGIN_NARROW if narrow else _MARGIN
     name = _native_name(algorithm)
     call = cpu_cost.call_seconds(problem, op, name)  # is known well, and all of the time of a tiny layer
