@@ -342,12 +342,22 @@ class Accumulator {
           terms.push_back({base + s * elements_, m_stride, c_stride, static_cast<Sum<T>>(scale)});
       }
     }
-    for (int64_t m = 0; m < slot.channels; ++m)
-      for (int64_t c = c0; c < c1; ++c) {
-        Sum<T> sum = 0;
-        for (const Term& t : terms) sum += t.scale * t.data[m * t.orbit_stride + c * t.channel_stride];
-        assign(out[m * w_.out.orbit_stride + c * w_.out.channel_stride], sum);
-      }
+    const int64_t count = c1 - c0;
+    for (int64_t m = 0; m < slot.channels; ++m) {
+      Sum<T> sum[kBlock] = {};
+      for (const Term& t : terms) add_term(t, m, c0, count, sum);
+      Element<T>* to = out + m * w_.out.orbit_stride + c0 * w_.out.channel_stride;
+      for (int64_t c = 0; c < count; ++c) assign(to[c * w_.out.channel_stride], sum[c]);
+    }
+  }
+
+  static void add_term(const Term& t, int64_t m, int64_t c0, int64_t count, Sum<T> (&sum)[kBlock]) {
+    const Sum<T>* from = t.data + m * t.orbit_stride + c0 * t.channel_stride;
+    if (t.channel_stride == 1) {
+      for (int64_t c = 0; c < count; ++c) sum[c] += t.scale * from[c];
+    } else {
+      for (int64_t c = 0; c < count; ++c) sum[c] += t.scale * from[c * t.channel_stride];
+    }
   }
 
   const Wgrad<T>& w_;
