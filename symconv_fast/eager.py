@@ -8,6 +8,7 @@ subclasses, transforms, autocast, a profiler, torch.compile) is left to the oper
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ _specs: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
 if _cpu is not None:
     _cpu.connect(torch.nn.Parameter, dispatch.PINNED, ops.plan, ops.dgrad, ops.wgrad)
+
+
+recall_layer: Callable[[torch.nn.Module, Tensor], Tensor | None] | None = getattr(_cpu, "recall_layer", None)
+"""`recall` with what an ordinary layer calls `functional.run` with, read from it natively. Not while compiling."""
 
 
 def recall(input: Tensor, weight: Tensor, bias: Tensor | None, *spec: Any) -> Tensor | None:

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
+from .eager import recall_layer
 from .functional import IntOrInts, prepare, run
 from .problem import Problem
 from .symmetry import Symmetry, SymmetryLike
@@ -35,6 +37,12 @@ class _Symmetric(nn.modules.conv._ConvNd):
     ties: Ties
     """The tie resolved for this layer."""
     share_bias: bool
+    _is_own: bool
+    """Is this one of the classes of this module, whose `forward` does nothing that a subclass could change?"""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._is_own = cls.__module__ == __name__
 
     def _tie(self, symmetry: SymmetryLike, share_bias: bool, device: Any, dtype: Any) -> None:
         """Turn a torch layer that was built on the meta device into a tied layer with real parameters."""
@@ -129,6 +137,10 @@ class _Symmetric(nn.modules.conv._ConvNd):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *spatial) or (C, *spatial) to (N, out_channels, *out_spatial) or without N."""
+        if self._is_own and recall_layer is not None and not is_compiling():
+            output = recall_layer(self, input)
+            if output is not None:
+                return output
         return self._conv_forward(input, self._own("weight"), self._own("bias"))
 
     def _own(self, name: str) -> Any:

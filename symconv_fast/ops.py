@@ -36,10 +36,10 @@ _LIBRARY.define(
 _LIBRARY.define(f"dgrad(Tensor grad_output, Tensor weight, SymInt[] input_size, {_GEOMETRY}) -> Tensor")
 _LIBRARY.define(f"wgrad(Tensor grad_output, Tensor input, SymInt[] weight_size, {_GEOMETRY}) -> Tensor")
 
-fprop = torch.ops.symconv_fast.fprop.default
-fprop_activated = torch.ops.symconv_fast.fprop_activated.default
-dgrad = torch.ops.symconv_fast.dgrad.default
-wgrad = torch.ops.symconv_fast.wgrad.default
+fprop: Any = torch.ops.symconv_fast.fprop.default
+fprop_activated: Any = torch.ops.symconv_fast.fprop_activated.default
+dgrad: Any = torch.ops.symconv_fast.dgrad.default
+wgrad: Any = torch.ops.symconv_fast.wgrad.default
 
 # --- shapes: one check for fake and real -------------------------------------------------------------------------
 

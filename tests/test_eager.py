@@ -351,3 +351,77 @@ def test_nothing_grows_without_end() -> None:
     for _ in range(10):
         layer(x, output_size=[12, 12]), circular(x)
     assert _cpu.remembered() == before
+
+
+# --- layers, whose arguments native code reads -----------------------------------------------------------------------
+
+
+def remembered_layer(**more: object) -> tuple[SymmetricConv2d, Tensor, Tensor]:
+    """A layer that was called before, its input and its output."""
+    layer = SymmetricConv2d(3, 8, 3, padding=1, symmetry="hv", **more)
+    x = torch.randn(2, 3, 6, 5)
+    layer(x)
+    return layer, x, layer(x).detach()
+
+
+def test_a_layer_is_recalled_natively(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, y = remembered_layer()
+    monkeypatch.setattr(SymmetricConv2d, "_conv_forward", None)
+    assert torch.equal(layer(x), y)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("padding", (0, 0)), ("stride", (2, 2)), ("dilation", (2, 1)), ("bias", None)]
+)
+def test_a_layer_that_was_changed_is_not_the_one_that_was_remembered(name: str, value: object) -> None:
+    layer, x, _ = remembered_layer()
+    setattr(layer, name, value)
+    bias = None if layer.bias is None else layer.expanded_bias()
+    args = (layer.stride, layer.padding, layer.dilation)
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.expanded_weight(), bias, *args))
+
+
+def test_other_padding_modes_go_past() -> None:
+    layer, x, _ = remembered_layer()
+    layer.padding_mode = "circular"
+    padded = F.pad(x, (1, 1, 1, 1), mode="circular")
+    torch.testing.assert_close(layer(x), F.conv2d(padded, layer.expanded_weight(), layer.bias))
+
+
+def test_a_subclass_keeps_its_own_way() -> None:
+    class Doubled(SymmetricConv2d):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return 2 * super()._conv_forward(input, weight, bias)
+
+    layer, x, y = remembered_layer()
+    other = Doubled(3, 8, 3, padding=1, symmetry="hv")
+    other.load_state_dict(layer.state_dict())
+    for _ in range(3):
+        torch.testing.assert_close(other(x), 2 * y)
+
+
+def test_a_parametrised_weight_is_computed_each_time() -> None:
+    class Half(torch.nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight / 2
+
+    layer, x, y = remembered_layer(bias=False)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Half())
+    for _ in range(2):
+        torch.testing.assert_close(layer(x), y / 2)
+    state = {"parametrizations.weight.original": torch.zeros_like(layer.weight)}
+    assert torch.func.functional_call(layer, state, (x,)).abs().max() == 0
+
+
+def test_hooks_of_a_layer_run() -> None:
+    layer, x, y = remembered_layer()
+    layer.register_forward_hook(lambda module, args, output: -output)
+    assert torch.equal(layer(x), -y)
+
+
+@pytest.mark.parametrize("wrong", [(), (1,), (1, 2, 3)])
+def test_recall_layer_checks_its_arguments(wrong: tuple[object, ...]) -> None:
+    with pytest.raises((RuntimeError, AttributeError)):
+        _cpu.recall_layer(*wrong)
+    with pytest.raises(AttributeError):
+        _cpu.recall_layer(1, torch.ones(1))
