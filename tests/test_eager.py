@@ -197,6 +197,11 @@ def test_arguments_that_can_change_are_not_remembered() -> None:
         assert symmetric_conv2d(x, w, stride=stride, symmetry=symmetry).shape == (1, 4, 4, 4)
     stride[:] = [2, 2]
     assert symmetric_conv2d(x, w, stride=stride, symmetry=symmetry).shape == (1, 4, 2, 2)
+    pair = (torch.tensor(1), torch.tensor(1))  # a tuple, but not of what cannot change
+    for _ in range(2):
+        assert symmetric_conv2d(x, w, stride=pair, symmetry="h").shape == (1, 4, 4, 4)
+    pair[0].fill_(2)
+    assert symmetric_conv2d(x, w, stride=pair, symmetry="h").shape == (1, 4, 2, 4)
     symmetry["v"], symmetry["h"] = 4, 0
     torch.testing.assert_close(
         symmetric_conv2d(x, w, symmetry=symmetry), symmetric_conv2d(x, w, symmetry={"v": 4})
