@@ -202,18 +202,8 @@ class SymmetricConv1d(_Symmetric, nn.Conv1d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-        )
-        nn.Conv1d.__init__(self, *shape, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        nn.Conv1d.__init__(self, *size, bias, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
@@ -249,18 +239,8 @@ class SymmetricConv2d(_Symmetric, nn.Conv2d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-        )
-        nn.Conv2d.__init__(self, *shape, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        nn.Conv2d.__init__(self, *size, bias, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
@@ -284,18 +264,8 @@ class SymmetricConv3d(_Symmetric, nn.Conv3d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-        )
-        nn.Conv3d.__init__(self, *shape, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        nn.Conv3d.__init__(self, *size, bias, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
@@ -320,18 +290,8 @@ class SymmetricConvTranspose1d(_SymmetricTransposed, nn.ConvTranspose1d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-        )
-        nn.ConvTranspose1d.__init__(self, *shape, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        size = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
+        nn.ConvTranspose1d.__init__(self, *size, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
@@ -359,18 +319,8 @@ class SymmetricConvTranspose2d(_SymmetricTransposed, nn.ConvTranspose2d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-        )
-        nn.ConvTranspose2d.__init__(self, *shape, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        size = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
+        nn.ConvTranspose2d.__init__(self, *size, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
@@ -395,18 +345,8 @@ class SymmetricConvTranspose3d(_SymmetricTransposed, nn.ConvTranspose3d):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        shape = (
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-        )
-        nn.ConvTranspose3d.__init__(self, *shape, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
+        size = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
+        nn.ConvTranspose3d.__init__(self, *size, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
 
