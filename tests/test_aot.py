@@ -42,6 +42,29 @@ def test_compiles_without_spills_and_serialisation(name: str) -> None:
     assert made.shared > 0
 
 
+def test_a_known_finding_passes_and_any_other_does_not() -> None:
+    (arch, name, dtype, precision), known = next(iter(aot.KNOWN.items()))
+    same = report(arch=arch, name=name, dtype=dtype, precision=precision)
+    for failures, passes in (
+        ([known], True),
+        ([known, "no matrix product"], False),
+        (["1 bytes spilled"], False),
+    ):
+        made = aot.forgive(replace(same, failures=list(failures)))
+        assert (made.failures == []) == passes
+        assert bool(made.known) == passes
+    assert aot.forgive(replace(same, name="another", failures=[known])).failures == [known]
+
+
+def test_known_findings_are_of_entries_that_exist() -> None:
+    there = {
+        (entry.arch, entry.name, entry.dtype, entry.precision)
+        for arch in {key[0] for key in aot.KNOWN}
+        for entry in aot.entries(arch)
+    }
+    assert set(aot.KNOWN) <= there
+
+
 def test_the_quick_ones_are_of_every_architecture_and_pass() -> None:
     assert {entry.arch for entry in QUICK.values()} == set(aot.TARGETS)
     assert {entry.launch.kernel for entry in QUICK.values()} >= {"fprop_fold", "dgrad", "wgrad"}

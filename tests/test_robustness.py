@@ -18,6 +18,7 @@ import cases
 import pytest
 import torch
 from oracle import OPS, Case, candidates, expected, run, tolerance
+from oracle import threads as number_of_threads
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -132,7 +133,8 @@ def test_inside_a_parallel_region() -> None:
     if not runtime:
         pytest.skip("this torch brings no libgomp")
     gomp, done = ctypes.CDLL(str(runtime[0])), []
-    alone = [all_results(replace(case, threads=1)) for case in JOBS]
+    with number_of_threads(1):
+        alone = [all_results(case) for case in JOBS]
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
     def region(_: object) -> None:

@@ -113,3 +113,33 @@ def test_sizes_are_those_that_a_plan_asks_with(op, monkeypatch):
     launch._plan.cache_clear()
     kernel, order = tiles.kernel_of(target)
     assert asked == [("Some GPU", "bfloat16", kernel, order, tiles.sizes(target))]
+
+
+def test_tiles_of_channels_that_16_byte_loads_do_not_fit_are_smaller():
+    sizes = (100_000, (256,), 256)
+    for kernel, order in (("fprop_fold", 2), ("fprop_direct", 0), ("dgrad", 1)):
+        fits, not_ = (configs.select(kernel, order, 2, "sm_90", sizes, aligned=a) for a in (True, False))
+        assert not_.m * not_.n < fits.m * fits.n
+        assert not_.k <= 32
+
+
+def test_two_groups_of_warps_do_not_share_64_rows():
+    wide = Config(128, 128, 32, 8, 3)
+    assert configs.fit(wide, 1000, 128, 64).warps == 8
+    assert configs.fit(wide, 64, 128, 64) == Config(64, 128, 32, 4, 3)
+    assert configs.fit(Config(64, 32, 32, 8, 2), 64, 32, 64).warps == 8  # of the table, and compiled as it is
+
+
+def test_what_triton_cannot_compile_is_refused(monkeypatch):
+    from symconv_fast.backends import triton as backend
+
+    ties = ((1, 32), (3, 32))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (10, 0))
+    monkeypatch.setattr(backend.run, "architecture", lambda device: "sm_100")
+    for problem, refused in (
+        (replace(TARGET.problem, ties=ties, unique=64), True),
+        (TARGET.problem, False),
+        (replace(TARGET.problem, ties=ties, unique=64, dtype=torch.float32), False),
+    ):
+        assert bool(backend.can_run(problem, "dgrad", "direct")) == refused
+        assert backend.can_run(problem, "dgrad", "fold") is None

@@ -38,9 +38,18 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
         return f"the tensors are on {problem.device}, not on a CUDA or ROCm GPU"
     elif not torch.version.hip and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
         return "the GPU is older than compute capability 8.0"
+    elif _cannot_compile(problem, op, algorithm):
+        return "Triton 3.6 cannot compile this gradient for sm_100 where several ties meet"
     if algorithm == "fold" and geometry(problem).depthwise:
         return "a depthwise layer has nothing to contract but its taps, so folding saves nothing there"
     return None
+
+
+def _cannot_compile(problem: Problem, op: str, algorithm: str) -> bool:
+    """tools/aot_known.py has the compiler's own words."""
+    if (op, algorithm) != ("dgrad", "direct") or problem.dtype.itemsize != 2 or len(problem.ties) == 1:
+        return False
+    return run.architecture(torch.device(problem.device)) == "sm_100"
 
 
 def estimate(problem: Problem, op: str, algorithm: str) -> float:

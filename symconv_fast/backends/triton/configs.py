@@ -1,13 +1,13 @@
 """Tables: tile sizes by kernel, tie, type and architecture, thresholds and nominal rates. Data and its lookup only.
 
-No figure here was measured on a GPU. Tiles for sm_80 and sm_90 compile without spills (2026-11-21) but for
-those named in SPILLING; of sm_100 and gfx942 only a part was compiled. Rates are the vendors' data sheets.
+No figure here was measured on a GPU. All tiles were compiled for sm_80, sm_90 and sm_100 (2026-11-21, Triton 3.6); what
+spills there is listed in tools/aot_known.py. Of gfx942 only a part was compiled. Rates are the vendors' data sheets.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .tuned import TUNED
@@ -41,7 +41,7 @@ def _table(**rows: tuple[tuple[tuple[int, int, int, int, int], ...], ...]) -> _T
 _WIDE = ((128, 128, 64, 8, 3), (64, 64, 64, 4, 3), (32, 32, 64, 4, 3))
 _MIDDLE = ((128, 128, 32, 8, 3), (64, 64, 32, 4, 3), (32, 32, 32, 4, 3))
 _NARROW = ((64, 64, 32, 4, 3), (32, 32, 32, 4, 3))
-_SMALL = ((64, 128, 32, 8, 2), (64, 64, 32, 8, 2), (32, 32, 32, 4, 2))
+_SMALL = ((64, 128, 32, 4, 2), (64, 64, 32, 8, 2), (32, 32, 32, 4, 2))
 
 # Bytes of an element -> kernel and number of tied axes -> tiles, for every architecture that has none of its own below.
 TILES: dict[int, _Table] = {
@@ -82,9 +82,6 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
         ),
     },
 }  # fmt: skip
-
-# (kernel, tied axes, bytes of an element): tiles that spill some registers, since no smaller one is left.
-SPILLING = frozenset({("fprop_fold", 2, 8), ("fprop_fold", 3, 8), ("fprop_fold", 3, 4)})
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 32}
 # A multiprocessor: multiply-adds a clock by bytes of an element, and what the second-level cache gives it (model).
@@ -129,9 +126,10 @@ def fit(config: Config, positions: int, columns: int, contraction: int) -> Confi
     def cut(size: int, needed: int) -> int:
         return max(16, min(size, power_of_two(needed)))
 
-    return Config(
-        cut(config.m, positions), cut(config.n, columns), cut(config.k, contraction), config.warps, config.stages,
-    )  # fmt: skip
+    m = cut(config.m, positions)
+    # A group of four warps multiplies 64 rows; two groups on the same rows are serialised (C7515).
+    warps = min(4, config.warps) if m < config.m and m <= 64 else config.warps
+    return Config(m, cut(config.n, columns), cut(config.k, contraction), warps, config.stages)
 
 
 def select(
@@ -141,6 +139,7 @@ def select(
     arch: str,
     sizes: tuple[int, tuple[int, ...], int],
     repeats: int = 1,
+    aligned: bool = True,
 ) -> Config:
     """The tile with the lowest modelled time.
 
@@ -151,6 +150,7 @@ def select(
         arch: one of ARCHITECTURES, or "interpreter".
         sizes: extent along `m` of a tile, extents along `n` that are blocked one by one, length of the contraction.
         repeats: how often all that is there: phases, groups, taps, splits.
+        aligned: do 16-byte loads fit the channels? Without them addresses take the registers of the largest tiles.
     """
     positions, columns, contraction = sizes
 
@@ -161,6 +161,10 @@ def select(
         return rounds * -(-contraction // c.k) * c.k * step
 
     candidates = tiles(kernel, order, itemsize, arch)
+    if not aligned and arch != "interpreter":
+        # Several accumulators leave registers for the addresses of the smallest tile alone.
+        kept = candidates[-1:] if (kernel == "fprop_fold" and order > 1) else candidates[1:] or candidates
+        candidates = tuple(replace(c, k=min(c.k, 32)) for c in kept)
     return min((fit(c, positions, max(columns), contraction) for c in candidates), key=seconds)
 
 

@@ -138,4 +138,6 @@ class Context:
         )
         if config is not None:
             return configs.fit(config, *extents)
-        return configs.select(kernel, order, self.dtype.itemsize, self.options.arch, sizes, repeats)
+        arch, size = self.options.arch, self.dtype.itemsize
+        aligned = all(n * size % 16 == 0 for n in (self.g.channels, self.g.filters))
+        return configs.select(kernel, order, size, arch, sizes, repeats, aligned)
