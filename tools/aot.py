@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 import triton
-from tools.aot_known import KNOWN
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -38,6 +37,7 @@ from triton.compiler import ASTSource
 from symconv_fast.backends.triton import configs
 from symconv_fast.backends.triton.launch import Launch, Options, plan
 from symconv_fast.problem import Problem
+from tools.aot_known import KNOWN
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-# What `python -m tools.aot` finds on NVIDIA"s architectures and lets pass: spills of some registers, and two worse ones.
-"""Findings by (architecture, entry, dtype, precision of float32), one for each launch that has any. A finding that is not here, or another one, fails.
+# What `python -m tools.aot` finds on NVIDIA GPUs and lets pass: spills of some registers, and two worse findings.
+"""By (architecture, entry, dtype, precision of float32): one text for each launch that has a finding. Any other fails.
 
 All with Triton 3.6, 2026-11-21. Beside few bytes of a tile that is otherwise the best size there are: "tf32x3" and
 float64, which have no smaller tile; channels that 16-byte loads do not fit ("odd channels"); one loop that ptxas
