@@ -161,7 +161,7 @@ def select(
         return rounds * -(-contraction // c.k) * c.k * step
 
     candidates = tiles(kernel, order, itemsize, arch)
-    if not aligned and arch != "interpreter":
+    if not aligned and (itemsize == 2 or kernel in ("dgrad", "wgrad")) and arch != "interpreter":
         # Several accumulators leave registers for the addresses of the smallest tile alone.
         kept = candidates[-1:] if (kernel == "fprop_fold" and order > 1) else candidates[1:] or candidates
         candidates = tuple(replace(c, k=min(c.k, 32)) for c in kept)
