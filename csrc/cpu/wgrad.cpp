@@ -117,8 +117,7 @@ class Accumulator {
     for (const Slot& slot : plan.slots) widest += slot.channels;
     std::vector<PhaseWork> works;
     for (const Phase& phase :
-         make_phases(plan, p_, widest * kBytes, {kTileBytes, w_.staged ? kLongTile.pixels : kTile.pixels}, 1,
-                     w_.planes)) {
+         make_phases(plan, p_, widest * kBytes, {kTileBytes, kTile.pixels}, 1, w_.planes)) {
       PhaseWork work{phase, panel_layout(plan, phase, {0, 0}, 1), {}, elements_, 0, 0, 0, 0, 0, 0, {}};
       if (w_.staged) work.stage.emplace(plan, phase, p_.filters, lanes_);
       const int64_t taps = plan.filtering ? kLinesIn[plan.filtering] : axis >= 0 ? p_.kernel[axis] : 1;

@@ -93,7 +93,7 @@ def layout(problem: Problem, op: str, c: Contraction) -> str:
     planes = not problem.input_channels_last
     if op == "wgrad" and problem.dtype.itemsize > 2:
         short = planes and problem.spatial[-1] <= lanes(problem)
-        if c.run < lanes(problem) or short:
+        if (c.run < lanes(problem) or short) and all(mask != 7 for mask, _ in problem.ties):
             return "turned"
     elif problem.dtype.itemsize > 2:
         width = problem.out_spatial[-1] if op == "fprop" else problem.spatial[-1]
