@@ -105,15 +105,23 @@ int choose_offset_axis(const Problem& p, bool fold, const Segment* segments, siz
   return best;
 }
 
+int choose_mirror_axis(const Problem& p, const Segment& segment) {
+  for (int axis = 0; axis < kAxes - 1; ++axis)
+    if (segment.mask >> (kAxes - 1 - axis) & 1 && p.stride[axis] == 1 && p.kernel[axis] > 1) return axis;
+  return -1;
+}
+
 bool can_filter(const Problem& p, int offset_axis) {
   return offset_axis >= 0 && p.kernel[offset_axis] == 3 && p.stride[offset_axis] == 1 &&
          p.dilation[offset_axis] == 1;
 }
 
 Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis, Filtering filtering) {
-  Plan plan = empty_plan(p, true, offset_axis, filtering);
+  const int offset = offset_axis < 0 ? 0 : 1 << (kAxes - 1 - offset_axis), mask = p.segments[segment].mask;
+  Plan plan = empty_plan(p, true, offset_axis, mask & offset ? kPlain : filtering);
+  plan.mirrored = mask & offset;
   int tied[kAxes];
-  const int ties = tied_axes(p.segments[segment].mask, tied);
+  const int ties = tied_axes(mask & ~offset, tied);
   plan.parities = 1 << ties;
   std::vector<Slot> by_parity[8];
   Triple limit = p.kernel;

@@ -66,6 +66,7 @@ struct Plan {
   bool fold = true;
   int parities = 1;
   int offset_axis = -1;          // its taps are shifts of the panel and need no slots of their own
+  bool mirrored = false;         // the offset axis is tied: the matrix kernel folds it, and no slot does
   bool reversed = false;         // shifts grow as its taps fall
   Filtering filtering = kPlain;  // along the offset axis
   std::vector<Slot> slots;       // parity-major
@@ -85,9 +86,13 @@ std::vector<AxisMap> axis_maps(const Problem& p, bool fold, int axis);
 // Axis on which a plan over these segments may shift the panel, or -1.
 int choose_offset_axis(const Problem& p, bool fold, const Segment* segments, size_t count, bool planes);
 
+// Tied axis that the matrix kernel may fold, outermost first, or -1.
+int choose_mirror_axis(const Problem& p, const Segment& segment);
+
 // Can three taps on that axis be filtered with fewer products?
 bool can_filter(const Problem& p, int offset_axis);
 
+// If the offset axis is tied, `parities` and the slots are those of the other tied axes.
 Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis, Filtering filtering);
 
 // `part` of `parts`: the orbits of every segment are cut into that many ranges.

@@ -43,6 +43,25 @@ struct GemmArgs {
   bool half;  // pairs: one more row after the last segment, the first half of a word that is not counted in k
 };
 
+// E[rows, vectors * lanes] (+)= sum over segments s of A_s * (B_s + B'_s), and O the same of B_s - B'_s. Rows
+// of the left sides follow each other in memory, so that those of one k fill a run; a segment without B' has
+// a part in E alone.
+template <class W>
+struct MirrorArgs {
+  const W *even, *odd;  // left sides
+  const W* b;
+  const int64_t *even_row, *odd_row;        // steps, one for each segment
+  const int64_t *b_offset, *mirror_offset;  // words; the second is kNoMirror for a segment without
+  const int64_t* k;
+  int64_t segments;
+  int64_t a_step;  // from one k to the next
+  int64_t ldb;
+  Sum<W>*e, *o;
+  int64_t ldc;
+  bool add;
+};
+constexpr int64_t kNoMirror = INT64_MIN;
+
 // One run of packing: sources that move together along a line of positions.
 //   fold: out[s] = sum over t of (-1)^|s & t| * source[t]   (as many outputs as sources)
 //   sum:  out[0] = sum over t of source[t]
@@ -123,6 +142,8 @@ struct Kernels {
   int lanes;                      // elements of a vector
   int max_rows[kMaxVectors + 1];  // rows of a matrix tile by its number of vectors
   void (*gemm)(int rows, int vectors, const GemmArgs<Word<T>>&);
+  int mirror_rows, mirror_vectors;                                    // of a tile, at most
+  void (*mirror)(int rows, int vectors, const MirrorArgs<Word<T>>&);  // null where it would not pay
   // By filtering and log2 of the number of sources; null where no axis would be left to filter along.
   void (*fold_pixels[kFilterings][4])(const RunArgs<T>&);
   void (*fold_planes[kFilterings][4])(const RunArgs<T>&);

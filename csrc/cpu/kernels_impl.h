@@ -42,6 +42,10 @@ double scalar(V<double>);
 
 #include "gemm_impl.h"
 
+#ifdef SYMCONV_MIRROR_ROWS
+#include "mirror_impl.h"
+#endif
+
 // In-place Walsh-Hadamard transform of S values, S a power of two.
 template <int S, class X>
 [[gnu::always_inline]] inline void butterfly(X (&v)[S]) {
@@ -246,6 +250,12 @@ void gather(const GatherArgs<T>& g) {
     SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), {}, {} \
   }
 
+#ifdef SYMCONV_MIRROR_ROWS
+#define SYMCONV_MIRROR(W) SYMCONV_MIRROR_ROWS, SYMCONV_MIRROR_VECTORS, mirror<W>
+#else
+#define SYMCONV_MIRROR(W) 0, 0, nullptr
+#endif
+
 #ifdef SYMCONV_PAIR_INSTRUCTIONS
 
 template <class T>
@@ -253,6 +263,9 @@ constexpr Kernels<T> kPairTable = {
     Vec<Sum<T>>::lanes,
     {0, SYMCONV_ROWS1, SYMCONV_ROWS2, SYMCONV_ROWS3},
     gemm<Word<T>>,
+    0,
+    0,
+    nullptr,
     SYMCONV_PLAIN_ROWS(pack_pixels, true),
     SYMCONV_PLAIN_ROWS(pack_planes, true),
     SYMCONV_PLAIN_ROWS(pack_pixels, false),
@@ -276,6 +289,7 @@ constexpr Kernels<T> kTable = {
     Vec<T>::lanes,
     {0, SYMCONV_ROWS1, SYMCONV_ROWS2, SYMCONV_ROWS3},
     gemm<T>,
+    SYMCONV_MIRROR(T),
     SYMCONV_ROWS(pack_pixels, true),
     SYMCONV_ROWS(pack_planes, true),
     SYMCONV_ROWS(pack_pixels, false),
@@ -296,6 +310,7 @@ constexpr Kernels<T> kWideTable = {
     Vec<float>::lanes,
     {0, SYMCONV_ROWS1, SYMCONV_ROWS2, SYMCONV_ROWS3},
     gemm<float>,
+    SYMCONV_MIRROR(float),
     SYMCONV_PLAIN_ROWS(pack_pixels, true),
     SYMCONV_PLAIN_ROWS(pack_planes, true),
     SYMCONV_PLAIN_ROWS(pack_pixels, false),

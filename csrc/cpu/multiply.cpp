@@ -21,6 +21,20 @@ struct Run {
 // By product of minimal filtering (else one), then by parity.
 using Runs = std::vector<std::vector<Run>>;
 
+// Segments of the matrix kernel.
+struct Segments {
+  std::vector<int64_t> a, b, k;
+  void clear() { a.clear(), b.clear(), k.clear(); }
+  template <class W>
+  void attach(GemmArgs<W>& g) const {
+    g.a_offset = a.data(), g.b_offset = b.data(), g.k = k.data();
+    g.segments = static_cast<int64_t>(k.size());
+  }
+};
+
+constexpr int64_t kCacheLine = 64;
+constexpr int64_t kStoredColumns = 16;  // whose results leave together
+
 template <class T>
 class Multiplier {
  public:
@@ -34,7 +48,7 @@ class Multiplier {
       for (int64_t i = begin; i < end; ++i) {
         WeightView<const Element<T>> w = m_.weight;
         w.data += i / pieces * m_.weight_group_stride;
-        pack_weights(p_.kernels, p_.problem, p_.plan, p_.weights, w, p_.pixel_lanes, i % pieces,
+        pack_weights(p_.kernels, p_.problem, p_.weight_plan, p_.weights, w, p_.weight_planes(), i % pieces,
                      packed.data() + i / pieces * p_.weights.elements);
       }
     });
@@ -46,51 +60,6 @@ class Multiplier {
   static constexpr int64_t kWordBytes = sizeof(Word<T>);
   static_assert(sizeof(Word<T>) == sizeof(Sum<T>) && sizeof(Element<T>) <= sizeof(Sum<T>), "share a buffer");
 
-  // Pixels of the panel for one product, halo included.
-  int64_t panel_pixels(const Phase& phase) const {
-    const Triple& b = phase.tiling.block;
-    const int64_t pixels = (b[0] + phase.tiling.span) * b[1] * b[2] + (p_.staged ? p_.lanes - 1 : 0);
-    return p_.planes ? (pixels + p_.lanes - 1) / p_.lanes * p_.lanes : pixels;
-  }
-
-  int64_t panel_ld(const Phase& phase) const {
-    // Rows a power of two apart collide in the first-level cache.
-    if (p_.planes) return (phase.tiling.products * panel_pixels(phase) / p_.lanes | 1) * p_.lanes;
-    const int64_t rows = p_.panel_rows();
-    return rows % 256 < 16 ? rows + 16 : rows;
-  }
-
-  // Leading dimension of the panel as it is packed, in elements.
-  int64_t stored_ld(const Phase& phase) const {
-    return p_.planes ? panel_ld(phase) : panel_ld(phase) * kDepth;
-  }
-
-  int64_t product_stride(const Phase& phase) const {
-    return panel_pixels(phase) * (p_.planes ? 1 : panel_ld(phase));
-  }
-
-  int64_t panel_elements(const Phase& phase) const {
-    const int64_t pixels = phase.tiling.products * panel_pixels(phase);
-    return (p_.planes ? p_.panel_rows() : pixels) * panel_ld(phase) + kMaxVectors * p_.lanes;
-  }
-
-  // Results: with one chunk of channels a block is stored as soon as it is complete, so that only one
-  // block is ever kept; with several, those of the whole tile are.
-  struct Results {
-    int64_t ld, stride;  // of a row, and of one product of one parity
-  };
-  Results results(const Phase& phase) const {
-    if (p_.chunks.size() == 1) {
-      const int64_t rows =
-          std::max(p_.kernels.max_rows[1], std::max(p_.kernels.max_rows[2], p_.kernels.max_rows[3]));
-      return {kMaxVectors * p_.lanes, rows * kMaxVectors * p_.lanes};
-    }
-    const Triple& b = phase.tiling.block;
-    const int64_t pixels = b[0] * b[1] * b[2], across = p_.pixel_lanes ? pixels : p_.columns;
-    const int64_t ld = (across + kMaxVectors * p_.lanes - 1) / p_.lanes * p_.lanes;
-    return {ld, ld * (p_.pixel_lanes ? p_.columns : pixels)};
-  }
-
   void run_phase(size_t index, const Word<T>* packed) {
     const Phase& phase = p_.phases[index];
     const int64_t tasks = p_.problem.groups * p_.problem.batch * phase.tiling.tiles();
@@ -98,8 +67,8 @@ class Multiplier {
     const Triple& b = phase.tiling.block;
     const int64_t pixels = b[0] * b[1] * b[2];
     const int64_t zeros = std::max(p_.contraction, std::max(p_.source_channels, pixels)) + p_.lanes;
-    const int64_t panel = panel_elements(phase);
-    const int64_t result = results(phase).stride * p_.plan.parities * phase.tiling.products;
+    const int64_t panel = p_.panel_elements(phase);
+    const int64_t result = p_.results(phase).stride * p_.weight_plan.parities * phase.tiling.products;
     const int64_t stage = p_.staged ? p_.stages[index].elements() : 0;
     const int64_t zipped = kDepth > 1 && p_.planes ? panel : 0;
     const int64_t each = (panel + zipped + result + zeros + stage + p_.lanes) / p_.lanes * p_.lanes;
@@ -126,20 +95,27 @@ class Multiplier {
     Word<T>*panel, *zipped;
     Element<T>*zeros, *stage;
     int64_t* offset;
+    Runs runs;
+    Segments segments;
+    MirrorSegments mirror;
   };
 
-  void run_tile(size_t index, const Tile& tile, int64_t group, const Word<T>* packed,
-                const Local& local) const {
+  void run_tile(size_t index, const Tile& tile, int64_t group, const Word<T>* packed, Local& local) const {
     const Phase& phase = p_.phases[index];
     destination_offsets(phase, tile, m_.out.batch_stride, m_.out.stride, local.offset);
     for (size_t c = 0; c < p_.chunks.size(); ++c) {
       const PanelLayout& layout = p_.layouts[index][c];
       pack(index, c, tile, group, local);
-      Runs runs;
+      Block block{phase, tile, group, packed, local, nullptr, c > 0, c + 1 == p_.chunks.size()};
+      if (p_.plan.mirrored) {
+        block.mirror_terms = &p_.mirror_terms[(index * p_.chunks.size() + c) * p_.plan.parities];
+        multiply_mirrored(block);
+        continue;
+      }
+      local.runs.resize(phase.tiling.products * p_.plan.parities);
       for (int product = 0; product < phase.tiling.products; ++product)
         for (int parity = 0; parity < p_.plan.parities; ++parity)
-          runs.push_back(make_runs(phase, tile, layout, c, parity, product));
-      const Block block{phase, tile, group, packed, local, runs, c > 0, c + 1 == p_.chunks.size()};
+          make_runs(phase, tile, layout, c, parity, product, local.runs[product * p_.plan.parities + parity]);
       p_.pixel_lanes ? multiply_planes(block) : multiply_pixels(block);
     }
   }
@@ -159,8 +135,8 @@ class Multiplier {
       }
     }
     pack_panel(p_.kernels, p_.plan, phase, tile, layout, source, stage, stage ? 0 : first, channels,
-               p_.planes, local.zeros, reinterpret_cast<Stored<T>*>(local.panel), stored_ld(phase),
-               product_stride(phase));
+               p_.planes, local.zeros, reinterpret_cast<Stored<T>*>(local.panel), p_.stored_ld(phase),
+               p_.product_stride(phase));
     if constexpr (kDepth > 1) {
       p_.planes ? zip_panel(phase, tile, layout, p_.chunks[chunk], local)
                 : clear_odd_rows(phase, tile, layout, p_.chunks[chunk], local);
@@ -175,7 +151,7 @@ class Multiplier {
   // Panels of planes: neighbouring rows, one after the other as they were packed, become pairs.
   void zip_panel(const Phase& phase, const Tile& tile, const PanelLayout& layout, const Chunk& chunk,
                  const Local& local) const {
-    const int64_t ld = panel_ld(phase);
+    const int64_t ld = p_.panel_ld(phase);
     for (size_t i = 0; i < p_.plan.slots.size(); ++i) {
       if (layout.offset[i] < 0) continue;
       const auto* rows = reinterpret_cast<const Stored<T>*>(local.panel) + layout.offset[i] * kDepth * ld;
@@ -191,7 +167,7 @@ class Multiplier {
       const int64_t width = chunk.width(p_.plan, p_.plan.slots[i]);
       if (layout.offset[i] < 0 || width % kDepth == 0) continue;
       auto* last = reinterpret_cast<Stored<T>*>(local.panel) + layout.offset[i] * kDepth + width;
-      for (int64_t p = 0; p < packed_pixels(phase, tile); ++p) last[p * stored_ld(phase)] = {};
+      for (int64_t p = 0; p < packed_pixels(phase, tile); ++p) last[p * p_.stored_ld(phase)] = {};
     }
   }
 
@@ -201,18 +177,16 @@ class Multiplier {
     const Tile& tile;
     int64_t group;
     const Word<T>* packed;
-    const Local& local;
-    const Runs& runs;
+    Local& local;
+    const std::vector<MirrorTerm>* mirror_terms;  // by parity
     bool add, last;
   };
 
-  std::vector<Run> make_runs(const Phase& phase, const Tile& tile, const PanelLayout& layout, size_t chunk,
-                             int parity, int product) const {
-    std::vector<Run> runs;
-    if (p_.plan.filtering || p_.plan.offset_axis < 0) {
-      append_runs(runs, layout, chunk, parity, product, {0, 0, 0, 0, 0, tile.pixels()});
-      return runs;
-    }
+  void make_runs(const Phase& phase, const Tile& tile, const PanelLayout& layout, size_t chunk, int parity,
+                 int product, std::vector<Run>& runs) const {
+    runs.clear();
+    if (p_.plan.filtering || p_.plan.offset_axis < 0)
+      return append_runs(runs, layout, chunk, parity, product, {0, 0, 0, 0, 0, tile.pixels()});
     const AxisMap& map = *phase.axis[p_.plan.offset_axis];
     for (int64_t tap = 0; tap < p_.weights.shifts; ++tap) {
       if (!map.present[tap]) continue;
@@ -222,7 +196,6 @@ class Multiplier {
                    std::clamp<int64_t>(low, 0, tile.size[0]) * tile.line(),
                    std::clamp<int64_t>(high, 0, tile.size[0]) * tile.line()});
     }
-    return runs;
   }
 
   // Slots of one parity for one tap (or product), those that lie together joined.
@@ -248,21 +221,11 @@ class Multiplier {
     }
   }
 
-  // Segments of the matrix kernel.
-  struct Segments {
-    std::vector<int64_t> a, b, k;
-    void clear() { a.clear(), b.clear(), k.clear(); }
-    void attach(GemmArgs<Word<T>>& g) const {
-      g.a_offset = a.data(), g.b_offset = b.data(), g.k = k.data(),
-      g.segments = static_cast<int64_t>(k.size());
-    }
-  };
-
   void multiply_pixels(const Block& x) const {
-    const int64_t pixels = x.tile.pixels(), ld = panel_ld(x.phase), step = product_stride(x.phase);
-    const Results r = results(x.phase);
-    const bool whole = p_.chunks.size() > 1;
-    Segments segments;
+    const int64_t pixels = x.tile.pixels(), ld = p_.panel_ld(x.phase), step = p_.product_stride(x.phase);
+    const auto r = p_.results(x.phase);
+    const bool whole = p_.keeps_tile();
+    Segments& segments = x.local.segments;
     GemmArgs<Word<T>> g{};
     const int64_t pixel = p_.planes ? 1 : ld, row = p_.planes ? ld : 1;
     g.lda = pixel, g.a_step = row, g.ldc = r.ld, g.add = x.add;
@@ -273,10 +236,11 @@ class Multiplier {
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t p0 = pixels * piece / pieces, p1 = pixels * (piece + 1) / pieces;
         Sum<T>* tile = x.local.result + (whole ? p0 * r.ld + column : 0);
-        for (size_t i = 0; i < x.runs.size(); ++i) {
+        expect_results(x, p0, p1, column, width);
+        for (size_t i = 0; i < x.local.runs.size(); ++i) {
           const size_t parity = i % p_.plan.parities, product = i / p_.plan.parities;
           segments.clear();
-          for (const Run& run : x.runs[i]) {
+          for (const Run& run : x.local.runs[i]) {
             if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
             segments.a.push_back((p0 + run.shift) * pixel + run.panel_row * row);
             segments.b.push_back(run.weight_row * width);
@@ -293,8 +257,23 @@ class Multiplier {
     }
   }
 
+  // Asks for the memory that a block of results will be stored to: it comes while they are multiplied.
+  void expect_results(const Block& x, int64_t p0, int64_t p1, int64_t column, int64_t width) const {
+    if (!x.last || m_.out.channel_stride != 1) return;
+    const StoreArgs<T> s = store_args(x);
+    const int64_t bytes = std::min(width, p_.columns - column) * static_cast<int64_t>(sizeof(Element<T>));
+    for (const int64_t member : p_.member_channel) {
+      const Element<T>* out = m_.out.data + x.group * p_.out_channels + member + column;
+      for (int64_t p = p0; p < p1; ++p)
+        for (int line = 0; line < s.lines; ++line) {
+          const char* at = reinterpret_cast<const char*>(out + x.local.offset[p] + line * s.line_stride);
+          for (int64_t byte = 0; byte < bytes; byte += kCacheLine) __builtin_prefetch(at + byte, 1);
+        }
+    }
+  }
+
   StoreArgs<T> store_args(const Block& x) const {
-    const Results r = results(x.phase);
+    const auto r = p_.results(x.phase);
     StoreArgs<T> s{};
     s.product_stride = r.stride, s.parity_stride = r.stride * x.phase.tiling.products, s.ld = r.ld;
     const int axis = x.phase.tiling.order[0];
@@ -320,10 +299,10 @@ class Multiplier {
   }
 
   void multiply_planes(const Block& x) const {
-    const int64_t pixels = x.tile.pixels(), ld = panel_ld(x.phase), step = product_stride(x.phase);
-    const Results r = results(x.phase);
-    const bool whole = p_.chunks.size() > 1;
-    Segments segments;
+    const int64_t pixels = x.tile.pixels(), ld = p_.panel_ld(x.phase), step = p_.product_stride(x.phase);
+    const auto r = p_.results(x.phase);
+    const bool whole = p_.keeps_tile();
+    Segments& segments = x.local.segments;
     GemmArgs<Word<T>> g{};
     g.ldb = ld, g.ldc = r.ld, g.add = x.add;
     for (const ColumnBlock& block : column_blocks(pixels, p_.lanes)) {
@@ -332,10 +311,10 @@ class Multiplier {
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t u0 = p_.columns * piece / pieces, u1 = p_.columns * (piece + 1) / pieces;
         Sum<T>* tile = x.local.result + (whole ? u0 * r.ld + p0 : 0);
-        for (size_t i = 0; i < x.runs.size(); ++i) {
+        for (size_t i = 0; i < x.local.runs.size(); ++i) {
           const size_t parity = i % p_.plan.parities, product = i / p_.plan.parities;
           segments.clear();
-          for (const Run& run : x.runs[i]) {
+          for (const Run& run : x.local.runs[i]) {
             if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
             segments.a.push_back(run.weight_row);
             segments.b.push_back(run.panel_row * ld + run.shift + p0);
@@ -350,6 +329,45 @@ class Multiplier {
         }
         if (x.last) store_planes(x, tile, u0, u1, p0, p1);
       }
+    }
+  }
+
+  void multiply_mirrored(const Block& x) const {
+    const int64_t pixels = x.tile.pixels(), vector = p_.lanes, most = p_.kernels.mirror_vectors * vector;
+    const auto r = p_.results(x.phase);
+    MirrorArgs<Word<T>> g{};
+    g.ldb = p_.panel_ld(x.phase), g.ldc = r.ld, g.add = x.add;
+    for (int parity = 0; parity < p_.plan.parities; ++parity) {
+      x.local.mirror.set(x.mirror_terms[parity], p_.plan, x.phase, x.tile, g.ldb);
+      x.local.mirror.attach(g);
+      for (int64_t p0 = 0; p0 < pixels; p0 += most) {
+        const int64_t p1 = std::min(pixels, p0 + most);
+        g.b = x.local.panel + p0;
+        for (const ColumnBlock& block : p_.blocks)
+          multiply_mirrored(block, parity, static_cast<int>((p1 - p0 + vector - 1) / vector), x, p0, g);
+      }
+    }
+    if (!x.last) return;
+    for (int64_t u0 = 0; u0 < p_.columns; u0 += kStoredColumns)
+      store_planes(x, x.local.result + u0 * r.ld, u0, std::min(p_.columns, u0 + kStoredColumns), 0, pixels);
+  }
+
+  // One block of orbits at positions p0 and on.
+  void multiply_mirrored(const ColumnBlock& block, int parity, int vectors, const Block& x, int64_t p0,
+                         MirrorArgs<Word<T>>& g) const {
+    const auto r = p_.results(x.phase);
+    const int odd = parity | p_.plan.parities;
+    const int64_t first = block.vector * p_.lanes, width = block.vectors * p_.lanes;
+    const int64_t count = std::min(p_.columns - first, width), most = p_.kernels.mirror_rows;
+    const int64_t pieces = (count + most - 1) / most;
+    g.a_step = width;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t u0 = count * piece / pieces, u1 = count * (piece + 1) / pieces;
+      g.even = x.packed + p_.weights.offset[parity] + first * p_.weights.total_rows[parity] + u0;
+      g.odd = x.packed + p_.weights.offset[odd] + first * p_.weights.total_rows[odd] + u0;
+      g.e = x.local.result + parity * r.stride + (first + u0) * r.ld + p0;
+      g.o = x.local.result + odd * r.stride + (first + u0) * r.ld + p0;
+      p_.kernels.mirror(static_cast<int>(u1 - u0), vectors, g);
     }
   }
 

@@ -16,11 +16,12 @@ namespace symconv {
 struct MultiplyShape {
   const Problem& problem;
   Plan plan;
-  int64_t source_channels;              // of one group of the layer
-  int64_t out_channels;                 // of one group of the layer
-  int64_t out_channel_stride;           // of the result
-  int64_t columns;                      // orbits (fold) or input channels (sum)
-  int64_t contraction;                  // channels that a fold plan may be cut along
+  Plan weight_plan;            // the same, but where the matrix kernel folds an axis: that folds it too
+  int64_t source_channels;     // of one group of the layer
+  int64_t out_channels;        // of one group of the layer
+  int64_t out_channel_stride;  // of the result
+  int64_t columns;             // orbits (fold) or input channels (sum)
+  int64_t contraction;         // channels that a fold plan may be cut along
   std::vector<int64_t> member_channel;  // first output channel of each member
   bool planes;                          // the panel is [row][pixel], else [pixel][row]
   bool staged;                          // planes only: the source of a tile is copied into a Stage first

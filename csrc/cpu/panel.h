@@ -73,6 +73,7 @@ struct TileLimits {
 };
 constexpr TileLimits kTile{192 << 10, 256};
 constexpr TileLimits kLongTile{384 << 10, 1024};  // of staged tiles, which copy a halo of lines each
+constexpr TileLimits kMirrorTile{384 << 10, 512};
 
 std::vector<Phase> make_phases(const Plan& plan, const Problem& p, int64_t slot_bytes,
                                const TileLimits& limits, int64_t threads, bool planes);

@@ -84,6 +84,14 @@ WeightView<const Element<T>> const_weight(const at::Tensor& w, bool transposed) 
   return weight_view(static_cast<const Element<T>*>(w.const_data_ptr()), w, transposed);
 }
 
+// The axis that the matrix kernel folds, or -1: where positions are its lanes and no axis is free to shift
+// along.
+template <class T>
+int mirror_axis(const Problem& p, const Segment& s, int offset_axis, const Layout& layout) {
+  if (!select_kernels<T>().mirror || offset_axis >= 0 || !layout.pixel_lanes) return -1;
+  return choose_mirror_axis(p, s);
+}
+
 template <class T>
 void run_fprop(const Problem& p, Preparations& prepared, const at::Tensor& x, const at::Tensor& w,
                const std::optional<at::Tensor>& bias, const at::Tensor& y, Filtering filtering) {
@@ -92,11 +100,13 @@ void run_fprop(const Problem& p, Preparations& prepared, const at::Tensor& x, co
     const Layout layout = choose_layout<T>(x, y, p.channels, s.rows);
     const auto make = [&] {
       const int axis = choose_offset_axis(p, true, &s, 1, layout.planes);
-      const Plan plan = fold_plan(p, static_cast<int>(i), p.channels, axis, filtering);
+      const int segment = static_cast<int>(i), mirror = mirror_axis<T>(p, s, axis, layout);
+      const Plan plan = fold_plan(p, segment, p.channels, mirror < 0 ? axis : mirror, filtering);
+      const Plan weight_plan = mirror < 0 ? plan : fold_plan(p, segment, p.channels, -1, kPlain);
       std::vector<int64_t> members;
-      for (int g = 0; g < plan.parities; ++g) members.push_back(member_channel(s, g));
-      return MultiplyShape{p,          plan,    p.channels,    p.filters,     y.stride(1),       s.rows,
-                           p.channels, members, layout.planes, layout.staged, layout.pixel_lanes};
+      for (int g = 0; g < weight_plan.parities; ++g) members.push_back(member_channel(s, g));
+      return MultiplyShape{p,      plan,       weight_plan, p.channels,    p.filters,     y.stride(1),
+                           s.rows, p.channels, members,     layout.planes, layout.staged, layout.pixel_lanes};
     };
     multiply<T>(
         *prepared.find<T>(i, layout, y.stride(1), make),
@@ -118,17 +128,9 @@ void run_dgrad(const Problem& p, Preparations& prepared, const at::Tensor& gy, c
   const Layout layout = choose_layout<T>(gy, gx, shortest_run(p), p.channels);
   const auto make = [&] {
     const int axis = choose_offset_axis(p, false, p.segments.data(), p.segments.size(), layout.planes);
-    return MultiplyShape{p,
-                         sum_plan(p, 0, 1, axis, filtering),
-                         p.filters,
-                         p.channels,
-                         gx.stride(1),
-                         p.channels,
-                         p.orbits,
-                         {0},
-                         layout.planes,
-                         layout.staged,
-                         layout.pixel_lanes};
+    const Plan plan = sum_plan(p, 0, 1, axis, filtering);
+    return MultiplyShape{p,          plan,     plan, p.filters,     p.channels,    gx.stride(1),
+                         p.channels, p.orbits, {0},  layout.planes, layout.staged, layout.pixel_lanes};
   };
   multiply<T>(*prepared.find<T>(0, layout, gx.stride(1), make),
               {const_view<Element<T>>(gy), const_weight<T>(w, p.transposed), weight_group_stride(w, p.groups),

@@ -67,8 +67,8 @@ void Stage::fill(const Kernels<T>& kernels, const Phase& phase, const Tile& tile
       T* copy = split ? line : to;
       const int64_t stride = split ? size_[2] : channel_stride_;
       for (int64_t c = 0; c < channels; ++c) {
-        std::fill_n(copy + c * stride, low, T(0));
-        std::fill_n(copy + c * stride + high, size_[2] - high, T(0));
+        for (int64_t i = 0; i < low; ++i) copy[c * stride + i] = T(0);
+        for (int64_t i = high; i < size_[2]; ++i) copy[c * stride + i] = T(0);
       }
       kernels.stage_line(
           from + z * source.stride[0] + y * source.stride[1] + (first[2] + low) * source.stride[2],

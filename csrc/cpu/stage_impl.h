@@ -36,13 +36,15 @@ void deal(const T* source, int64_t count, T* out, int64_t stride) {
     for (int n = 0; n < N; ++n) out[n * stride + i] = source[N * i + n];
 }
 
-// [position][channel] to [channel][position]: whole vectors of both through registers.
+// [position][channel] to [channel][position]: whole vectors of both through registers. The last block of
+// positions overlaps the one before it.
 template <class T>
 void turn(const T* source, int64_t step, int64_t positions, int64_t channels, T* out, int64_t stride) {
   constexpr int L = Vec<T>::lanes;
-  for (int64_t p = 0; p < positions; p += L) {
+  for (int64_t block = 0; block < positions; block += L) {
+    const int64_t p = block + L > positions && positions >= L ? positions - L : block;
     int64_t c = 0;
-    if (p + L <= positions) {
+    if (positions >= L) {
       for (; c + L <= channels; c += L) {
         V<T> v[L];
 #pragma GCC unroll 16

@@ -31,10 +31,29 @@ inline void turn_rows(const T* rows, int count, T* out, const int64_t* offset, i
   }
 }
 
+// Places of the members by their order in the output. False if they do not follow each other there, one run
+// of `rows` channels each; then every member has its own place.
+template <class T, int G>
+inline bool order_members(const StoreArgs<T>& a, int rows, int (&place)[G]) {
+  int first = 0, taken = 0;
+  for (int g = 1; g < G; ++g)
+    if (a.out[g] < a.out[first]) first = g;
+  bool together = true;
+  for (int g = 0; g < G; ++g) {
+    const int64_t apart = a.out[g] - a.out[first];
+    together = together && apart % rows == 0 && apart / rows < G;
+    place[g] = together ? static_cast<int>(apart / rows) : 0;
+    taken |= 1 << place[g];
+  }
+  together = together && taken == (1 << G) - 1;
+  for (int g = 0; g < G && !together; ++g) place[g] = g;
+  return together;
+}
+
 // Results of all members for one row and L positions, one buffer row a member and line.
 template <class T, int G, class F>
-inline void finish_row(const StoreArgs<T>& a, const T* tile, int64_t r, T* buffer, int64_t rows,
-                       int64_t line) {
+inline void finish_row(const StoreArgs<T>& a, const T* tile, int64_t r, const int (&place)[G], T* buffer,
+                       int64_t rows, int64_t line) {
   constexpr int L = Vec<T>::lanes;
   V<T> y[F::out][G];
   for (int g = 0; g < G; ++g) {
@@ -47,7 +66,7 @@ inline void finish_row(const StoreArgs<T>& a, const T* tile, int64_t r, T* buffe
     butterfly(y[i]);
     for (int g = 0; g < G; ++g) {
       if (a.bias[0]) y[i][g] += a.bias[g][r];
-      save(buffer + i * line + (g * rows + r) * L, y[i][g]);
+      save(buffer + i * line + (place[g] * rows + r) * L, y[i][g]);
     }
   }
 }
@@ -59,18 +78,20 @@ void store_turned(const StoreArgs<T>& a) {
   T buffer[F::out * G * kRows * L];
   for (int64_t r0 = 0; r0 < a.rows; r0 += kRows) {
     const int rows = static_cast<int>(a.rows - r0 < kRows ? a.rows - r0 : kRows);
-    bool together = true;  // members that follow each other are stored as one run of channels
-    for (int g = 1; g < G; ++g) together = together && a.out[g] == a.out[0] + g * rows;
+    int place[G];
+    const bool together = order_members<T, G>(a, rows, place);  // stored as one run of channels
     const int count = together ? G * rows : rows;
+    Element<T>* out[G];
+    for (int g = 0; g < G; ++g) out[place[g]] = a.out[g] + r0;
     StoreArgs<T> part = a;
     for (int g = 0; g < G; ++g) part.bias[g] = a.bias[0] ? a.bias[g] + r0 : nullptr;
     for (int64_t c = 0; c < a.cols; c += L) {
       const T* tile = a.tile + r0 * a.ld + c;
       for (int64_t r = 0; r < rows; ++r)
-        finish_row<T, G, F>(part, tile + r * a.ld, r, buffer, rows, G * kRows * L);
+        finish_row<T, G, F>(part, tile + r * a.ld, r, place, buffer, rows, G * kRows * L);
       for (int i = 0; i < a.lines && i < F::out; ++i)
         for (int g = 0; g < (together ? 1 : G); ++g)
-          turn_rows(buffer + (i * G * kRows + g * rows) * L, count, a.out[g] + r0 + i * a.line_stride,
+          turn_rows(buffer + (i * G * kRows + g * rows) * L, count, out[g] + i * a.line_stride,
                     a.col_offset + c, a.cols - c);
     }
   }
