@@ -33,7 +33,7 @@ _COLD_WEIGHT_SECONDS = 0.5e-9
 _WIDEN_CALL_SECONDS, _WIDEN_ELEMENT_SECONDS = 10e-6, 0.3e-9
 _WIDE = {torch.float32: 1.0, torch.float64: 4.0}
 _PASS = ("pass", "multiply_adds", "results", "panel", "runs", "weights")
-LAYOUTS = ("pixels", "planes", "staged", "turned")
+LAYOUTS = ("pixels", "planes", "staged", "turned", "mirrored", "mirrored turned")
 FEATURES = ("call", "activations", *(f"{layout}/{name}" for layout in LAYOUTS for name in _PASS))
 
 SERIAL = ("call", *(f"{layout}/pass" for layout in LAYOUTS))  # whatever the threads
@@ -84,7 +84,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def layout(problem: Problem, op: str, c: Contraction) -> str:
-    """How panel and results lie, as choose_layout in csrc/cpu/module.cpp has it.
+    """How panel and results lie, as choose_layout in csrc/cpu/pass.cpp has it.
 
     pixels: [pixel][row], orbits are the lanes. planes: [row][pixel], pixels are the lanes. staged: [row][pixel] from a
     stage, orbits are the lanes. turned: the same, pixels are the lanes; in the weight gradient pixels are contracted.
@@ -120,6 +120,28 @@ def offset_axis(problem: Problem, op: str, c: Contraction) -> int | None:
     return best
 
 
+def mirror_axis(problem: Problem, op: str, c: Contraction) -> int | None:
+    """The tied axis that the matrix kernel folds, as mirror_axis in csrc/cpu/pass.cpp has it."""
+    no_kernel = CAPABILITY != "AVX512" or dtype_name(problem.dtype) == "bfloat16"
+    if no_kernel or op != "fprop" or layout(problem, op, c) not in ("planes", "turned"):
+        return None
+    if offset_axis(problem, op, c) is not None:
+        return None
+    ndim = problem.ndim
+    for axis in range(ndim - 1):
+        if c.mask >> (ndim - 1 - axis) & 1 and problem.stride[axis] == 1 and problem.kernel[axis] > 1:
+            return axis
+    return None
+
+
+def kind_of(problem: Problem, op: str, c: Contraction) -> str:
+    """The layout, and whether the matrix kernel folds an axis: what the rates of a multiplication go by."""
+    kind = layout(problem, op, c)
+    if mirror_axis(problem, op, c) is None:
+        return kind
+    return "mirrored" if kind == "planes" else "mirrored turned"
+
+
 def filtered(problem: Problem, op: str, c: Contraction) -> bool:
     """Has that axis three taps that can be filtered with fewer products?"""
     axis = offset_axis(problem, op, c)
@@ -140,11 +162,11 @@ def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]
 
 def _add(counts: dict[str, float], problem: Problem, op: str, algorithm: str, c: Contraction) -> None:
     """Add the work of one multiplication."""
-    width, kind = lanes(problem), layout(problem, op, c)
+    width, kind = lanes(problem), kind_of(problem, op, c)
     groups, taps = problem.groups, math.prod(problem.kernel)
     spatial = problem.out_spatial if op == "fprop" else problem.spatial
     pixels = problem.batch * math.prod(spatial)
-    axis = offset_axis(problem, op, c)
+    axis = mirror_axis(problem, op, c) if "mirrored" in kind else offset_axis(problem, op, c)
     shifts = problem.kernel[axis] if axis is not None else 1
     saving, stored = 1.0, 1.25 if axis is not None else 1.0  # halo lines of the panel
     if algorithm in _FILTERING and filtered(problem, op, c) and axis is not None:
@@ -155,13 +177,13 @@ def _add(counts: dict[str, float], problem: Problem, op: str, algorithm: str, c:
     slots = taps // shifts / strides
     by_pixel = -(-pixels // width) if op != "wgrad" else pixels / width
     by_column = -(-c.columns // width) if op != "wgrad" else c.columns / width
-    stores = c.columns * by_pixel if kind in ("planes", "turned") else by_column * pixels
+    stores = by_column * pixels if kind in ("pixels", "staged") else c.columns * by_pixel
     if kind == "pixels":
         panel = slots * pixels * (c.contracted / width if c.run >= width else c.contracted)
         runs = slots * pixels
     else:
         panel = slots * c.contracted * pixels / width
-        runs = slots * pixels / spatial[-1] * (2 * c.contracted if kind == "planes" else c.contracted / c.run)
+        runs = slots * pixels / spatial[-1] * (2 * c.contracted if kind in ("planes", "mirrored") else c.contracted / c.run)
     work = {
         "pass": 1,
         "multiply_adds": groups * stores * c.contracted * taps / strides * saving,
