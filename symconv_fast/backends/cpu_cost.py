@@ -175,9 +175,11 @@ def _add(counts: dict[str, float], problem: Problem, op: str, algorithm: str, c:
         saving, stored = tiles * products / (3 * spatial[axis]), tiles * products / spatial[axis]
     strides = math.prod(problem.stride) if (op == "fprop") == problem.transposed else 1
     slots = taps // shifts / strides
-    by_pixel = -(-pixels // width) if op != "wgrad" else pixels / width
-    by_column = -(-c.columns // width) if op != "wgrad" else c.columns / width
-    stores = by_column * pixels if kind in ("pixels", "staged") else c.columns * by_pixel
+    by_pixel = -(-pixels // width)
+    # In the weight gradient pixels are contracted: channels fill the vectors, or stand beside vectors of slots.
+    pixel_lanes = kind not in ("pixels", "staged")
+    by_column = c.columns / width if op == "wgrad" and not pixel_lanes else -(-c.columns // width)
+    stores = c.columns * by_pixel if pixel_lanes and op != "wgrad" else by_column * pixels
     if kind == "pixels":
         panel = slots * pixels * (c.contracted / width if c.run >= width else c.contracted)
         runs = slots * pixels
