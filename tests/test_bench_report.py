@@ -79,7 +79,8 @@ def test_text_lists_what_is_less_exact_and_what_takes_memory():
     assert "2.5  4x64@56 h forward channels_last" in report.text([inexact | {"error": 2.5}, *rest])
     large = report.text([inexact | {"peak_extra_bytes": 25}, *rest])
     assert "1 of 3 cases, at most 25% (4x64@56" in large
-    plain = report.text(some_rows())
+    network = {"family": "model", "error": 2.5, "peak_extra_bytes": 25}
+    plain = report.text([*some_rows(), inexact | network])
     assert "less exact" not in plain
     assert "more extra memory" not in plain
 
