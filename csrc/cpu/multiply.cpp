@@ -4,19 +4,13 @@
 #include <algorithm>
 
 #include "prepared.h"
+#include "runs.h"
 #include "scratch.h"
 #include "stage.h"
 
 namespace symconv {
 
 namespace {
-
-// One run of contraction rows that lie together in the panel and in the weights.
-struct Run {
-  int64_t panel_row, weight_row, rows;
-  int64_t shift;                   // pixels of the panel
-  int64_t valid_begin, valid_end;  // pixels of the tile for which the shifted line is in the map
-};
 
 // By product of minimal filtering (else one), then by parity.
 using Runs = std::vector<std::vector<Run>>;
@@ -115,7 +109,8 @@ class Multiplier {
       local.runs.resize(phase.tiling.products * p_.plan.parities);
       for (int product = 0; product < phase.tiling.products; ++product)
         for (int parity = 0; parity < p_.plan.parities; ++parity)
-          make_runs(phase, tile, layout, c, parity, product, local.runs[product * p_.plan.parities + parity]);
+          make_runs(p_.plan, p_.weights, phase, tile, layout, c, parity, product,
+                    local.runs[product * p_.plan.parities + parity]);
       p_.pixel_lanes ? multiply_planes(block) : multiply_pixels(block);
     }
   }
@@ -181,45 +176,6 @@ class Multiplier {
     const std::vector<MirrorTerm>* mirror_terms;  // by parity
     bool add, last;
   };
-
-  void make_runs(const Phase& phase, const Tile& tile, const PanelLayout& layout, size_t chunk, int parity,
-                 int product, std::vector<Run>& runs) const {
-    runs.clear();
-    if (p_.plan.filtering || p_.plan.offset_axis < 0)
-      return append_runs(runs, layout, chunk, parity, product, {0, 0, 0, 0, 0, tile.pixels()});
-    const AxisMap& map = *phase.axis[p_.plan.offset_axis];
-    for (int64_t tap = 0; tap < p_.weights.shifts; ++tap) {
-      if (!map.present[tap]) continue;
-      const int64_t low = -map.b[tap] - tile.begin[0], high = map.extent - map.b[tap] - tile.begin[0];
-      append_runs(runs, layout, chunk, parity, tap,
-                  {0, 0, 0, (map.b[tap] - phase.tiling.b_min) * tile.line(),
-                   std::clamp<int64_t>(low, 0, tile.size[0]) * tile.line(),
-                   std::clamp<int64_t>(high, 0, tile.size[0]) * tile.line()});
-    }
-  }
-
-  // Slots of one parity for one tap (or product), those that lie together joined.
-  void append_runs(std::vector<Run>& runs, const PanelLayout& layout, size_t chunk, int parity, int64_t tap,
-                   const Run& like) const {
-    const WeightRows& rows = p_.weights.rows[chunk];
-    bool fresh = true;
-    for (size_t i = 0; i < p_.plan.slots.size(); ++i) {
-      if (p_.plan.slots[i].parity != parity || layout.offset[i] < 0) continue;
-      const int64_t width = words<T>(p_.chunks[chunk].width(p_.plan, p_.plan.slots[i]));
-      const int64_t row = rows.row[i] + tap * rows.shift_stride[parity];
-      if (!fresh) {
-        Run& r = runs.back();
-        if (r.panel_row + r.rows == layout.offset[i] && r.weight_row + r.rows == row) {
-          r.rows += width;
-          continue;
-        }
-      }
-      Run run = like;
-      run.panel_row = layout.offset[i], run.weight_row = row, run.rows = width;
-      runs.push_back(run);
-      fresh = false;
-    }
-  }
 
   void multiply_pixels(const Block& x) const {
     const int64_t pixels = x.tile.pixels(), ld = p_.panel_ld(x.phase), step = p_.product_stride(x.phase);
