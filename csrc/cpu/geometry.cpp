@@ -121,6 +121,7 @@ Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis,
   Plan plan = empty_plan(p, true, offset_axis, mask & offset ? kPlain : filtering);
   plan.mirrored = mask & offset;
   int tied[kAxes];
+  plan.mirror_bit = tied_axes(mask & (offset - 1), tied);
   const int ties = tied_axes(mask & ~offset, tied);
   plan.parities = 1 << ties;
   std::vector<Slot> by_parity[8];
@@ -159,6 +160,11 @@ Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis,
     for (int s = 0; s < 1 << paired; ++s) g.slot[s] += base[expand_subset(s, position, paired)];
   }
   return plan;
+}
+
+int full_parity(const Plan& plan, int parity, bool odd) {
+  const int below = parity & ((1 << plan.mirror_bit) - 1);
+  return below | odd << plan.mirror_bit | (parity ^ below) << 1;
 }
 
 Plan sum_plan(const Problem& p, int part, int parts, int offset_axis, Filtering filtering) {

@@ -67,6 +67,7 @@ struct Plan {
   int parities = 1;
   int offset_axis = -1;          // its taps are shifts of the panel and need no slots of their own
   bool mirrored = false;         // the offset axis is tied: the matrix kernel folds it, and no slot does
+  int mirror_bit = 0;            // and this is its place among the tied axes
   bool reversed = false;         // shifts grow as its taps fall
   Filtering filtering = kPlain;  // along the offset axis
   std::vector<Slot> slots;       // parity-major
@@ -94,6 +95,10 @@ bool can_filter(const Problem& p, int offset_axis);
 
 // If the offset axis is tied, `parities` and the slots are those of the other tied axes.
 Plan fold_plan(const Problem& p, int segment, int64_t channels, int offset_axis, Filtering filtering);
+
+// Parity over all tied axes, from that over those which a mirrored plan folds and that along the mirrored
+// one.
+int full_parity(const Plan& plan, int parity, bool odd);
 
 // `part` of `parts`: the orbits of every segment are cut into that many ranges.
 Plan sum_plan(const Problem& p, int part, int parts, int offset_axis, Filtering filtering);

@@ -26,9 +26,9 @@ std::vector<MirrorTerm> make_mirror_terms(const Plan& plan, const Plan& weight_p
       const bool pair = 2 * k + 1 != taps;
       Taps tap = slot.tap;
       tap[axis] = k;
-      terms.push_back({layout.offset[i], chunk.width(plan, slot), weight_row(weight_plan, rows, tap, parity),
-                       pair ? weight_row(weight_plan, rows, tap, parity | plan.parities) : 0, k,
-                       pair ? taps - 1 - k : -1});
+      const int even = full_parity(plan, parity, false), odd = full_parity(plan, parity, true);
+      terms.push_back({layout.offset[i], chunk.width(plan, slot), weight_row(weight_plan, rows, tap, even),
+                       pair ? weight_row(weight_plan, rows, tap, odd) : 0, k, pair ? taps - 1 - k : -1});
     }
   }
   return terms;

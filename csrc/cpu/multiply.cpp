@@ -312,16 +312,16 @@ class Multiplier {
   void multiply_mirrored(const ColumnBlock& block, int parity, int vectors, const Block& x, int64_t p0,
                          MirrorArgs<Word<T>>& g) const {
     const auto r = p_.results(x.phase);
-    const int odd = parity | p_.plan.parities;
+    const int even = full_parity(p_.plan, parity, false), odd = full_parity(p_.plan, parity, true);
     const int64_t first = block.vector * p_.lanes, width = block.vectors * p_.lanes;
     const int64_t count = std::min(p_.columns - first, width), most = p_.kernels.mirror_rows;
     const int64_t pieces = (count + most - 1) / most;
     g.a_step = width;
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t u0 = count * piece / pieces, u1 = count * (piece + 1) / pieces;
-      g.even = x.packed + p_.weights.offset[parity] + first * p_.weights.total_rows[parity] + u0;
+      g.even = x.packed + p_.weights.offset[even] + first * p_.weights.total_rows[even] + u0;
       g.odd = x.packed + p_.weights.offset[odd] + first * p_.weights.total_rows[odd] + u0;
-      g.e = x.local.result + parity * r.stride + (first + u0) * r.ld + p0;
+      g.e = x.local.result + even * r.stride + (first + u0) * r.ld + p0;
       g.o = x.local.result + odd * r.stride + (first + u0) * r.ld + p0;
       p_.kernels.mirror(static_cast<int>(u1 - u0), vectors, g);
     }
