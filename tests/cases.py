@@ -173,6 +173,7 @@ SPECIAL: dict[str, Case] = {
     "mirrored axis, transposed": _case({3: 18, 2: 20}, 17, (9, 19), 3, transposed=True, padding=1),
     "mirrored axis, one line": _case({3: 16}, 16, (1, 33), 3, padding=1),
     "mirrored axis, 3-D": _case({7: 17, 6: 16, 5: 16, 4: 16}, 17, (5, 4, 18), (3, 3, 2), padding=1),
+    "mirrored axis below a strided one": _case({7: 16, 6: 3}, 16, (5, 6, 18), 3, padding=1, stride=(2, 1, 1)),
     "mirrored axis, turned": _case({7: 3, 3: 2}, 20, (5, 6, 19), 3, padding=1, threads=2, **LAST),
     "gradient of a sum": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("contiguous", "contiguous", "scalar")),
     "stride 0 everywhere": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("expanded", "scalar", "expanded")),
