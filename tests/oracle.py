@@ -292,7 +292,9 @@ def tolerance(case: Case, dtype: torch.dtype, op: str, backend: str, algorithm: 
         steps = algorithm == "expand" or backend == "composed"
         return eps * answer.abs() + (4 * eps * product * math.sqrt(terms) if steps else 0)
     bias = float(t.b.abs().max()) if t.b is not None and op == "fprop" else 0.0
-    return 4 * eps * (product * terms + bias)
+    # F(4,3) may be four times as far off; where all products are equal (stride 0) it was 2.4 times.
+    filtering = 4 if algorithm == "winograd f4" else 1
+    return 4 * eps * (filtering * product * terms + bias)
 
 
 @contextmanager
