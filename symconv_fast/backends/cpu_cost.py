@@ -185,7 +185,12 @@ def _add(counts: dict[str, float], problem: Problem, op: str, algorithm: str, c:
         runs = slots * pixels
     else:
         panel = slots * c.contracted * pixels / width
-        runs = slots * pixels / spatial[-1] * (2 * c.contracted if kind in ("planes", "mirrored") else c.contracted / c.run)
+        runs = (
+            slots
+            * pixels
+            / spatial[-1]
+            * (2 * c.contracted if kind in ("planes", "mirrored") else c.contracted / c.run)
+        )
     work = {
         "pass": 1,
         "multiply_adds": groups * stores * c.contracted * taps / strides * saving,
