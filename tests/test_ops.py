@@ -373,7 +373,9 @@ def test_autocast_in_train_and_eval(train, dtype):
         y = layer(x)
         expected = F.conv2d(x, layer.expanded_weight(), layer.bias, padding=1)
     assert y.dtype == expected.dtype == dtype
-    torch.testing.assert_close(y, expected)
+    # Native kernels round sums of inputs, and torch's products of each: neither is nearer to the other than that.
+    allowed = 4 * torch.finfo(dtype).eps * float(expected.abs().max())
+    torch.testing.assert_close(y, expected, rtol=0, atol=allowed)
     y.float().pow(2).sum().backward()
     for tensor in (x, layer.weight, layer.bias):
         assert tensor.grad.dtype == torch.float32
