@@ -14,6 +14,7 @@ namespace symconv {
 constexpr int kMaxSources = 8;  // mirrored taps of one group, at most 2^3
 constexpr int kMaxVectors = 3;  // columns of a matrix tile, in vectors
 constexpr int kMaxLines = 6;    // input lines of one minimal-filtering tile, F(4,3)
+constexpr int kMaxScatterTaps = 16;
 
 // Minimal filtering along lines for three taps: kPlain is none, kF2 makes 2 results from 4 products
 // and kF4 makes 4 from 6. See winograd.h.
@@ -99,6 +100,27 @@ struct StoreArgs {
   bool bias_of_row;                     // bias runs along the rows, else along the columns
 };
 
+// Sums of shifted products, two members at a time: out[s][row][column] = sum over taps of source[s][tap], at
+// that row and column. With four members the last two are the odd parts of the first two along another axis,
+// and a butterfly comes last. `scatter_lines` writes two sums as they are, in whole vectors past the last
+// column; `scatter_store` adds minimal filtering, the butterfly, the bias and the store.
+template <class T>
+struct ScatterArgs {
+  int taps;
+  const Sum<T>* source[4][kMaxScatterTaps];  // whole vectors are read past the last column
+  int64_t step[kMaxScatterTaps];             // of a tap's sources, from one row to the next
+  int64_t rows, columns;
+  Sum<T>* sums[2];  // scatter_lines
+  int64_t sums_step;
+  int64_t product_stride;  // scatter_store, as everything below
+  Element<T>* out[4];
+  int64_t out_step;     // from one row to the next
+  int64_t line_stride;  // from one line of minimal filtering to the next
+  int lines;            // of those that exist
+  const Sum<T>* bias[4];  // null without bias; whole vectors are read
+  bool bias_of_row;       // bias runs along the rows, else along the columns
+};
+
 // Weights: gathers `lanes` rows of the source, folds mirrored taps, scales, and stores lane-contiguous.
 template <class T>
 struct WeightArgs {
@@ -151,6 +173,9 @@ struct Kernels {
   void (*sum_planes[kFilterings][4])(const RunArgs<T>&);
   void (*store[kFilterings][4])(const StoreArgs<T>&);         // by log2 of the number of members
   void (*store_turned[kFilterings][4])(const StoreArgs<T>&);  // rows contiguous in the output
+  // First for three taps, then for any number; scatter_store first for two members, then for four.
+  void (*scatter_lines[2])(const ScatterArgs<T>&);
+  void (*scatter_store[2][2][kFilterings])(const ScatterArgs<T>&);
   void (*fold_weights[kFilterings][4])(const WeightArgs<T>&);
   void (*gather[kFilterings])(const GatherArgs<T>&);
   // out[c * out_stride + i] = source[c * channel_stride + i * step]; not for 16-bit types, as all of staging

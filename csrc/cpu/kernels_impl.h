@@ -161,6 +161,8 @@ inline void transpose(V<T> (&v)[Vec<T>::lanes]) {
 
 #include "turn_impl.h"
 
+#include "scatter_impl.h"
+
 #include "weights_impl.h"
 
 // Products of one value: the lines that exist, spread as the adjoint of `result` does.
@@ -250,6 +252,13 @@ void gather(const GatherArgs<T>& g) {
     SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), {}, {} \
   }
 
+#define SYMCONV_SCATTER_LINES {scatter_lines<T, 3>, scatter_lines<T, 0>}
+#define SYMCONV_SCATTER(K)                                                                         \
+  {{scatter_store<T, K, 2, Plain>, scatter_store<T, K, 2, F2>, scatter_store<T, K, 2, F4>},        \
+   {scatter_store<T, K, 4, Plain>, nullptr, nullptr}}
+#define SYMCONV_PLAIN_SCATTER(K) \
+  {{scatter_store<T, K, 2, Plain>, nullptr, nullptr}, {scatter_store<T, K, 4, Plain>, nullptr, nullptr}}
+
 #ifdef SYMCONV_MIRROR_ROWS
 #define SYMCONV_MIRROR(W) SYMCONV_MIRROR_ROWS, SYMCONV_MIRROR_VECTORS, mirror<W>
 #else
@@ -272,6 +281,8 @@ constexpr Kernels<T> kPairTable = {
     SYMCONV_PLAIN_ROWS(pack_planes, false),
     SYMCONV_PLAIN_ROWS(store),
     {},
+    SYMCONV_SCATTER_LINES,
+    {SYMCONV_PLAIN_SCATTER(3), SYMCONV_PLAIN_SCATTER(0)},
     SYMCONV_PLAIN_ROWS(fold_weights),
     {gather<T, Plain>, nullptr, nullptr},
     nullptr,
@@ -296,6 +307,8 @@ constexpr Kernels<T> kTable = {
     SYMCONV_ROWS(pack_planes, false),
     SYMCONV_ROWS(store),
     SYMCONV_ROWS(store_turned),
+    SYMCONV_SCATTER_LINES,
+    {SYMCONV_SCATTER(3), SYMCONV_SCATTER(0)},
     SYMCONV_ROWS(fold_weights),
     {gather<T, Plain>, gather<T, F2>, gather<T, F4>},
     stage_line<T>,
@@ -317,6 +330,8 @@ constexpr Kernels<T> kWideTable = {
     SYMCONV_PLAIN_ROWS(pack_planes, false),
     SYMCONV_PLAIN_ROWS(store),
     {},
+    SYMCONV_SCATTER_LINES,
+    {SYMCONV_PLAIN_SCATTER(3), SYMCONV_PLAIN_SCATTER(0)},
     SYMCONV_PLAIN_ROWS(fold_weights),
     {gather<T, Plain>, nullptr, nullptr},
     nullptr,

@@ -8,6 +8,7 @@
 #include "expand.h"
 #include "kernels.h"
 #include "multiply.h"
+#include "scatter.h"
 #include "wgrad.h"
 
 namespace symconv {
@@ -92,26 +93,73 @@ int mirror_axis(const Problem& p, const Segment& s, int offset_axis, const Layou
   return choose_mirror_axis(p, s);
 }
 
+// How a forward pass multiplies: as a fold or as a scatter, and with what filtering along a free axis.
+struct Forward {
+  bool scatter;
+  Filtering filtering;
+};
+
+template <class T>
+MultiplyTensors<T> forward_tensors(const Problem& p, const at::Tensor& x, const at::Tensor& w,
+                                   const std::optional<at::Tensor>& bias, const at::Tensor& y) {
+  return {const_view<Element<T>>(x), const_weight<T>(w, p.transposed), weight_group_stride(w, p.groups),
+          view<Element<T>>(y), bias ? static_cast<const Element<T>*>(bias->const_data_ptr()) : nullptr};
+}
+
+template <class T>
+void run_fold(const Problem& p, int segment, Preparations& prepared, const MultiplyTensors<T>& tensors,
+              const Layout& layout, Filtering filtering) {
+  const Segment& s = p.segments[segment];
+  const int64_t stride = tensors.out.channel_stride;
+  const auto make = [&](int64_t threads) {
+    const int axis = choose_offset_axis(p, true, &s, 1, layout.planes);
+    const int mirror = mirror_axis<T>(p, s, axis, layout);
+    const Plan plan = fold_plan(p, segment, p.channels, mirror < 0 ? axis : mirror, filtering);
+    const Plan weight_plan = mirror < 0 ? plan : fold_plan(p, segment, p.channels, -1, kPlain);
+    std::vector<int64_t> members;
+    for (int g = 0; g < weight_plan.parities; ++g) members.push_back(member_channel(s, g));
+    const MultiplyShape shape{p,      plan,       weight_plan, p.channels,    p.filters,     stride,
+                              s.rows, p.channels, members,     layout.planes, layout.staged, layout.pixel_lanes};
+    return prepare<T>(shape, threads);
+  };
+  multiply<T>(*prepared.find<Prepared<T>>(segment, layout, stride, make), tensors);
+}
+
+// Lines that the matrix kernel can read where they lie: rows not so far apart that they share cache sets, and
+// pairs whole.
+template <class T>
+bool reads_in_place(const Problem& p, const ScatterPlan& plan, const View<const Element<T>>& x) {
+  constexpr int64_t depth = Format<T>::depth, most = 2048;
+  if (sizeof(Element<T>) * depth != sizeof(Word<T>) || plan.filtering || plan.folded) return false;
+  bool whole = p.channels % depth == 0 && x.batch_stride % depth == 0;
+  for (const int64_t stride : x.stride) whole = whole && stride % depth == 0;
+  return whole && p.stride[plan.inner] * x.stride[plan.inner] * static_cast<int64_t>(sizeof(Element<T>)) <= most;
+}
+
+// Whether it can: source and result must lie alike, and lines that are the lanes must be contiguous.
+template <class T>
+bool run_scatter(const Problem& p, int segment, Preparations& prepared, const MultiplyTensors<T>& tensors,
+                 Filtering filtering) {
+  const bool last = tensors.source.channel_stride == 1 && tensors.out.channel_stride == 1;
+  const bool lines = tensors.source.stride[kAxes - 1] == 1 && tensors.out.stride[kAxes - 1] == 1;
+  const std::optional<ScatterPlan> plan = scatter_plan(p, p.segments[segment], filtering);
+  if (!plan || (!last && !(lines && plan->inner == kAxes - 1))) return false;
+  const bool direct = last && reads_in_place<T>(p, *plan, tensors.source);
+  const auto make = [&](int64_t threads) {
+    return prepare_scatter<T>({p, segment, *plan, !last, direct}, threads);
+  };
+  scatter<T>(*prepared.find<PreparedScatter<T>>(segment, {!last, direct, false}, 0, make), tensors);
+  return true;
+}
+
 template <class T>
 void run_fprop(const Problem& p, Preparations& prepared, const at::Tensor& x, const at::Tensor& w,
-               const std::optional<at::Tensor>& bias, const at::Tensor& y, Filtering filtering) {
-  for (size_t i = 0; i < p.segments.size(); ++i) {
-    const Segment& s = p.segments[i];
-    const Layout layout = choose_layout<T>(x, y, p.channels, s.rows);
-    const auto make = [&] {
-      const int axis = choose_offset_axis(p, true, &s, 1, layout.planes);
-      const int segment = static_cast<int>(i), mirror = mirror_axis<T>(p, s, axis, layout);
-      const Plan plan = fold_plan(p, segment, p.channels, mirror < 0 ? axis : mirror, filtering);
-      const Plan weight_plan = mirror < 0 ? plan : fold_plan(p, segment, p.channels, -1, kPlain);
-      std::vector<int64_t> members;
-      for (int g = 0; g < weight_plan.parities; ++g) members.push_back(member_channel(s, g));
-      return MultiplyShape{p,      plan,       weight_plan, p.channels,    p.filters,     y.stride(1),
-                           s.rows, p.channels, members,     layout.planes, layout.staged, layout.pixel_lanes};
-    };
-    multiply<T>(
-        *prepared.find<T>(i, layout, y.stride(1), make),
-        {const_view<Element<T>>(x), const_weight<T>(w, p.transposed), weight_group_stride(w, p.groups),
-         view<Element<T>>(y), bias ? static_cast<const Element<T>*>(bias->const_data_ptr()) : nullptr});
+               const std::optional<at::Tensor>& bias, const at::Tensor& y, const Forward& how) {
+  const MultiplyTensors<T> tensors = forward_tensors<T>(p, x, w, bias, y);
+  for (int i = 0; i < static_cast<int>(p.segments.size()); ++i) {
+    if (how.scatter && run_scatter<T>(p, i, prepared, tensors, how.filtering)) continue;
+    const Layout layout = choose_layout<T>(x, y, p.channels, p.segments[i].rows);
+    run_fold<T>(p, i, prepared, tensors, layout, how.filtering);
   }
 }
 
@@ -126,13 +174,14 @@ template <class T>
 void run_dgrad(const Problem& p, Preparations& prepared, const at::Tensor& gy, const at::Tensor& w,
                const at::Tensor& gx, Filtering filtering) {
   const Layout layout = choose_layout<T>(gy, gx, shortest_run(p), p.channels);
-  const auto make = [&] {
+  const auto make = [&](int64_t threads) {
     const int axis = choose_offset_axis(p, false, p.segments.data(), p.segments.size(), layout.planes);
     const Plan plan = sum_plan(p, 0, 1, axis, filtering);
-    return MultiplyShape{p,          plan,     plan, p.filters,     p.channels,    gx.stride(1),
-                         p.channels, p.orbits, {0},  layout.planes, layout.staged, layout.pixel_lanes};
+    const MultiplyShape shape{p,          plan,     plan, p.filters,     p.channels,    gx.stride(1),
+                              p.channels, p.orbits, {0},  layout.planes, layout.staged, layout.pixel_lanes};
+    return prepare<T>(shape, threads);
   };
-  multiply<T>(*prepared.find<T>(0, layout, gx.stride(1), make),
+  multiply<T>(*prepared.find<Prepared<T>>(0, layout, gx.stride(1), make),
               {const_view<Element<T>>(gy), const_weight<T>(w, p.transposed), weight_group_stride(w, p.groups),
                view<Element<T>>(gx), nullptr});
 }
@@ -158,6 +207,12 @@ Filtering filtering_of(const std::string& algorithm, const at::Tensor& result) {
   if (algorithm == "f2") return kF2;
   TORCH_CHECK(algorithm == "f4", "algorithm must be fold, f2 or f4, got ", algorithm);
   return kF4;
+}
+
+Forward forward_of(const std::string& algorithm, const at::Tensor& result) {
+  if (algorithm == "scatter") return {true, kPlain};
+  const bool scatter = algorithm.rfind("scatter_", 0) == 0;
+  return {scatter, filtering_of(scatter ? algorithm.substr(8) : algorithm, result)};
 }
 
 void check(const at::Tensor& t, const char* name, at::IntArrayRef sizes, at::ScalarType type) {
@@ -260,9 +315,9 @@ at::Tensor Pass::fprop(const at::Tensor& x, const at::Tensor& w,
   if (depthwise_) {
     SYMCONV_DISPATCH(y, run_depthwise<scalar>(problem_, true, x, w, b, y));
   } else {
-    const Filtering filtering = filtering_of(algorithm_, y);
+    const Forward how = forward_of(algorithm_, y);
     const at::Tensor source = readable(x);
-    SYMCONV_DISPATCH_MATRIX(y, run_fprop<scalar>(problem_, preparations_, source, w, b, y, filtering));
+    SYMCONV_DISPATCH_MATRIX(y, run_fprop<scalar>(problem_, preparations_, source, w, b, y, how));
   }
   return y;
 }

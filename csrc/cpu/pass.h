@@ -44,18 +44,18 @@ struct Layout {
 // What multiplications worked out for earlier calls, by all that it depends on beside the problem.
 class Preparations {
  public:
-  // For segment number `segment`; `make` gives the MultiplyShape if this is the first time.
-  template <class T, class Make>
-  std::shared_ptr<const Prepared<T>> find(int64_t segment, const Layout& layout, int64_t out_channel_stride,
-                                          const Make& make) {
+  // A `P` for segment number `segment`; `make` gives it, for a number of threads, if this is the first time.
+  template <class P, class Make>
+  std::shared_ptr<const P> find(int64_t segment, const Layout& layout, int64_t out_channel_stride,
+                                const Make& make) {
     static const char type = 0;
     const int64_t threads = thread_count();
     const Key key{&type,  segment, layout.planes, layout.staged, layout.pixel_lanes, out_channel_stride,
                   threads};
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [known, prepared] : known_)
-      if (known == key) return std::static_pointer_cast<const Prepared<T>>(prepared);
-    std::shared_ptr<const Prepared<T>> fresh = prepare<T>(make(), threads);
+      if (known == key) return std::static_pointer_cast<const P>(prepared);
+    std::shared_ptr<const P> fresh = make(threads);
     known_.emplace_back(key, fresh);
     return fresh;
   }

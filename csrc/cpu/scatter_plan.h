@@ -1,0 +1,47 @@
+// The forward pass as the transpose of the gather-sum: every tap's product is computed once, with the raw
+// weights, and scattered to each member at its own mirrored position. What is summed afterwards are results,
+// of which there are as many as orbits, and not inputs, of which there are as many as channels.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "geometry.h"
+#include "kernels.h"
+
+namespace symconv {
+
+// The taps of one axis by the residue, for its stride, of the source positions that they read. Result t takes
+// tap k from position t + shift[k] of the residue class class_of[k].
+struct ScatterAxis {
+  struct Class {
+    int64_t residue, count;  // source positions: residue + stride * (0 .. count - 1)
+    std::vector<int> taps;
+    int64_t before, after;  // positions outside that results ask for
+  };
+  std::vector<Class> classes;
+  std::vector<int> class_of, index;  // by tap: its class, and its place there
+  std::vector<int64_t> shift;
+};
+
+// Lines run along the inner axis, which is tied. The outer axis is tied too (`ring`: sums of lines are kept
+// until all their taps are there), or else contracted; so is the deep one, unless it is a third tied axis,
+// which is folded.
+struct ScatterPlan {
+  int deep, outer, inner;
+  bool ring, folded;
+  Filtering filtering;  // along the outer axis, where that is not tied
+  ScatterAxis lines, line;  // outer axis (ring only), inner axis
+  int parities() const { return folded ? 2 : 1; }
+  int products() const { return kLinesIn[filtering]; }
+  // Multiplications of different weights.
+  int weights() const { return parities() * products(); }
+  // Taps whose products are kept apart.
+  int64_t taps(const Problem& p) const { return p.kernel[inner] * (ring ? p.kernel[outer] : 1); }
+};
+
+// None where products of mirrored taps are not wanted at the same positions, or are too many to keep.
+std::optional<ScatterPlan> scatter_plan(const Problem& p, const Segment& segment, Filtering filtering);
+
+}  // namespace symconv

@@ -1,0 +1,225 @@
+// What a scatter can work out before there are tensors: blocks of orbits, chunks of lines, and where
+// everything lies in memory.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "scatter.h"
+#include "weights.h"
+
+namespace symconv {
+
+constexpr int64_t kWeightBytes = 512 << 10;   // of a block of orbits: they stay in the second-level cache
+constexpr int64_t kProductBytes = 128 << 10;  // of a chunk of lines, about
+constexpr int64_t kChunkPositions = 64;       // which a chunk should have, where lines are short
+
+// Positions along the deep axis that are loaded together: a tap, or a pair of mirrored ones, which leaves as a
+// sum and a difference.
+struct DeepGroup {
+  int tap, mirror;    // -1 without
+  int slot, odd;      // where sum and difference lie in a panel
+};
+
+// One run of contraction rows: channels of a slot, for one tap of the outer axis where that is contracted.
+struct ScatterTerm {
+  int group;  // of the deep axis
+  int slot;
+  int tap;    // outer axis, else 0
+};
+
+inline int64_t round_to(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+
+template <class T>
+struct PreparedScatter : ScatterShape {
+  PreparedScatter(ScatterShape shape, int64_t threads_)
+      : ScatterShape(std::move(shape)),
+        kernels(select_kernels<T>()),
+        threads(threads_),
+        lanes(kernels.lanes),
+        rows(words<T>(problem.channels)),
+        orbits(problem.segments[segment].rows),
+        outer_count((problem.out[plan.outer] + kLinesOut[plan.filtering] - 1) / kLinesOut[plan.filtering]) {
+    list_terms();
+    choose_orbits();
+    place_weights();
+    choose_lines();
+    place_panel();
+  }
+
+  // --- contraction ---
+
+  void list_terms() {
+    const int taps = static_cast<int>(problem.kernel[plan.deep]);
+    int slot = 0;
+    for (int k = 0; k < taps; ++k) {
+      const int mirror = taps - 1 - k;
+      if (plan.folded && mirror < k) break;
+      const bool pair = plan.folded && mirror > k;
+      groups.push_back({k, pair ? mirror : -1, slot, pair ? slot + 1 : -1});
+      slot += pair ? 2 : 1;
+    }
+    slots = slot;
+    const bool shifted = !plan.ring && !plan.filtering;
+    terms.resize(plan.parities());
+    for (int tap = 0; tap < (shifted ? problem.kernel[plan.outer] : 1); ++tap)
+      for (size_t i = 0; i < groups.size(); ++i) {
+        terms[0].push_back({static_cast<int>(i), groups[i].slot, tap});
+        if (groups[i].odd >= 0) terms[1].push_back({static_cast<int>(i), groups[i].odd, tap});
+      }
+  }
+
+  // --- weights: [row][taps of the inner axis][taps of the outer one][orbits of the block] ---
+
+  int64_t line_classes() const { return plan.ring ? static_cast<int64_t>(plan.lines.classes.size()) : 1; }
+  int64_t outer_taps(int64_t line_class) const {
+    return plan.ring ? static_cast<int64_t>(plan.lines.classes[line_class].taps.size()) : 1;
+  }
+  int64_t columns(int64_t line_class, size_t position_class) const {
+    return outer_taps(line_class) * static_cast<int64_t>(plan.line.classes[position_class].taps.size()) * width;
+  }
+
+  // Tasks before lines are shared out.
+  int64_t tasks() const { return problem.groups * blocks * problem.batch * problem.out[plan.deep]; }
+
+  void choose_orbits() {
+    int64_t each = 0;
+    for (const auto& t : terms) each += static_cast<int64_t>(t.size());
+    each *= plan.products() * rows * plan.taps(problem) * static_cast<int64_t>(sizeof(Word<T>));
+    const int64_t most = std::max<int64_t>(lanes, kWeightBytes / each);
+    blocks = (orbits + most - 1) / most;
+    // Few positions: threads share the orbits, so that each reads weights of its own.
+    if (tasks() < threads && problem.out[plan.outer] * problem.out[plan.inner] < 256)
+      blocks = std::max(blocks, std::min(threads, orbits / lanes));
+    width = (orbits + blocks - 1) / blocks;
+    if (blocks > 1) width = round_to(width, lanes);
+    blocks = (orbits + width - 1) / width;
+  }
+
+  struct Matrix {
+    int64_t offset, ld;  // words
+  };
+  const Matrix& matrix(int64_t weight, int64_t line_class, size_t position_class) const {
+    return matrices[(weight * line_classes() + line_class) * plan.line.classes.size() + position_class];
+  }
+
+  void place_weights() {
+    const int64_t part = width % lanes;  // the last vector of a row goes past it
+    for (int w = 0; w < plan.weights(); ++w)
+      for (int64_t l = 0; l < line_classes(); ++l)
+        for (size_t c = 0; c < plan.line.classes.size(); ++c) {
+          int64_t ld = round_to(columns(l, c) + (part ? lanes - part : 0), lanes);
+          if (ld % 256 == 0) ld += lanes;
+          matrices.push_back({weight_words, ld});
+          weight_words += ld * rows * static_cast<int64_t>(terms[plan.folded ? w : 0].size());
+        }
+    weight_words += lanes;
+  }
+
+  // --- lines ---
+
+  // Products of a position, over all classes, of the fullest line.
+  int64_t most_columns() const {
+    int64_t most = 0;
+    for (int64_t l = 0; l < line_classes(); ++l) {
+      int64_t sum = 0;
+      for (size_t c = 0; c < plan.line.classes.size(); ++c) sum += columns(l, c);
+      most = std::max(most, sum);
+    }
+    return most;
+  }
+
+  // Source lines that a chunk of result lines reads (no ring), or of lines that are multiplied together (ring).
+  int64_t source_lines(int64_t chunk) const {
+    if (plan.ring || plan.filtering) return chunk;
+    const int64_t reach = problem.dilation[plan.outer] * (problem.kernel[plan.outer] - 1);
+    return (chunk - 1) * problem.stride[plan.outer] + reach + 1;
+  }
+
+  void choose_lines() {
+    const int64_t positions = std::max<int64_t>(1, problem.in[plan.inner] / problem.stride[plan.inner]);
+    const int64_t bytes = positions * most_columns() * plan.weights() * static_cast<int64_t>(sizeof(Sum<T>));
+    int64_t most = std::max<int64_t>(1, kProductBytes / std::max<int64_t>(1, bytes));
+    const int64_t wanted = (kChunkPositions + positions - 1) / positions;
+    // Lines that are packed are packed again for every chunk that reads them.
+    if (plan.ring || direct) most = std::min(most, wanted);
+    const int64_t stride = problem.stride[plan.outer];
+    if (stride > 1 && (plan.ring || planes)) most = 1;
+    chunk = std::clamp<int64_t>(most, 1, std::max<int64_t>(1, outer_count));
+    if (plan.ring) {
+      const int64_t reach = problem.dilation[plan.outer] * (problem.kernel[plan.outer] - 1);
+      ring_lines = reach + stride + chunk;
+    }
+  }
+
+  // --- panel of a class of positions, and products of it ---
+
+  int64_t positions(size_t c) const { return plan.line.classes[c].count; }
+  // Positions outside between two lines, where both have them in common (planes).
+  int64_t gap(size_t c) const { return std::max(plan.line.classes[c].before, plan.line.classes[c].after); }
+  int64_t pitch(size_t c) const {
+    const ScatterAxis::Class& k = plan.line.classes[c];
+    return planes ? k.count + gap(c) : k.before + k.count + k.after;
+  }
+  int64_t first(size_t c) const { return planes ? gap(c) : plan.line.classes[c].before; }
+  // Planes: positions of a chunk.
+  int64_t span(size_t c, int64_t lines) const { return first(c) + lines * pitch(c); }
+
+  // Rows a power of two apart collide in the first-level cache.
+  int64_t apart(int64_t ld) const { return ld % 256 < 16 ? ld + 16 : ld; }
+
+  void place_panel() {
+    const int64_t lines = source_lines(chunk);
+    for (size_t c = 0; c < plan.line.classes.size(); ++c) {
+      Region r{};
+      r.panel = panel_words;
+      if (planes) {
+        r.panel_ld = apart(round_to(span(c, lines) + kMaxVectors * lanes, lanes));
+        r.panel_product = slots * rows * r.panel_ld;
+      } else {
+        r.panel_ld = apart(slots * rows);
+        r.panel_product = lines * positions(c) * r.panel_ld;
+      }
+      if (!direct) panel_words += r.panel_product * plan.products() + kMaxVectors * lanes;
+      int64_t most = 0;
+      for (int64_t l = 0; l < line_classes(); ++l) most = std::max(most, columns(l, c));
+      r.product = product_stride;
+      r.product_ld = planes ? apart(round_to(span(c, chunk), lanes)) : apart(round_to(most, lanes));
+      product_stride += (planes ? most : chunk * pitch(c)) * r.product_ld + kMaxVectors * lanes;
+      regions.push_back(r);
+    }
+    if (!plan.ring) return;
+    int64_t most = 0;
+    for (int64_t l = 0; l < line_classes(); ++l) most = std::max(most, outer_taps(l));
+    const int64_t across = problem.out[plan.inner];
+    sums_ld = planes ? round_to(across, lanes) : round_to(most * width, lanes);
+    sums_member = (planes ? most * width : across) * sums_ld;
+  }
+
+  struct Region {
+    int64_t panel, panel_ld, panel_product;
+    int64_t product, product_ld;
+  };
+
+  const Kernels<T>& kernels;
+  int64_t threads;
+  int lanes;
+  int64_t rows;    // words of the channels
+  int64_t orbits;  // of the segment
+  int64_t outer_count;  // lines of results, or steps of minimal filtering
+  int slots = 0;
+  std::vector<DeepGroup> groups;
+  std::vector<std::vector<ScatterTerm>> terms;  // by parity
+  int64_t width = 0, blocks = 0;                // orbits of a block
+  std::vector<Matrix> matrices;
+  int64_t weight_words = 0;  // of a block
+  int64_t chunk = 1, ring_lines = 0;
+  std::vector<Region> regions;  // by class of positions
+  int64_t panel_words = 0;
+  int64_t product_stride = 0;            // from the products of one weight to those of the next
+  int64_t sums_ld = 0, sums_member = 0;  // of a line in the ring: [parity][member][position or row]
+};
+
+}  // namespace symconv
