@@ -56,13 +56,13 @@ class Scatterer {
     const int64_t shifts = !plan_.ring && !plan_.filtering ? q_.kernel[plan_.outer] : 1;
     for (int64_t shift = 0; shift < shifts; ++shift)
       for (size_t g = 0; g < p_.groups.size(); ++g)
-        for (int64_t l = 0; l < p_.line_classes(); ++l)
+        for (size_t l = 0; l < p_.line_classes(); ++l)
           for (size_t c = 0; c < plan_.line.classes.size(); ++c)
             pack_matrix(a, source, g, shift, l, c, words<T>(channel), orbits, out);
   }
 
   // All taps of two classes, in the order of their columns: what one writes past its orbits, the next mends.
-  void pack_matrix(WeightArgs<T>& a, const Element<T>* source, size_t group, int64_t shift, int64_t l, size_t c,
+  void pack_matrix(WeightArgs<T>& a, const Element<T>* source, size_t group, int64_t shift, size_t l, size_t c,
                    int64_t row, int64_t orbits, Word<T>* out) const {
     const DeepGroup& g = p_.groups[group];
     const Class& positions = plan_.line.classes[c];
@@ -97,6 +97,11 @@ class Scatterer {
 
   // --- tasks ---
 
+  // Of the matrix kernel: where the panel's and the weights' rows begin, and how many they are.
+  struct Segments {
+    std::vector<int64_t> a, b, k;
+  };
+
   struct Task {
     int64_t group, block, image, deep;  // deep: result position
     int64_t begin, end;                 // of outer_count
@@ -108,7 +113,7 @@ class Scatterer {
     Element<T>* zeros;
     const Word<T>* weights;
     const Sum<T>* bias;
-    std::vector<int64_t> a, b, k;
+    std::vector<Segments> segments;  // by line
   };
 
   void run_tasks(const Word<T>* weights, const Sum<T>* bias) const {
@@ -119,7 +124,7 @@ class Scatterer {
     const int64_t tasks = base * splits, slices = std::min(tasks, p_.threads);
     const int64_t longest = std::max({q_.channels, q_.in[plan_.inner], p_.sums_ld}) + p_.lanes;
     const int64_t zipped = kDepth > 1 && p_.planes ? p_.panel_words : 0;
-    const int64_t products = p_.product_stride * plan_.weights();
+    const int64_t products = p_.product_stride * p_.kept();
     const int64_t ring = p_.ring_lines * p_.sums_member * 2 * plan_.parities() + p_.lanes;
     const int64_t each =
         round_to(p_.panel_words + zipped + products + ring + 2 * longest + p_.lanes, p_.lanes);
@@ -239,27 +244,27 @@ class Scatterer {
 
   // --- products ---
 
-  // Products of one weight (parity or product of minimal filtering) for lines of one class: `lines` of them,
-  // from number `place` of the panels, or from source line `at`.
+  // Lines that are multiplied together.
   struct Lines {
-    int64_t line_class, count;
-    int64_t at;    // first source line (direct), or of the first tap where the outer axis is contracted
-    int64_t step;  // source lines from one line to the next
+    size_t line_class;
+    int64_t count;
+    int64_t at;    // source line of the first one, at the first tap where the outer axis is contracted
+    int64_t step;  // source lines from one to the next
   };
 
-  void multiply(const Task& t, const Lines& lines, Local& local) const {
+  // Products of weight `w`: a parity, or a product of minimal filtering.
+  void multiply(const Task& t, const Lines& lines, int w, Local& local) const {
     for (size_t c = 0; c < p_.regions.size(); ++c)
-      for (int w = 0; w < plan_.weights(); ++w)
-        p_.planes ? multiply_planes(t, lines, c, w, local) : multiply_pixels(t, lines, c, w, local);
+      p_.planes ? multiply_planes(t, lines, c, w, local) : multiply_pixels(t, lines, c, w, local);
   }
 
   const std::vector<ScatterTerm>& terms(int w) const { return p_.terms[plan_.folded ? w : 0]; }
 
   // Segments of the matrix kernel for line number `line`; left sides are told apart by `offset`.
   template <class Offset>
-  void set_segments(const Task& t, const Lines& lines, int64_t line, int w, int64_t weight_ld, Local& local,
+  void set_segments(const Task& t, const Lines& lines, int64_t line, int w, int64_t weight_ld, Segments& segments,
                     const Offset& offset) const {
-    local.a.clear(), local.b.clear(), local.k.clear();
+    segments.a.clear(), segments.b.clear(), segments.k.clear();
     const auto& all = terms(w);
     const AxisMap& outer = map_[plan_.outer];
     for (size_t i = 0; i < all.size(); ++i) {
@@ -269,25 +274,27 @@ class Scatterer {
         source_line += outer.b[all[i].tap] - outer.b[0];
         if (!inside(plan_.outer, source_line) && !p_.planes) continue;
       }
-      local.a.push_back(offset(all[i], source_line));
-      local.b.push_back(static_cast<int64_t>(i) * p_.rows * weight_ld);
-      local.k.push_back(p_.rows);
+      segments.a.push_back(offset(all[i], source_line));
+      segments.b.push_back(static_cast<int64_t>(i) * p_.rows * weight_ld);
+      segments.k.push_back(p_.rows);
     }
+  }
+
+  Sum<T>* products(size_t c, int w, const Local& local) const {
+    return local.products + p_.regions[c].product + (plan_.ring ? 0 : w) * p_.product_stride;
   }
 
   void multiply_pixels(const Task& t, const Lines& lines, size_t c, int w, Local& local) const {
     const auto& r = p_.regions[c];
     const auto& matrix = p_.matrix(w, lines.line_class, c);
-    const int64_t positions = p_.positions(c), parity = plan_.folded ? 0 : w;
-    Sum<T>* products = local.products + r.product + w * p_.product_stride;
-    for (int64_t l = 0; l < lines.count; ++l) clear_halo(c, products + l * p_.pitch(c) * r.product_ld);
+    const int64_t positions = p_.positions(c), filtered = plan_.folded ? 0 : w;
     const int64_t stride = m_.source.stride[plan_.inner];
     GemmArgs<Word<T>> g{};
     g.lda = p_.direct ? q_.stride[plan_.inner] * stride / kDepth : r.panel_ld;
     g.ldb = matrix.ld, g.ldc = r.product_ld;
     const Word<T>* origin =
         p_.direct ? reinterpret_cast<const Word<T>*>(source(t, 0, 0) + plan_.line.classes[c].residue * stride)
-                  : local.panel + r.panel + parity * r.panel_product;
+                  : local.panel + r.panel + filtered * r.panel_product;
     const AxisMap& deep = map_[plan_.deep];
     const auto offset = [&](const ScatterTerm& term, int64_t line) {
       if (p_.direct)
@@ -296,13 +303,19 @@ class Scatterer {
                kDepth;
       return (line - lines.at) * positions * r.panel_ld + term.slot * p_.rows;
     };
-    for (const ColumnBlock& block : column_blocks(p_.columns(lines.line_class, c), p_.lanes))
+    if (static_cast<int64_t>(local.segments.size()) < lines.count) local.segments.resize(lines.count);
+    for (int64_t l = 0; l < lines.count; ++l) {
+      clear_halo(c, products(c, w, local) + l * p_.pitch(c) * r.product_ld);
+      set_segments(t, lines, l, w, matrix.ld, local.segments[l], offset);
+    }
+    for (const ColumnBlock& block : p_.blocks_of[&matrix - p_.matrices.data()])
       for (int64_t l = 0; l < lines.count; ++l) {
-        set_segments(t, lines, l, w, matrix.ld, local, offset);
-        g.a_offset = local.a.data(), g.b_offset = local.b.data(), g.k = local.k.data();
-        g.segments = static_cast<int64_t>(local.k.size());
+        const Segments& segments = local.segments[l];
+        g.a_offset = segments.a.data(), g.b_offset = segments.b.data(), g.k = segments.k.data();
+        g.segments = static_cast<int64_t>(segments.k.size());
         g.b = local.weights + matrix.offset + block.vector * p_.lanes;
-        Sum<T>* to = products + (l * p_.pitch(c) + p_.first(c)) * r.product_ld + block.vector * p_.lanes;
+        Sum<T>* to =
+            products(c, w, local) + (l * p_.pitch(c) + p_.first(c)) * r.product_ld + block.vector * p_.lanes;
         const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (positions + most - 1) / most;
         for (int64_t piece = 0; piece < pieces; ++piece) {
           const int64_t p0 = positions * piece / pieces, p1 = positions * (piece + 1) / pieces;
@@ -321,37 +334,49 @@ class Scatterer {
   void multiply_planes(const Task& t, const Lines& lines, size_t c, int w, Local& local) const {
     const auto& r = p_.regions[c];
     const auto& matrix = p_.matrix(w, lines.line_class, c);
-    const int64_t product = plan_.folded ? 0 : w, rows = p_.columns(lines.line_class, c);
+    const int64_t filtered = plan_.folded ? 0 : w, rows = p_.columns(lines.line_class, c);
     GemmArgs<Word<T>> g{};
     g.lda = 1, g.a_step = matrix.ld, g.ldb = r.panel_ld, g.ldc = r.product_ld;
     const auto offset = [&](const ScatterTerm& term, int64_t line) {
       return term.slot * p_.rows * r.panel_ld + (line - lines.at) * p_.pitch(c);
     };
-    set_segments(t, lines, 0, w, matrix.ld, local, offset);
-    g.a_offset = local.b.data(), g.b_offset = local.a.data(), g.k = local.k.data();
-    g.segments = static_cast<int64_t>(local.k.size());
-    const Word<T>* b = (kDepth > 1 ? local.zipped : local.panel) + r.panel + product * r.panel_product;
+    if (local.segments.empty()) local.segments.resize(1);
+    Segments& segments = local.segments[0];
+    set_segments(t, lines, 0, w, matrix.ld, segments, offset);
+    g.a_offset = segments.b.data(), g.b_offset = segments.a.data(), g.k = segments.k.data();
+    g.segments = static_cast<int64_t>(segments.k.size());
+    const Word<T>* b = (kDepth > 1 ? local.zipped : local.panel) + r.panel + filtered * r.panel_product;
     for (const ColumnBlock& block : column_blocks(p_.span(c, lines.count), p_.lanes)) {
       const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (rows + most - 1) / most;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
         g.a = local.weights + matrix.offset + r0;
         g.b = b + block.vector * p_.lanes;
-        g.c = local.products + r.product + w * p_.product_stride + r0 * g.ldc + block.vector * p_.lanes;
+        g.c = products(c, w, local) + r0 * g.ldc + block.vector * p_.lanes;
         p_.kernels.gemm(static_cast<int>(r1 - r0), block.vectors, g);
       }
     }
   }
 
-  // Products of a tap of the inner axis and a column of its block, at result position 0 of line number `line`.
-  const Sum<T>* product(int w, int64_t line_class, int64_t line, int tap, int at, int64_t column,
-                        const Local& local) const {
+  // Products of a tap of the inner axis, where tap `at` of a member takes them, for result position 0 of line
+  // number `line`.
+  const Sum<T>* product(int w, size_t line_class, int64_t line, int tap, int at, const Local& local) const {
     const size_t c = plan_.line.class_of[at];
-    const auto& r = p_.regions[c];
-    const int64_t row = plan_.line.index[tap] * p_.outer_taps(line_class) * p_.width + column;
+    const int64_t ld = p_.regions[c].product_ld;
+    const int64_t row = plan_.line.index[tap] * p_.outer_taps(line_class) * p_.width;
     const int64_t position = p_.first(c) + line * p_.pitch(c) + plan_.line.shift[at];
-    return local.products + r.product + w * p_.product_stride +
-           (p_.planes ? row * r.product_ld + position : position * r.product_ld + row);
+    return products(c, w, local) + (p_.planes ? row * ld + position : position * ld + row);
+  }
+
+  // Where the sums over the inner axis find products: both members, for every tap.
+  void set_sources(ScatterArgs<T>& a, int w, size_t line_class, int64_t line, const Local& local) const {
+    const int taps = static_cast<int>(q_.kernel[plan_.inner]);
+    a.taps = taps;
+    for (int k = 0; k < taps; ++k) {
+      a.step[k] = p_.regions[plan_.line.class_of[k]].product_ld;
+      a.source[0][k] = product(w, line_class, line, k, k, local);
+      a.source[1][k] = product(w, line_class, line, taps - 1 - k, k, local);
+    }
   }
 
   // --- the outer axis is contracted: results of a line are complete at once ---
@@ -368,20 +393,15 @@ class Scatterer {
         if constexpr (kDepth > 1)
           if (p_.planes) zip(t, local);
       }
-      multiply(t, {0, count, at, plan_.filtering && !p_.direct ? 1 : step}, local);
+      const Lines lines{0, count, at, plan_.filtering ? 1 : step};
+      for (int w = 0; w < plan_.weights(); ++w) multiply(t, lines, w, local);
       for (int64_t l = 0; l < count; ++l) store_line(t, o + l, l, local);
     }
   }
 
   void store_line(const Task& t, int64_t o, int64_t line, const Local& local) const {
     ScatterArgs<T> a{};
-    const int taps = static_cast<int>(q_.kernel[plan_.inner]);
-    a.taps = taps;
-    for (int k = 0; k < taps; ++k) {
-      a.step[k] = p_.regions[plan_.line.class_of[k]].product_ld;
-      a.source[0][k] = product(0, 0, line, k, k, 0, local);
-      a.source[1][k] = product(0, 0, line, taps - 1 - k, k, 0, local);
-    }
+    set_sources(a, 0, 0, line, local);
     a.product_stride = p_.product_stride;
     const int64_t results = kLinesOut[plan_.filtering];
     a.lines = static_cast<int>(std::min(results, q_.out[plan_.outer] - o * results));
@@ -396,17 +416,11 @@ class Scatterer {
     const int64_t to = std::min(q_.in[plan_.outer] - 1, outer.a * (t.end - 1) + outer.b.back());
     int64_t next = t.begin;
     for (int64_t i = from; i <= to; i += p_.chunk) {
-      const int64_t count = std::min(p_.chunk, to + 1 - i), line_class = class_of_line(i);
-      if (line_class >= 0) add_to_ring(t, {line_class, count, i, 1}, local);
+      const int64_t count = std::min(p_.chunk, to + 1 - i);
+      add_to_ring(t, i, count, local);
       while (next < t.end && outer.a * next + outer.b.back() < i + count) store_from_ring(t, next++, local);
     }
     while (next < t.end) store_from_ring(t, next++, local);
-  }
-
-  int64_t class_of_line(int64_t line) const {
-    for (size_t l = 0; l < plan_.lines.classes.size(); ++l)
-      if (plan_.lines.classes[l].residue == line % q_.stride[plan_.outer]) return static_cast<int64_t>(l);
-    return -1;
   }
 
   Sum<T>* ring_line(int64_t line, int parity, int member, const Local& local) const {
@@ -414,28 +428,32 @@ class Scatterer {
     return local.ring + place * p_.sums_member;
   }
 
-  void add_to_ring(const Task& t, const Lines& lines, Local& local) const {
-    if (!p_.direct) {
-      for (int64_t l = 0; l < lines.count; ++l) pack_line(t, l, lines.at + l, local);
-      if constexpr (kDepth > 1)
-        if (p_.planes) zip(t, local);
+  // Sums over the inner axis of `count` source lines from line `at` on, all of one class.
+  void add_to_ring(const Task& t, int64_t at, int64_t count, Local& local) const {
+    size_t l = 0;
+    while (l < p_.line_classes() && plan_.lines.classes[l].residue != at % q_.stride[plan_.outer]) ++l;
+    if (l == p_.line_classes()) return;  // no tap reaches them
+    if (!p_.direct) pack_lines(t, at, count, local);
+    for (int parity = 0; parity < plan_.parities(); ++parity) {
+      multiply(t, {l, count, at, 1}, parity, local);
+      for (int64_t i = 0; i < count; ++i) add_line(l, parity, at + i, i, local);
     }
-    multiply(t, lines, local);
+  }
+
+  void pack_lines(const Task& t, int64_t at, int64_t count, Local& local) const {
+    for (int64_t l = 0; l < count; ++l) pack_line(t, l, at + l, local);
+    if constexpr (kDepth > 1)
+      if (p_.planes) zip(t, local);
+  }
+
+  void add_line(size_t line_class, int parity, int64_t at, int64_t line, const Local& local) const {
     ScatterArgs<T> a{};
-    const int taps = static_cast<int>(q_.kernel[plan_.inner]);
-    const int64_t across = p_.outer_taps(lines.line_class) * p_.width, along = q_.out[plan_.inner];
-    a.taps = taps, a.sums_step = p_.sums_ld;
+    set_sources(a, parity, line_class, line, local);
+    const int64_t across = p_.outer_taps(line_class) * p_.width, along = q_.out[plan_.inner];
     a.rows = p_.planes ? across : along, a.columns = p_.planes ? along : across;
-    for (int64_t l = 0; l < lines.count; ++l)
-      for (int parity = 0; parity < plan_.parities(); ++parity) {
-        for (int k = 0; k < taps; ++k) {
-          a.step[k] = p_.regions[plan_.line.class_of[k]].product_ld;
-          a.source[0][k] = product(parity, lines.line_class, l, k, k, 0, local);
-          a.source[1][k] = product(parity, lines.line_class, l, taps - 1 - k, k, 0, local);
-        }
-        for (int m = 0; m < 2; ++m) a.sums[m] = ring_line(lines.at + l, parity, m, local);
-        p_.kernels.scatter_lines[taps == 3 ? 0 : 1](a);
-      }
+    a.sums_step = p_.sums_ld;
+    for (int m = 0; m < 2; ++m) a.sums[m] = ring_line(at, parity, m, local);
+    p_.kernels.scatter_lines[a.taps == 3 ? 0 : 1](a);
   }
 
   void store_from_ring(const Task& t, int64_t o, const Local& local) const {

@@ -73,11 +73,12 @@ struct PreparedScatter : ScatterShape {
 
   // --- weights: [row][taps of the inner axis][taps of the outer one][orbits of the block] ---
 
-  int64_t line_classes() const { return plan.ring ? static_cast<int64_t>(plan.lines.classes.size()) : 1; }
-  int64_t outer_taps(int64_t line_class) const {
+  // Classes of source lines, by which taps of the outer axis reach them.
+  size_t line_classes() const { return plan.ring ? plan.lines.classes.size() : 1; }
+  int64_t outer_taps(size_t line_class) const {
     return plan.ring ? static_cast<int64_t>(plan.lines.classes[line_class].taps.size()) : 1;
   }
-  int64_t columns(int64_t line_class, size_t position_class) const {
+  int64_t columns(size_t line_class, size_t position_class) const {
     return outer_taps(line_class) * static_cast<int64_t>(plan.line.classes[position_class].taps.size()) * width;
   }
 
@@ -101,35 +102,38 @@ struct PreparedScatter : ScatterShape {
   struct Matrix {
     int64_t offset, ld;  // words
   };
-  const Matrix& matrix(int64_t weight, int64_t line_class, size_t position_class) const {
+  const Matrix& matrix(int weight, size_t line_class, size_t position_class) const {
     return matrices[(weight * line_classes() + line_class) * plan.line.classes.size() + position_class];
   }
 
   void place_weights() {
     const int64_t part = width % lanes;  // the last vector of a row goes past it
     for (int w = 0; w < plan.weights(); ++w)
-      for (int64_t l = 0; l < line_classes(); ++l)
+      for (size_t l = 0; l < line_classes(); ++l)
         for (size_t c = 0; c < plan.line.classes.size(); ++c) {
           int64_t ld = round_to(columns(l, c) + (part ? lanes - part : 0), lanes);
           if (ld % 256 == 0) ld += lanes;
           matrices.push_back({weight_words, ld});
           weight_words += ld * rows * static_cast<int64_t>(terms[plan.folded ? w : 0].size());
+          blocks_of.push_back(column_blocks(columns(l, c), lanes));
         }
     weight_words += lanes;
   }
 
   // --- lines ---
 
-  // Products of a position, over all classes, of the fullest line.
+  // Products of a position, over all its classes, of the fullest line.
   int64_t most_columns() const {
     int64_t most = 0;
-    for (int64_t l = 0; l < line_classes(); ++l) {
+    for (size_t l = 0; l < line_classes(); ++l) {
       int64_t sum = 0;
       for (size_t c = 0; c < plan.line.classes.size(); ++c) sum += columns(l, c);
       most = std::max(most, sum);
     }
     return most;
   }
+  // Products are kept for that many weights at a time.
+  int kept() const { return plan.ring ? 1 : plan.weights(); }
 
   // Source lines that a chunk of result lines reads (no ring), or of lines that are multiplied together (ring).
   int64_t source_lines(int64_t chunk) const {
@@ -140,18 +144,29 @@ struct PreparedScatter : ScatterShape {
 
   void choose_lines() {
     const int64_t positions = std::max<int64_t>(1, problem.in[plan.inner] / problem.stride[plan.inner]);
-    const int64_t bytes = positions * most_columns() * plan.weights() * static_cast<int64_t>(sizeof(Sum<T>));
+    const int64_t bytes = positions * most_columns() * kept() * static_cast<int64_t>(sizeof(Sum<T>));
     int64_t most = std::max<int64_t>(1, kProductBytes / std::max<int64_t>(1, bytes));
-    const int64_t wanted = (kChunkPositions + positions - 1) / positions;
-    // Lines that are packed are packed again for every chunk that reads them.
-    if (plan.ring || direct) most = std::min(most, wanted);
     const int64_t stride = problem.stride[plan.outer];
     if (stride > 1 && (plan.ring || planes)) most = 1;
-    chunk = std::clamp<int64_t>(most, 1, std::max<int64_t>(1, outer_count));
+    most = std::clamp<int64_t>(most, 1, std::max<int64_t>(1, outer_count));
+    // Lines that are packed are packed again for every chunk that reads them.
+    const int64_t wanted = (kChunkPositions + positions - 1) / positions;
+    chunk = planes ? fullest_chunk(most) : plan.ring || direct ? std::min(most, wanted) : most;
     if (plan.ring) {
       const int64_t reach = problem.dilation[plan.outer] * (problem.kernel[plan.outer] - 1);
       ring_lines = reach + stride + chunk;
     }
+  }
+
+  // The number of lines that leaves fewest lanes empty.
+  int64_t fullest_chunk(int64_t most) const {
+    int64_t best = 1;
+    double filled = 0;
+    for (int64_t lines = 1; lines <= most; ++lines) {
+      const double now = static_cast<double>(lines) / static_cast<double>(round_to(span(0, lines), lanes));
+      if (now > filled * 1.01) best = lines, filled = now;
+    }
+    return best;
   }
 
   // --- panel of a class of positions, and products of it ---
@@ -184,7 +199,7 @@ struct PreparedScatter : ScatterShape {
       }
       if (!direct) panel_words += r.panel_product * plan.products() + kMaxVectors * lanes;
       int64_t most = 0;
-      for (int64_t l = 0; l < line_classes(); ++l) most = std::max(most, columns(l, c));
+      for (size_t l = 0; l < line_classes(); ++l) most = std::max(most, columns(l, c));
       r.product = product_stride;
       r.product_ld = planes ? apart(round_to(span(c, chunk), lanes)) : apart(round_to(most, lanes));
       product_stride += (planes ? most : chunk * pitch(c)) * r.product_ld + kMaxVectors * lanes;
@@ -192,7 +207,7 @@ struct PreparedScatter : ScatterShape {
     }
     if (!plan.ring) return;
     int64_t most = 0;
-    for (int64_t l = 0; l < line_classes(); ++l) most = std::max(most, outer_taps(l));
+    for (size_t l = 0; l < line_classes(); ++l) most = std::max(most, outer_taps(l));
     const int64_t across = problem.out[plan.inner];
     sums_ld = planes ? round_to(across, lanes) : round_to(most * width, lanes);
     sums_member = (planes ? most * width : across) * sums_ld;
@@ -214,6 +229,7 @@ struct PreparedScatter : ScatterShape {
   std::vector<std::vector<ScatterTerm>> terms;  // by parity
   int64_t width = 0, blocks = 0;                // orbits of a block
   std::vector<Matrix> matrices;
+  std::vector<std::vector<ColumnBlock>> blocks_of;  // columns of each matrix
   int64_t weight_words = 0;  // of a block
   int64_t chunk = 1, ring_lines = 0;
   std::vector<Region> regions;  // by class of positions
