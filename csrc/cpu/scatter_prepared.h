@@ -12,7 +12,7 @@
 
 namespace symconv {
 
-constexpr int64_t kWeightBytes = 512 << 10;   // of a block of orbits: they stay in the second-level cache
+constexpr int64_t kBlockBytes = 512 << 10;    // of all that belongs to a block of orbits
 constexpr int64_t kProductBytes = 128 << 10;  // of a chunk of lines, about
 constexpr int64_t kChunkPositions = 64;       // which a chunk should have, where lines are short
 
@@ -88,8 +88,13 @@ struct PreparedScatter : ScatterShape {
   void choose_orbits() {
     int64_t each = 0;
     for (const auto& t : terms) each += static_cast<int64_t>(t.size());
-    each *= plan.products() * rows * plan.taps(problem) * static_cast<int64_t>(sizeof(Word<T>));
-    const int64_t most = std::max<int64_t>(lanes, kWeightBytes / each);
+    each *= plan.products() * rows;
+    // Products of a line, and the sums that wait in the ring, all in units of a tap's.
+    const int64_t along = problem.out[plan.inner];
+    each += along * kept();
+    if (plan.ring) each += along * 2 * plan.parities() * (reach() + 1) / problem.kernel[plan.inner];
+    each *= plan.taps(problem) * static_cast<int64_t>(sizeof(Word<T>));
+    const int64_t most = std::max<int64_t>(lanes, kBlockBytes / each);
     blocks = (orbits + most - 1) / most;
     // Few positions: threads share the orbits, so that each reads weights of its own.
     if (tasks() < threads && problem.out[plan.outer] * problem.out[plan.inner] < 256)
@@ -135,11 +140,13 @@ struct PreparedScatter : ScatterShape {
   // Products are kept for that many weights at a time.
   int kept() const { return plan.ring ? 1 : plan.weights(); }
 
+  // From the first source line of a result line to the last.
+  int64_t reach() const { return problem.dilation[plan.outer] * (problem.kernel[plan.outer] - 1); }
+
   // Source lines that a chunk of result lines reads (no ring), or of lines that are multiplied together (ring).
   int64_t source_lines(int64_t chunk) const {
     if (plan.ring || plan.filtering) return chunk;
-    const int64_t reach = problem.dilation[plan.outer] * (problem.kernel[plan.outer] - 1);
-    return (chunk - 1) * problem.stride[plan.outer] + reach + 1;
+    return (chunk - 1) * problem.stride[plan.outer] + reach() + 1;
   }
 
   void choose_lines() {
@@ -152,10 +159,7 @@ struct PreparedScatter : ScatterShape {
     // Lines that are packed are packed again for every chunk that reads them.
     const int64_t wanted = (kChunkPositions + positions - 1) / positions;
     chunk = planes ? fullest_chunk(most) : plan.ring || direct ? std::min(most, wanted) : most;
-    if (plan.ring) {
-      const int64_t reach = problem.dilation[plan.outer] * (problem.kernel[plan.outer] - 1);
-      ring_lines = reach + stride + chunk;
-    }
+    if (plan.ring) ring_lines = reach() + chunk;
   }
 
   // The number of lines that leaves fewest lanes empty.
