@@ -104,9 +104,24 @@ struct StoreArgs {
 // that row and column. With four members the last two are the odd parts of the first two along another axis,
 // and a butterfly comes last. `scatter_lines` writes two sums as they are, in whole vectors past the last
 // column; `scatter_store` adds minimal filtering, the butterfly, the bias and the store.
+template <class A>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+  using type = int32_t;
+};
+template <>
+struct BitsOf<double> {
+  using type = int64_t;
+};
+template <class A>
+using Bits = typename BitsOf<A>::type;
+
 template <class T>
 struct ScatterArgs {
   int taps;
+  const Bits<Sum<T>>* mask;  // null, or by tap and column: all bits where there is such a product, else none
+  int64_t mask_ld;
   const Sum<T>* source[4][kMaxScatterTaps];  // whole vectors are read past the last column
   int64_t step[kMaxScatterTaps];             // of a tap's sources, from one row to the next
   int64_t rows, columns;

@@ -139,7 +139,6 @@ class Scatterer {
       local.zipped = local.panel + p_.panel_words;
       local.bias = bias;
       std::fill(local.zero_sums, local.zero_sums + 2 * longest, Sum<T>(0));
-      clear_gaps(local);
       for (int64_t i = begin; i < end; ++i) {
         int64_t rest = i / splits;
         Task t;
@@ -151,21 +150,6 @@ class Scatterer {
         plan_.ring ? run_ring(t, local) : run_lines(t, local);
       }
     });
-  }
-
-  // Positions outside the map that lie between the lines of a panel: never written again.
-  void clear_gaps(const Local& local) const {
-    if (!p_.planes) return;
-    for (size_t c = 0; c < p_.regions.size(); ++c) {
-      const auto& r = p_.regions[c];
-      auto* panel = reinterpret_cast<Stored<T>*>(local.panel + r.panel);
-      const int64_t lines = p_.source_lines(p_.chunk), stored = p_.slots * p_.rows * kDepth * plan_.products();
-      for (int64_t row = 0; row < stored; ++row)
-        for (int64_t l = 0; l <= lines; ++l) {
-          Stored<T>* gap = panel + row * r.panel_ld + l * p_.pitch(c);
-          std::fill(gap, gap + p_.gap(c), Stored<T>{});
-        }
-    }
   }
 
   // --- packing ---
@@ -372,6 +356,7 @@ class Scatterer {
   void set_sources(ScatterArgs<T>& a, int w, size_t line_class, int64_t line, const Local& local) const {
     const int taps = static_cast<int>(q_.kernel[plan_.inner]);
     a.taps = taps;
+    if (p_.planes) a.mask = p_.masks.data(), a.mask_ld = p_.mask_ld;
     for (int k = 0; k < taps; ++k) {
       a.step[k] = p_.regions[plan_.line.class_of[k]].product_ld;
       a.source[0][k] = product(w, line_class, line, k, k, local);

@@ -2,46 +2,56 @@
 // by kernels_impl.h, inside its namespace.
 
 // Sources of S sums of K taps (0: any number), at one row.
-template <class A, int S, int K>
+template <class T, int S, int K, bool kMasked>
 struct ShiftedSums {
+  using A = Sum<T>;
+  const ScatterArgs<T>& args;
   const A* at[S][K ? K : kMaxScatterTaps];
-  const int64_t* step;
   int taps;
 
-  ShiftedSums(const A* const (&source)[4][kMaxScatterTaps], const int64_t* steps, int count)
-      : step(steps), taps(K ? K : count) {
+  explicit ShiftedSums(const ScatterArgs<T>& a) : args(a), taps(K ? K : a.taps) {
     for (int s = 0; s < S; ++s)
-      for (int k = 0; k < taps; ++k) at[s][k] = source[s][k];
+      for (int k = 0; k < taps; ++k) at[s][k] = a.source[s][k];
   }
-  SYMCONV_INLINE V<A> sum(int s, int64_t column) const {
-    V<A> v = load(at[s][0] + column);
+  SYMCONV_INLINE V<A> value(int s, int k, int64_t column, int64_t product) const {
+    const V<A> v = load(at[s][k] + product + column);
+    if constexpr (!kMasked) return v;
+    return (V<A>)((V<Bits<A>>)v & load(args.mask + k * args.mask_ld + column));
+  }
+  SYMCONV_INLINE V<A> sum(int s, int64_t column, int64_t product) const {
+    V<A> v = value(s, 0, column, product);
 #pragma GCC unroll 3
-    for (int k = 1; k < (K ? K : taps); ++k) v += load(at[s][k] + column);
+    for (int k = 1; k < (K ? K : taps); ++k) v += value(s, k, column, product);
     return v;
   }
   SYMCONV_INLINE void next_row() {
 #pragma GCC unroll 4
     for (int s = 0; s < S; ++s)
 #pragma GCC unroll 3
-      for (int k = 0; k < (K ? K : taps); ++k) at[s][k] += step[k];
+      for (int k = 0; k < (K ? K : taps); ++k) at[s][k] += args.step[k];
   }
 };
+
+template <class T, int K, bool kMasked>
+SYMCONV_INLINE void sum_lines(const ScatterArgs<T>& a) {
+  constexpr int L = Vec<Sum<T>>::lanes;
+  ShiftedSums<T, 2, K, kMasked> sums(a);
+  Sum<T>*first = a.sums[0], *second = a.sums[1];
+  const int64_t rows = a.rows, columns = a.columns, step = a.sums_step;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; c += L) {
+      save(first + c, sums.sum(0, c, 0));
+      save(second + c, sums.sum(1, c, 0));
+    }
+    first += step, second += step;
+    sums.next_row();
+  }
+}
 
 // To scratch memory: whole vectors, past the last column.
 template <class T, int K>
 void scatter_lines(const ScatterArgs<T>& a) {
-  using A = Sum<T>;
-  constexpr int L = Vec<A>::lanes;
-  ShiftedSums<A, 2, K> sums(a.source, a.step, a.taps);
-  A *first = a.sums[0], *second = a.sums[1];
-  for (int64_t r = 0; r < a.rows; ++r) {
-    for (int64_t c = 0; c < a.columns; c += L) {
-      save(first + c, sums.sum(0, c));
-      save(second + c, sums.sum(1, c));
-    }
-    first += a.sums_step, second += a.sums_step;
-    sums.next_row();
-  }
+  a.mask ? sum_lines<T, K, true>(a) : sum_lines<T, K, false>(a);
 }
 
 // The first elements of a vector, fewer than it has.
@@ -56,8 +66,8 @@ inline void write_part(E* to, V<A> v, int64_t count) {
 }
 
 // Result lines of all S members for one vector of columns. `count`: columns that exist, 0 for all.
-template <class T, int K, int S, class F>
-SYMCONV_INLINE void scatter_at(const ScatterArgs<T>& a, const ShiftedSums<Sum<T>, S, K>& sums,
+template <class T, int K, int S, class F, bool kMasked>
+SYMCONV_INLINE void scatter_at(const ScatterArgs<T>& a, const ShiftedSums<T, S, K, kMasked>& sums,
                                Element<T>* const (&out)[S], const V<Sum<T>> (&bias)[S], int64_t column,
                                int64_t count) {
   using A = Sum<T>;
@@ -66,7 +76,7 @@ SYMCONV_INLINE void scatter_at(const ScatterArgs<T>& a, const ShiftedSums<Sum<T>
   for (int s = 0; s < S; ++s) {
     V<A> m[F::in], lines[F::out];
 #pragma GCC unroll 6
-    for (int i = 0; i < F::in; ++i) m[i] = sums.sum(s, column + i * a.product_stride);
+    for (int i = 0; i < F::in; ++i) m[i] = sums.sum(s, column, i * a.product_stride);
     F::result(m, lines);
 #pragma GCC unroll 4
     for (int i = 0; i < F::out; ++i) y[i][s] = lines[i];
@@ -93,11 +103,11 @@ SYMCONV_INLINE void scatter_at(const ScatterArgs<T>& a, const ShiftedSums<Sum<T>
   }
 }
 
-template <class T, int K, int S, class F>
-void scatter_store(const ScatterArgs<T>& a) {
+template <class T, int K, int S, class F, bool kMasked>
+SYMCONV_INLINE void store_sums(const ScatterArgs<T>& a) {
   using A = Sum<T>;
   constexpr int L = Vec<A>::lanes;
-  ShiftedSums<A, S, K> sums(a.source, a.step, a.taps);
+  ShiftedSums<T, S, K, kMasked> sums(a);
   Element<T>* out[S];
   for (int s = 0; s < S; ++s) out[s] = a.out[s];
   for (int64_t r = 0; r < a.rows; ++r) {
@@ -111,9 +121,14 @@ void scatter_store(const ScatterArgs<T>& a) {
         bias[s] = V<A>{};
         if (a.bias[s]) bias[s] = a.bias_of_row ? V<A>{} + a.bias[s][r] : load(a.bias[s] + c);
       }
-      scatter_at<T, K, S, F>(a, sums, out, bias, c, a.columns < L ? a.columns : 0);
+      scatter_at<T, K, S, F, kMasked>(a, sums, out, bias, c, a.columns < L ? a.columns : 0);
     }
     for (int s = 0; s < S; ++s) out[s] += a.out_step;
     sums.next_row();
   }
+}
+
+template <class T, int K, int S, class F>
+void scatter_store(const ScatterArgs<T>& a) {
+  a.mask ? store_sums<T, K, S, F, true>(a) : store_sums<T, K, S, F, false>(a);
 }

@@ -47,6 +47,7 @@ struct PreparedScatter : ScatterShape {
     place_weights();
     choose_lines();
     place_panel();
+    if (planes) make_masks();
   }
 
   // --- contraction ---
@@ -176,15 +177,24 @@ struct PreparedScatter : ScatterShape {
   // --- panel of a class of positions, and products of it ---
 
   int64_t positions(size_t c) const { return plan.line.classes[c].count; }
-  // Positions outside between two lines, where both have them in common (planes).
-  int64_t gap(size_t c) const { return std::max(plan.line.classes[c].before, plan.line.classes[c].after); }
+  // Pixels: zeros stand for the positions outside. Planes: lines follow each other without a gap, and what is
+  // not there is masked.
+  int64_t first(size_t c) const { return planes ? 0 : plan.line.classes[c].before; }
   int64_t pitch(size_t c) const {
     const ScatterAxis::Class& k = plan.line.classes[c];
-    return planes ? k.count + gap(c) : k.before + k.count + k.after;
+    return planes ? k.count : k.before + k.count + k.after;
   }
-  int64_t first(size_t c) const { return planes ? gap(c) : plan.line.classes[c].before; }
-  // Planes: positions of a chunk.
-  int64_t span(size_t c, int64_t lines) const { return first(c) + lines * pitch(c); }
+  int64_t span(size_t c, int64_t lines) const { return lines * pitch(c); }  // planes
+
+  void make_masks() {
+    mask_ld = round_to(problem.out[plan.inner], lanes) + lanes;
+    masks.assign(problem.kernel[plan.inner] * mask_ld, 0);
+    for (int k = 0; k < problem.kernel[plan.inner]; ++k) {
+      const int64_t count = positions(plan.line.class_of[k]), shift = plan.line.shift[k];
+      for (int64_t t = 0; t < problem.out[plan.inner]; ++t)
+        masks[k * mask_ld + t] = t + shift >= 0 && t + shift < count ? -1 : 0;
+    }
+  }
 
   // Rows a power of two apart collide in the first-level cache.
   int64_t apart(int64_t ld) const { return ld % 256 < 16 ? ld + 16 : ld; }
@@ -204,9 +214,11 @@ struct PreparedScatter : ScatterShape {
       if (!direct) panel_words += r.panel_product * plan.products() + kMaxVectors * lanes;
       int64_t most = 0;
       for (size_t l = 0; l < line_classes(); ++l) most = std::max(most, columns(l, c));
-      r.product = product_stride;
+      const ScatterAxis::Class& k = plan.line.classes[c];
+      const int64_t margin = planes ? round_to(std::max(k.before, k.after), lanes) : 0;  // read, and masked
+      r.product = product_stride + margin;
       r.product_ld = planes ? apart(round_to(span(c, chunk), lanes)) : apart(round_to(most, lanes));
-      product_stride += (planes ? most : chunk * pitch(c)) * r.product_ld + kMaxVectors * lanes;
+      product_stride += (planes ? most : chunk * pitch(c)) * r.product_ld + 2 * margin + kMaxVectors * lanes;
       regions.push_back(r);
     }
     if (!plan.ring) return;
@@ -239,6 +251,8 @@ struct PreparedScatter : ScatterShape {
   std::vector<Region> regions;  // by class of positions
   int64_t panel_words = 0;
   int64_t product_stride = 0;            // from the products of one weight to those of the next
+  std::vector<Bits<Sum<T>>> masks;  // by tap of the inner axis and result position (planes)
+  int64_t mask_ld = 0;
   int64_t sums_ld = 0, sums_member = 0;  // of a line in the ring: [parity][member][position or row]
 };
 
