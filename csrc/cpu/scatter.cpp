@@ -122,7 +122,8 @@ class Scatterer {
     if (base < 4 * p_.threads)
       while (base * splits % p_.threads && splits < p_.outer_count) ++splits;
     const int64_t tasks = base * splits, slices = std::min(tasks, p_.threads);
-    const int64_t longest = std::max({q_.channels, q_.in[plan_.inner], p_.sums_ld}) + p_.lanes;
+    const int64_t lines = p_.planes ? p_.source_lines(p_.chunk) : 1;
+    const int64_t longest = std::max({q_.channels, lines * q_.in[plan_.inner], p_.sums_ld}) + p_.lanes;
     const int64_t zipped = kDepth > 1 && p_.planes ? p_.panel_words : 0;
     const int64_t products = p_.product_stride * p_.kept();
     const int64_t ring = p_.ring_lines * p_.sums_member * 2 * plan_.parities() + p_.lanes;
@@ -170,20 +171,33 @@ class Scatterer {
            (g.mirror >= 0 && inside(plan_.deep, m.a * t.deep + m.b[g.mirror]));
   }
 
-  // Line number `place` of the panels: source line `at`, or with minimal filtering those from `at` on.
-  void pack_line(const Task& t, int64_t place, int64_t at, const Local& local) const {
-    for (size_t c = 0; c < p_.regions.size(); ++c)
-      for (const DeepGroup& g : p_.groups)
-        if (p_.positions(c) > 0 && present(t, g)) pack_group(t, g, c, place, at, local);
+  // Do lines follow each other without a gap, in the source as in planes?
+  bool seamless() const {
+    return p_.planes && q_.stride[plan_.inner] == 1 && !plan_.filtering &&
+           m_.source.stride[plan_.outer] == q_.in[plan_.inner] * m_.source.stride[plan_.inner];
   }
 
-  void pack_group(const Task& t, const DeepGroup& g, size_t c, int64_t place, int64_t at,
+  // Lines of the panels from number `place` on: source lines from `at` on, or with minimal filtering one, from
+  // those. Only planes hold lines outside the map.
+  void pack_lines(const Task& t, int64_t place, int64_t at, int64_t count, const Local& local) const {
+    while (count > 0) {
+      int64_t lines = 1;
+      if (seamless() && inside(plan_.outer, at)) lines = std::min(count, q_.in[plan_.outer] - at);
+      if (p_.planes || plan_.filtering || inside(plan_.outer, at))
+        for (size_t c = 0; c < p_.regions.size(); ++c)
+          for (const DeepGroup& g : p_.groups)
+            if (p_.positions(c) > 0 && present(t, g)) pack_group(t, g, c, place, at, lines, local);
+      place += lines, at += lines, count -= lines;
+    }
+  }
+
+  void pack_group(const Task& t, const DeepGroup& g, size_t c, int64_t place, int64_t at, int64_t lines,
                   const Local& local) const {
     const AxisMap& m = map_[plan_.deep];
     const auto& r = p_.regions[c];
     const int64_t stride = m_.source.stride[plan_.inner];
     RunArgs<T> run{};
-    run.positions = p_.positions(c), run.channels = q_.channels;
+    run.positions = lines * p_.positions(c), run.channels = q_.channels;
     for (int line = 0; line < plan_.products(); ++line)
       for (int s = 0; s < (g.odd >= 0 ? 2 : 1); ++s) {
         const int64_t deep = m.a * t.deep + m.b[s ? g.mirror : g.tap];
@@ -372,9 +386,10 @@ class Scatterer {
     for (int64_t o = t.begin; o < t.end; o += p_.chunk) {
       const int64_t count = std::min(p_.chunk, t.end - o), at = o * step + outer.b[0];
       if (!p_.direct) {
-        for (int64_t l = 0; l < p_.source_lines(count); ++l)
-          if (plan_.filtering || p_.planes || inside(plan_.outer, at + l))
-            pack_line(t, l, at + l * (plan_.filtering ? step : 1), local);
+        if (plan_.filtering)
+          for (int64_t l = 0; l < count; ++l) pack_lines(t, l, at + l * step, 1, local);
+        else
+          pack_lines(t, 0, at, p_.source_lines(count), local);
         if constexpr (kDepth > 1)
           if (p_.planes) zip(t, local);
       }
@@ -418,17 +433,15 @@ class Scatterer {
     size_t l = 0;
     while (l < p_.line_classes() && plan_.lines.classes[l].residue != at % q_.stride[plan_.outer]) ++l;
     if (l == p_.line_classes()) return;  // no tap reaches them
-    if (!p_.direct) pack_lines(t, at, count, local);
+    if (!p_.direct) {
+      pack_lines(t, 0, at, count, local);
+      if constexpr (kDepth > 1)
+        if (p_.planes) zip(t, local);
+    }
     for (int parity = 0; parity < plan_.parities(); ++parity) {
       multiply(t, {l, count, at, 1}, parity, local);
       for (int64_t i = 0; i < count; ++i) add_line(l, parity, at + i, i, local);
     }
-  }
-
-  void pack_lines(const Task& t, int64_t at, int64_t count, Local& local) const {
-    for (int64_t l = 0; l < count; ++l) pack_line(t, l, at + l, local);
-    if constexpr (kDepth > 1)
-      if (p_.planes) zip(t, local);
   }
 
   void add_line(size_t line_class, int parity, int64_t at, int64_t line, const Local& local) const {
