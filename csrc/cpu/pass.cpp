@@ -144,11 +144,12 @@ bool run_scatter(const Problem& p, int segment, Preparations& prepared, const Mu
   const bool lines = tensors.source.stride[kAxes - 1] == 1 && tensors.out.stride[kAxes - 1] == 1;
   const std::optional<ScatterPlan> plan = scatter_plan(p, p.segments[segment], filtering);
   if (!plan || (!last && !(lines && plan->inner == kAxes - 1))) return false;
-  const bool direct = last && reads_in_place<T>(p, *plan, tensors.source);
+  const bool turned = last && kCanStage<T> && p.segments[segment].rows < select_kernels<T>().lanes;
+  const bool direct = last && !turned && reads_in_place<T>(p, *plan, tensors.source);
   const auto make = [&](int64_t threads) {
-    return prepare_scatter<T>({p, segment, *plan, !last, direct}, threads);
+    return prepare_scatter<T>({p, segment, *plan, !last || turned, turned, direct}, threads);
   };
-  scatter<T>(*prepared.find<PreparedScatter<T>>(segment, {!last, direct, false}, 0, make), tensors);
+  scatter<T>(*prepared.find<PreparedScatter<T>>(segment, {!last, direct, turned}, 0, make), tensors);
   return true;
 }
 

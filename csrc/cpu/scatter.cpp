@@ -110,7 +110,7 @@ class Scatterer {
   struct Local {
     Word<T>*panel, *zipped;
     Sum<T>*products, *ring, *zero_sums;
-    Element<T>* zeros;
+    Element<T>*zeros, *turned, *stage;
     const Word<T>* weights;
     const Sum<T>* bias;
     std::vector<Segments> segments;  // by line
@@ -127,8 +127,9 @@ class Scatterer {
     const int64_t zipped = kDepth > 1 && p_.planes ? p_.panel_words : 0;
     const int64_t products = p_.product_stride * p_.kept();
     const int64_t ring = p_.ring_lines * p_.sums_member * 2 * plan_.parities() + p_.lanes;
-    const int64_t each =
-        round_to(p_.panel_words + zipped + products + ring + 2 * longest + p_.lanes, p_.lanes);
+    const int64_t each = round_to(p_.panel_words + zipped + products + ring + 2 * longest + p_.stage_words +
+                                      p_.turned_words + p_.lanes,
+                                  p_.lanes);
     Scratch<Sum<T>> memory(each * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       Local local;
@@ -138,6 +139,8 @@ class Scatterer {
       local.zeros = reinterpret_cast<Element<T>*>(local.zero_sums + longest);
       local.panel = reinterpret_cast<Word<T>*>(local.zero_sums + 2 * longest);
       local.zipped = local.panel + p_.panel_words;
+      local.turned = reinterpret_cast<Element<T>*>(local.zipped + zipped);
+      local.stage = local.turned + p_.turned_words;
       local.bias = bias;
       std::fill(local.zero_sums, local.zero_sums + 2 * longest, Sum<T>(0));
       for (int64_t i = begin; i < end; ++i) {
@@ -173,8 +176,23 @@ class Scatterer {
 
   // Do lines follow each other without a gap, in the source as in planes?
   bool seamless() const {
-    return p_.planes && q_.stride[plan_.inner] == 1 && !plan_.filtering &&
-           m_.source.stride[plan_.outer] == q_.in[plan_.inner] * m_.source.stride[plan_.inner];
+    const bool source =
+        p_.turned || m_.source.stride[plan_.outer] == q_.in[plan_.inner] * m_.source.stride[plan_.inner];
+    return p_.planes && q_.stride[plan_.inner] == 1 && !plan_.filtering && source;
+  }
+
+  // Transposed copies of source lines from `at` on, for every tap of the deep axis.
+  void stage(const Task& t, int64_t at, int64_t lines, const Local& local) const {
+    if constexpr (kCanStage<T>) {
+      const AxisMap& m = map_[plan_.deep];
+      for (int64_t k = 0; k < q_.kernel[plan_.deep]; ++k)
+        for (int64_t l = 0; l < lines && inside(plan_.deep, m.a * t.deep + m.b[k]); ++l)
+          if (inside(plan_.outer, at + l))
+            p_.kernels.stage_line(source(t, m.a * t.deep + m.b[k], at + l), m_.source.channel_stride,
+                                  m_.source.stride[plan_.inner], q_.channels, q_.in[plan_.inner],
+                                  local.stage + k * q_.channels * p_.stage_ld + l * q_.in[plan_.inner],
+                                  p_.stage_ld);
+    }
   }
 
   // Lines of the panels from number `place` on: source lines from `at` on, or with minimal filtering one, from
@@ -183,6 +201,7 @@ class Scatterer {
     while (count > 0) {
       int64_t lines = 1;
       if (seamless() && inside(plan_.outer, at)) lines = std::min(count, q_.in[plan_.outer] - at);
+      if (p_.turned) stage(t, at, lines + plan_.products() - 1, local);
       if (p_.planes || plan_.filtering || inside(plan_.outer, at))
         for (size_t c = 0; c < p_.regions.size(); ++c)
           for (const DeepGroup& g : p_.groups)
@@ -195,18 +214,22 @@ class Scatterer {
                   const Local& local) const {
     const AxisMap& m = map_[plan_.deep];
     const auto& r = p_.regions[c];
-    const int64_t stride = m_.source.stride[plan_.inner];
+    const int64_t stride = p_.turned ? 1 : m_.source.stride[plan_.inner];
     RunArgs<T> run{};
     run.positions = lines * p_.positions(c), run.channels = q_.channels;
     for (int line = 0; line < plan_.products(); ++line)
       for (int s = 0; s < (g.odd >= 0 ? 2 : 1); ++s) {
-        const int64_t deep = m.a * t.deep + m.b[s ? g.mirror : g.tap];
+        const int tap = s ? g.mirror : g.tap;
+        const int64_t deep = m.a * t.deep + m.b[tap];
         const bool there = inside(plan_.deep, deep) && inside(plan_.outer, at + line);
         run.source[line][s] = local.zeros;
         if (!there) continue;
-        run.source[line][s] = source(t, deep, at + line) + plan_.line.classes[c].residue * stride;
+        run.source[line][s] =
+            plan_.line.classes[c].residue * stride +
+            (p_.turned ? local.stage + tap * q_.channels * p_.stage_ld + line * q_.in[plan_.inner]
+                       : source(t, deep, at + line));
         run.position_step[line][s] = q_.stride[plan_.inner] * stride;
-        run.channel_step[line][s] = m_.source.channel_stride;
+        run.channel_step[line][s] = p_.turned ? p_.stage_ld : m_.source.channel_stride;
       }
     auto* panel = reinterpret_cast<Stored<T>*>(local.panel + r.panel);
     const int64_t pixel = place * p_.positions(c), plane = p_.first(c) + place * p_.pitch(c);
@@ -406,6 +429,7 @@ class Scatterer {
     const int64_t results = kLinesOut[plan_.filtering];
     a.lines = static_cast<int>(std::min(results, q_.out[plan_.outer] - o * results));
     store(t, o * results, 0, a, local);
+    if (p_.turned) turn(t, o * results, a.lines, local);
   }
 
   // --- the outer axis is scattered too: sums over the inner one wait in a ring ---
@@ -473,9 +497,15 @@ class Scatterer {
       a.lines = 1;
       store(t, o, member, a, local);
     }
+    if (p_.turned) turn(t, o, 1, local);
   }
 
   // --- results ---
+
+  Element<T>* result(const Task& t, int64_t o, int64_t channel) const {
+    return m_.out.data + t.image * m_.out.batch_stride + t.deep * m_.out.stride[plan_.deep] +
+           o * m_.out.stride[plan_.outer] + channel * m_.out.channel_stride;
+  }
 
   // Line `o` of the members that differ in the axis which the sums are over (and in the folded one); `member`
   // is which of the inner axis it is where that is not the one.
@@ -484,18 +514,40 @@ class Scatterer {
     const int64_t first = t.block * p_.width, orbits = std::min(p_.width, p_.orbits - first);
     const int64_t along = q_.out[plan_.inner];
     a.rows = p_.planes ? orbits : along, a.columns = p_.planes ? along : orbits;
-    a.out_step = p_.planes ? m_.out.channel_stride : m_.out.stride[plan_.inner];
-    a.line_stride = m_.out.stride[plan_.outer];
+    a.out_step = p_.turned   ? p_.turned_ld
+                 : p_.planes ? m_.out.channel_stride
+                             : m_.out.stride[plan_.inner];
+    a.line_stride = p_.turned ? p_.members() * p_.orbits * p_.turned_ld : m_.out.stride[plan_.outer];
     a.bias_of_row = p_.planes;
-    Element<T>* out = m_.out.data + t.image * m_.out.batch_stride + t.deep * m_.out.stride[plan_.deep] +
-                      o * m_.out.stride[plan_.outer];
     for (int i = 0; i < 2 * plan_.parities(); ++i) {
       const int whole = plan_.ring ? member | (i & 1) << 1 | (i >> 1) << 2 : i;
       const int64_t channel = t.group * q_.filters + member_channel(s, whole) + first;
-      a.out[i] = out + channel * m_.out.channel_stride;
+      a.out[i] = p_.turned ? local.turned + row_of_member(whole) * p_.turned_ld : result(t, o, channel);
       a.bias[i] = local.bias ? local.bias + channel : nullptr;
     }
     p_.kernels.scatter_store[a.taps == 3 ? 0 : 1][plan_.folded ? 1 : 0][plan_.filtering](a);
+  }
+
+  // Turned results: copies come after the rows themselves, in the order of their channels.
+  int64_t row_of_member(int member) const {
+    const Segment& s = q_.segments[p_.segment];
+    return member ? p_.orbits + member_channel(s, member) - s.copies : 0;
+  }
+
+  // Transposes what `store` left to `lines` lines of the result.
+  void turn(const Task& t, int64_t o, int lines, const Local& local) const {
+    if constexpr (kCanStage<T>) {
+      const Segment& s = q_.segments[p_.segment];
+      const int64_t rows = p_.members() * p_.orbits, along = q_.out[plan_.inner];
+      const bool together = s.copies == s.first + p_.orbits;
+      for (int line = 0; line < lines; ++line)
+        for (int64_t row = 0, to; row < rows; row = to) {
+          to = together || row > 0 ? rows : p_.orbits;
+          const int64_t channel = t.group * q_.filters + (row > 0 ? s.copies : s.first);
+          p_.kernels.stage_line(local.turned + (line * rows + row) * p_.turned_ld, 1, p_.turned_ld, along,
+                                to - row, result(t, o + line, channel), m_.out.stride[plan_.inner]);
+        }
+    }
   }
 
   const PreparedScatter<T>& p_;

@@ -13,12 +13,13 @@
 namespace symconv {
 
 // A scatter of one segment without its tensors. Source and result are both channels_last, and orbits are the
-// lanes, or (planes) both have contiguous lines, and positions are.
+// lanes, or (planes) both have contiguous lines, and positions are; where orbits fill no vector, lines of
+// channels_last tensors are transposed on their way in and out (turned).
 struct ScatterShape {
   const Problem& problem;
   int segment;
   ScatterPlan plan;
-  bool planes;
+  bool planes, turned;
   bool direct;  // pixels only: lines of the source are multiplied where they lie
 };
 

@@ -48,6 +48,7 @@ struct PreparedScatter : ScatterShape {
     choose_lines();
     place_panel();
     if (planes) make_masks();
+    if (turned) place_turned();
   }
 
   // --- contraction ---
@@ -229,6 +230,16 @@ struct PreparedScatter : ScatterShape {
     sums_member = (planes ? most * width : across) * sums_ld;
   }
 
+  // Source lines of a chunk, [tap of the deep axis][channel][line][position], and one step of result lines,
+  // [line][member][orbit][position].
+  void place_turned() {
+    stage_ld = apart(round_to((source_lines(chunk) + plan.products()) * problem.in[plan.inner], lanes));
+    stage_words = problem.kernel[plan.deep] * problem.channels * stage_ld + lanes;
+    turned_ld = round_to(problem.out[plan.inner], lanes);
+    turned_words = kLinesOut[plan.filtering] * members() * orbits * turned_ld;
+  }
+  int members() const { return 2 << (plan.ring + plan.folded); }
+
   struct Region {
     int64_t panel, panel_ld, panel_product;
     int64_t product, product_ld;
@@ -253,6 +264,7 @@ struct PreparedScatter : ScatterShape {
   int64_t product_stride = 0;            // from the products of one weight to those of the next
   std::vector<Bits<Sum<T>>> masks;  // by tap of the inner axis and result position (planes)
   int64_t mask_ld = 0;
+  int64_t stage_ld = 0, stage_words = 0, turned_ld = 0, turned_words = 0;
   int64_t sums_ld = 0, sums_member = 0;  // of a line in the ring: [parity][member][position or row]
 };
 

@@ -37,7 +37,7 @@ void deal(const T* source, int64_t count, T* out, int64_t stride) {
 }
 
 // [position][channel] to [channel][position]: whole vectors of both through registers. The last block of
-// positions overlaps the one before it.
+// either overlaps the one before it.
 template <class T>
 void turn(const T* source, int64_t step, int64_t positions, int64_t channels, T* out, int64_t stride) {
   constexpr int L = Vec<T>::lanes;
@@ -45,7 +45,8 @@ void turn(const T* source, int64_t step, int64_t positions, int64_t channels, T*
     const int64_t p = block + L > positions && positions >= L ? positions - L : block;
     int64_t c = 0;
     if (positions >= L) {
-      for (; c + L <= channels; c += L) {
+      for (; c < channels && channels >= L; c += L) {
+        if (c + L > channels) c = channels - L;
         V<T> v[L];
 #pragma GCC unroll 16
         for (int i = 0; i < L; ++i) v[i] = load(source + (p + i) * step + c);
