@@ -221,12 +221,12 @@ def problem_of(case: Case, dtype: torch.dtype, op: str, device: str = "cpu") -> 
 
 @lru_cache(maxsize=1)
 def algorithms() -> tuple[tuple[str, str], ...]:
-    """(backend, algorithm) of this installation; minimal filtering counts twice, "winograd f2" and "winograd f4"."""
+    """(backend, algorithm) of this installation; minimal filtering counts twice: "winograd f2" and "winograd f4"."""
     return tuple(
         (name, f"{algorithm}{level}")
         for name, module in dispatch.available().items()
         for algorithm in module.ALGORITHMS
-        for level in ((" f2", " f4") if algorithm == "winograd" else ("",))
+        for level in ((" f2", " f4") if algorithm.endswith("winograd") else ("",))
     )
 
 
@@ -293,7 +293,7 @@ def tolerance(case: Case, dtype: torch.dtype, op: str, backend: str, algorithm: 
         return eps * answer.abs() + (4 * eps * product * math.sqrt(terms) if steps else 0)
     bias = float(t.b.abs().max()) if t.b is not None and op == "fprop" else 0.0
     # F(4,3) may be four times as far off; where all products are equal (stride 0) it was 2.4 times.
-    filtering = 4 if algorithm == "winograd f4" else 1
+    filtering = 4 if algorithm.endswith("winograd f4") else 1
     return 4 * eps * (filtering * product * terms + bias)
 
 

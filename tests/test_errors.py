@@ -139,9 +139,9 @@ ARGUMENTS = ("case", "dtype", "op", "backend", "algorithm")
 def test_float32(case: Case, dtype: torch.dtype, op: str, backend: str, algorithm: str) -> None:
     """At most twice the error of torch's own convolution, four times for F(4,3), with the floor of one rounding."""
     right = exact(case, dtype)[op]
-    factor = 4 if algorithm == "winograd f4" else 2
+    factor = 4 if algorithm.endswith("winograd f4") else 2
     # Minimal filtering is allowed what torch's faster layout has.
-    like = replace(case, **cases.LAST) if algorithm.startswith("winograd") else case
+    like = replace(case, **cases.LAST) if "winograd" in algorithm else case
     theirs = rms(ordinary(like, dtype)[op] - exact(like, dtype)[op])
     limit = factor * max(theirs, rms(right.float().double() - right))
     error = rms(symmetric(case, dtype, op, backend, algorithm) - right)
@@ -160,6 +160,8 @@ def test_16_bit(case: Case, dtype: torch.dtype, op: str, backend: str, algorithm
     ordinary_error = rms(ordinary_result - right)
     members = case.out_channels // case.unique
     limit = DIRECT if algorithm == "direct" else FOLDED[members]
+    if algorithm == "scatter":  # of an octuple's axes one is folded, else none
+        limit = FOLDED[2] if members == 8 else DIRECT
     ratio = rms(symmetric(case, dtype, op, backend, algorithm) - right) / ordinary_error
     assert ratio <= limit
 

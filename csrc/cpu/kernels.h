@@ -129,9 +129,9 @@ struct ScatterArgs {
   int64_t sums_step;
   int64_t product_stride;  // scatter_store, as everything below
   Element<T>* out[4];
-  int64_t out_step;     // from one row to the next
-  int64_t line_stride;  // from one line of minimal filtering to the next
-  int lines;            // of those that exist
+  int64_t out_step;       // from one row to the next
+  int64_t line_stride;    // from one line of minimal filtering to the next
+  int lines;              // of those that exist
   const Sum<T>* bias[4];  // null without bias; whole vectors are read
   bool bias_of_row;       // bias runs along the rows, else along the columns
 };

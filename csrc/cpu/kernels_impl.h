@@ -253,11 +253,16 @@ void gather(const GatherArgs<T>& g) {
   }
 
 #define SYMCONV_SCATTER_LINES {scatter_lines<T, 3>, scatter_lines<T, 0>}
-#define SYMCONV_SCATTER(K)                                                                         \
-  {{scatter_store<T, K, 2, Plain>, scatter_store<T, K, 2, F2>, scatter_store<T, K, 2, F4>},        \
-   {scatter_store<T, K, 4, Plain>, nullptr, nullptr}}
-#define SYMCONV_PLAIN_SCATTER(K) \
-  {{scatter_store<T, K, 2, Plain>, nullptr, nullptr}, {scatter_store<T, K, 4, Plain>, nullptr, nullptr}}
+#define SYMCONV_SCATTER(K)                                                                     \
+  {                                                                                            \
+    {scatter_store<T, K, 2, Plain>, scatter_store<T, K, 2, F2>, scatter_store<T, K, 2, F4>}, { \
+      scatter_store<T, K, 4, Plain>, nullptr, nullptr                                          \
+    }                                                                                          \
+  }
+#define SYMCONV_PLAIN_SCATTER(K)                                                                           \
+  {                                                                                                        \
+    {scatter_store<T, K, 2, Plain>, nullptr, nullptr}, { scatter_store<T, K, 4, Plain>, nullptr, nullptr } \
+  }
 
 #ifdef SYMCONV_MIRROR_ROWS
 #define SYMCONV_MIRROR(W) SYMCONV_MIRROR_ROWS, SYMCONV_MIRROR_VECTORS, mirror<W>

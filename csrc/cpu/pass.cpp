@@ -118,8 +118,9 @@ void run_fold(const Problem& p, int segment, Preparations& prepared, const Multi
     const Plan weight_plan = mirror < 0 ? plan : fold_plan(p, segment, p.channels, -1, kPlain);
     std::vector<int64_t> members;
     for (int g = 0; g < weight_plan.parities; ++g) members.push_back(member_channel(s, g));
-    const MultiplyShape shape{p,      plan,       weight_plan, p.channels,    p.filters,     stride,
-                              s.rows, p.channels, members,     layout.planes, layout.staged, layout.pixel_lanes};
+    const MultiplyShape shape{p,         plan,          weight_plan,   p.channels,
+                              p.filters, stride,        s.rows,        p.channels,
+                              members,   layout.planes, layout.staged, layout.pixel_lanes};
     return prepare<T>(shape, threads);
   };
   multiply<T>(*prepared.find<Prepared<T>>(segment, layout, stride, make), tensors);
@@ -133,7 +134,8 @@ bool reads_in_place(const Problem& p, const ScatterPlan& plan, const View<const 
   if (sizeof(Element<T>) * depth != sizeof(Word<T>) || plan.filtering || plan.folded) return false;
   bool whole = p.channels % depth == 0 && x.batch_stride % depth == 0;
   for (const int64_t stride : x.stride) whole = whole && stride % depth == 0;
-  return whole && p.stride[plan.inner] * x.stride[plan.inner] * static_cast<int64_t>(sizeof(Element<T>)) <= most;
+  return whole &&
+         p.stride[plan.inner] * x.stride[plan.inner] * static_cast<int64_t>(sizeof(Element<T>)) <= most;
 }
 
 // Whether it can: source and result must lie alike, and lines that are the lanes must be contiguous.

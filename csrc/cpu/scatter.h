@@ -1,5 +1,5 @@
-// Forward as a scatter (scatter_plan.h): pack lines where they need it, multiply them by the raw weights of all
-// taps, add shifted products up, store every member.
+// Forward as a scatter (scatter_plan.h): pack lines where they need it, multiply them by the raw weights of
+// all taps, add shifted products up, store every member.
 #pragma once
 
 #include <cstdint>

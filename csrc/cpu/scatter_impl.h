@@ -1,5 +1,5 @@
-// Sums of shifted products, for two members at once: the second has the products of the mirrored taps. Included
-// by kernels_impl.h, inside its namespace.
+// Sums of shifted products, for two members at once: the second has the products of the mirrored taps.
+// Included by kernels_impl.h, inside its namespace.
 
 // Sources of S sums of K taps (0: any number), at one row.
 template <class T, int S, int K, bool kMasked>

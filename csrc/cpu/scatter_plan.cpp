@@ -18,7 +18,8 @@ ScatterAxis scatter_axis(const Problem& p, int axis) {
   for (int64_t r = 0; r < stride; ++r) {
     ScatterAxis::Class c{r, p.in[axis] > r ? (p.in[axis] - r + stride - 1) / stride : 0, {}, 0, 0};
     for (int64_t k = 0; k < taps; ++k)
-      if (residue_of(p.dilation[axis] * k - p.padding[axis], stride) == r) c.taps.push_back(static_cast<int>(k));
+      if (residue_of(p.dilation[axis] * k - p.padding[axis], stride) == r)
+        c.taps.push_back(static_cast<int>(k));
     if (!c.taps.empty()) a.classes.push_back(c);
   }
   a.class_of.resize(taps), a.index.resize(taps), a.shift.resize(taps);

@@ -31,7 +31,7 @@ struct ScatterAxis {
 struct ScatterPlan {
   int deep, outer, inner;
   bool ring, folded;
-  Filtering filtering;  // along the outer axis, where that is not tied
+  Filtering filtering;      // along the outer axis, where that is not tied
   ScatterAxis lines, line;  // outer axis (ring only), inner axis
   int parities() const { return folded ? 2 : 1; }
   int products() const { return kLinesIn[filtering]; }

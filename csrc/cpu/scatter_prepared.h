@@ -16,18 +16,18 @@ constexpr int64_t kBlockBytes = 512 << 10;    // of all that belongs to a block 
 constexpr int64_t kProductBytes = 128 << 10;  // of a chunk of lines, about
 constexpr int64_t kChunkPositions = 64;       // which a chunk should have, where lines are short
 
-// Positions along the deep axis that are loaded together: a tap, or a pair of mirrored ones, which leaves as a
-// sum and a difference.
+// Positions along the deep axis that are loaded together: a tap, or a pair of mirrored ones, which leaves as
+// a sum and a difference.
 struct DeepGroup {
-  int tap, mirror;    // -1 without
-  int slot, odd;      // where sum and difference lie in a panel
+  int tap, mirror;  // -1 without
+  int slot, odd;    // where sum and difference lie in a panel
 };
 
 // One run of contraction rows: channels of a slot, for one tap of the outer axis where that is contracted.
 struct ScatterTerm {
   int group;  // of the deep axis
   int slot;
-  int tap;    // outer axis, else 0
+  int tap;  // outer axis, else 0
 };
 
 inline int64_t round_to(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
@@ -81,7 +81,8 @@ struct PreparedScatter : ScatterShape {
     return plan.ring ? static_cast<int64_t>(plan.lines.classes[line_class].taps.size()) : 1;
   }
   int64_t columns(size_t line_class, size_t position_class) const {
-    return outer_taps(line_class) * static_cast<int64_t>(plan.line.classes[position_class].taps.size()) * width;
+    return outer_taps(line_class) * static_cast<int64_t>(plan.line.classes[position_class].taps.size()) *
+           width;
   }
 
   // Tasks before lines are shared out.
@@ -145,7 +146,8 @@ struct PreparedScatter : ScatterShape {
   // From the first source line of a result line to the last.
   int64_t reach() const { return problem.dilation[plan.outer] * (problem.kernel[plan.outer] - 1); }
 
-  // Source lines that a chunk of result lines reads (no ring), or of lines that are multiplied together (ring).
+  // Source lines that a chunk of result lines reads (no ring), or of lines that are multiplied together
+  // (ring).
   int64_t source_lines(int64_t chunk) const {
     if (plan.ring || plan.filtering) return chunk;
     return (chunk - 1) * problem.stride[plan.outer] + reach() + 1;
@@ -248,8 +250,8 @@ struct PreparedScatter : ScatterShape {
   const Kernels<T>& kernels;
   int64_t threads;
   int lanes;
-  int64_t rows;    // words of the channels
-  int64_t orbits;  // of the segment
+  int64_t rows;         // words of the channels
+  int64_t orbits;       // of the segment
   int64_t outer_count;  // lines of results, or steps of minimal filtering
   int slots = 0;
   std::vector<DeepGroup> groups;
@@ -257,11 +259,11 @@ struct PreparedScatter : ScatterShape {
   int64_t width = 0, blocks = 0;                // orbits of a block
   std::vector<Matrix> matrices;
   std::vector<std::vector<ColumnBlock>> blocks_of;  // columns of each matrix
-  int64_t weight_words = 0;  // of a block
+  int64_t weight_words = 0;                         // of a block
   int64_t chunk = 1, ring_lines = 0;
   std::vector<Region> regions;  // by class of positions
   int64_t panel_words = 0;
-  int64_t product_stride = 0;            // from the products of one weight to those of the next
+  int64_t product_stride = 0;       // from the products of one weight to those of the next
   std::vector<Bits<Sum<T>>> masks;  // by tap of the inner axis and result position (planes)
   int64_t mask_ld = 0;
   int64_t stage_ld = 0, stage_words = 0, turned_ld = 0, turned_words = 0;

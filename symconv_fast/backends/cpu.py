@@ -1,4 +1,4 @@
-"""Native CPU kernels: the parity fold forward, the gather-sum backward, packed into a panel and multiplied once."""
+"""Native CPU kernels: the parity fold or the scatter forward, the gather-sum backward, multiplied once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import _cpu, settings  # type: ignore[attr-defined]
 from ..problem import Problem, allocate
-from . import cpu_cost, cpu_depthwise, torch_conv
+from . import cpu_cost, cpu_depthwise, cpu_scatter, torch_conv
 
 NAME = "cpu"
-ALGORITHMS = ("fold", "winograd", "expand")
+ALGORITHMS = ("fold", "winograd", "scatter", "scatter_winograd", "expand")
 
 # Estimates are off by 20 % at times; losing against torch is worse than leaving a small gain.
 # 16-bit types pack few orbits or channels one by one, and there the estimates are worse.
@@ -28,24 +28,48 @@ clear_workspace = _cpu.clear_workspace
 def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     """Why not, or None.
 
-    `fold` runs every geometry, `winograd` float32 with three taps at stride 1 on an axis that is not tied; `expand`,
-    a native copy of the filters and torch's convolution, is for layers where neither pays.
+    `fold` runs every geometry; `scatter`, forward, those where mirrored taps share their products, in a result that
+    lies as the input does. `winograd` and `scatter_winograd` are the same with minimal filtering: float32 with three
+    taps at stride 1 on an axis that is not tied. `expand`, a native copy of the filters and torch's convolution, is
+    for layers where none of them pays.
     """
     if problem.device != "cpu":
         return f"the tensors are on {problem.device}, not on the CPU"
-    if algorithm == "winograd":
-        return _why_no_winograd(problem, op)
+    if algorithm.startswith("scatter"):
+        reason = _why_no_scatter(problem, op)
+        if reason is not None:
+            return reason
+    if algorithm.endswith("winograd"):
+        return _why_no_winograd(problem, op, algorithm)
     return None
 
 
-def _why_no_winograd(problem: Problem, op: str) -> str | None:
+def _why_no_scatter(problem: Problem, op: str) -> str | None:
+    if op != "fprop":
+        return "gradients are gathered, not scattered"
+    if problem.transposed:
+        return "a transposed layer gathers forward"
+    if cpu_depthwise.applies(problem):
+        return "a depthwise layer (one input channel in each group) has kernels of its own"
+    if not any(cpu_scatter.roles(problem, mask) for mask, _ in problem.ties):
+        return (
+            "no tie whose mirrored taps share their products in this layout, or a kernel of more than 49 taps"
+        )
+    return None
+
+
+def _why_no_winograd(problem: Problem, op: str, algorithm: str) -> str | None:
     if settings.winograd() is False:
         return "symconv_fast.allow_winograd is False"
     if cpu_depthwise.applies(problem):
         return "a depthwise layer (one input channel in each group) has kernels of its own"
     if problem.dtype != torch.float32:
         return f"minimal filtering is for float32, not for {str(problem.dtype)[6:]}"
-    if not any(cpu_cost.filtered(problem, op, c) for c in cpu_cost.contractions(problem, op)):
+    if algorithm == "winograd":
+        filtered = any(cpu_cost.filtered(problem, op, c) for c in cpu_cost.contractions(problem, op))
+    else:
+        filtered = any(cpu_scatter.can_filter(problem, mask) for mask, _ in problem.ties)
+    if not filtered:
         return "no axis is free of ties and has three taps, stride 1 and dilation 1"
     return None
 
@@ -68,7 +92,7 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
 
 
 def _native_name(algorithm: str) -> str:
-    return str(settings.winograd() or "f2") if algorithm == "winograd" else algorithm
+    return algorithm.replace("winograd", str(settings.winograd() or "f2"))
 
 
 def bind(problem: Problem, op: str, algorithm: str) -> Callable[..., Tensor]:

@@ -14,6 +14,7 @@ import torch
 
 from ..problem import Problem
 from ..symmetry import orbit_size
+from . import cpu_scatter
 from .cpu_rates import FACTORS, RATES
 from .torch_conv import asked_in
 
@@ -32,8 +33,11 @@ _COLD_WEIGHT_SECONDS = 0.5e-9
 # beside float32, where 2 to 10 was seen.
 _WIDEN_CALL_SECONDS, _WIDEN_ELEMENT_SECONDS = 10e-6, 0.3e-9
 _WIDE = {torch.float32: 1.0, torch.float64: 4.0}
-_PASS = ("pass", "multiply_adds", "results", "panel", "runs", "weights")
-LAYOUTS = ("pixels", "planes", "staged", "turned", "mirrored", "mirrored turned")
+_PASS = ("pass", "multiply_adds", "products", "results", "panel", "runs", "weights")
+LAYOUTS = (
+    "pixels", "planes", "staged", "turned", "mirrored", "mirrored turned",
+    "scatter", "scatter planes", "scatter turned",
+)  # fmt: skip
 FEATURES = ("call", "activations", *(f"{layout}/{name}" for layout in LAYOUTS for name in _PASS))
 
 SERIAL = ("call", *(f"{layout}/pass" for layout in LAYOUTS))  # whatever the threads
@@ -151,13 +155,29 @@ def filtered(problem: Problem, op: str, c: Contraction) -> bool:
 
 
 def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]:
-    """Work of one pass by a native algorithm ("fold", "f2" or "f4"), by the names in FEATURES."""
+    """Work of one pass by a native algorithm, by the names in FEATURES.
+
+    That is "fold", "f2" or "f4", or forward "scatter", "scatter_f2" or "scatter_f4", where segments that cannot be
+    scattered are folded.
+    """
     counts = dict.fromkeys(FEATURES, 0.0)
     counts["call"] = 1
     counts["activations"] = _activations(problem)
+    scatter, filtering = scatters(algorithm), algorithm.removeprefix("scatter").removeprefix("_")
     for c in contractions(problem, op):
-        _add(counts, problem, op, algorithm, c)
+        if scatter:
+            work = cpu_scatter.counts(problem, c.mask, c.columns, filtering or None, lanes(problem))
+            if work is not None:
+                for name, value in work.items():
+                    counts[name] += value
+                continue
+        _add(counts, problem, op, filtering if scatter else algorithm, c)
     return counts
+
+
+def scatters(algorithm: str) -> bool:
+    """Is that a way to scatter, by the native name of an algorithm?"""
+    return algorithm.startswith("scatter")
 
 
 def _add(counts: dict[str, float], problem: Problem, op: str, algorithm: str, c: Contraction) -> None:
@@ -219,8 +239,10 @@ def _activations(problem: Problem) -> float:
 
 def native_kind(problem: Problem, op: str, algorithm: str) -> str:
     """Which rates hold for a native algorithm."""
-    family = "winograd" if algorithm in _FILTERING else algorithm
-    return f"{family}/{op}"
+    family, _, filtering = algorithm.rpartition("_")
+    if filtering in _FILTERING:
+        return f"{family + '_' if family else ''}winograd/{op}"
+    return f"{algorithm}/{op}"
 
 
 def torch_kind(problem: Problem, op: str) -> str:
@@ -238,10 +260,11 @@ def native_seconds(problem: Problem, op: str, algorithm: str) -> float:
     """Estimate for a native algorithm."""
     counts = native_counts(problem, op, algorithm)
     seconds = _seconds(counts, native_kind(problem, op, algorithm), problem, op)
-    if algorithm in _FILTERING:
+    filtering = algorithm.removeprefix("scatter_")
+    if filtering in _FILTERING:
         # The rates were measured with warm caches. In a network the weights come from memory, and filtering packs
         # more of them: 512 channels on a 7 x 7 map took 0.6 ms with the fold and 0.7 to 1.1 ms with F(2,3).
-        extra = _FILTERING[algorithm][0] / 3 - 1
+        extra = _FILTERING[filtering][0] / 3 - 1
         seconds += extra * math.prod(problem.weight_shape) * _COLD_WEIGHT_SECONDS
     return seconds
 

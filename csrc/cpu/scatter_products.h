@@ -1,0 +1,160 @@
+// Products of all taps of a scatter, by the matrix kernel. Included by scatter.cpp.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "scatter_source.h"
+
+namespace symconv {
+
+template <class T>
+class ScatterProducts : public ScatterSource<T> {
+ public:
+  using ScatterSource<T>::ScatterSource;
+
+ protected:
+  using Base = ScatterSource<T>;
+  using Base::kDepth;
+  using Base::p_, Base::m_, Base::q_, Base::plan_, Base::map_;
+  using typename Base::Local, typename Base::Task;
+
+  // Lines that are multiplied together.
+  struct Lines {
+    size_t line_class;
+    int64_t count;
+    int64_t at;    // source line of the first one, at the first tap where the outer axis is contracted
+    int64_t step;  // source lines from one to the next
+  };
+
+  // Products of weight `w`: a parity, or a product of minimal filtering.
+  void multiply(const Task& t, const Lines& lines, int w, Local& local) const {
+    for (size_t c = 0; c < p_.regions.size(); ++c)
+      p_.planes ? multiply_planes(t, lines, c, w, local) : multiply_pixels(t, lines, c, w, local);
+  }
+
+  const std::vector<ScatterTerm>& terms(int w) const { return p_.terms[plan_.folded ? w : 0]; }
+
+  // Segments of the matrix kernel for line number `line`; left sides are told apart by `offset`.
+  template <class Offset>
+  void set_segments(const Task& t, const Lines& lines, int64_t line, int w, int64_t weight_ld,
+                    ScatterSegments& segments, const Offset& offset) const {
+    segments.a.clear(), segments.b.clear(), segments.k.clear();
+    const auto& all = terms(w);
+    const AxisMap& outer = map_[plan_.outer];
+    for (size_t i = 0; i < all.size(); ++i) {
+      if (!this->present(t, p_.groups[all[i].group])) continue;
+      int64_t source_line = lines.at + line * lines.step;
+      if (!plan_.ring && !plan_.filtering) {
+        source_line += outer.b[all[i].tap] - outer.b[0];
+        if (!this->inside(plan_.outer, source_line) && !p_.planes) continue;
+      }
+      segments.a.push_back(offset(all[i], source_line));
+      segments.b.push_back(static_cast<int64_t>(i) * p_.rows * weight_ld);
+      segments.k.push_back(p_.rows);
+    }
+  }
+
+  Sum<T>* products(size_t c, int w, const Local& local) const {
+    return local.products + p_.regions[c].product + (plan_.ring ? 0 : w) * p_.product_stride;
+  }
+
+  void multiply_pixels(const Task& t, const Lines& lines, size_t c, int w, Local& local) const {
+    const auto& r = p_.regions[c];
+    const auto& matrix = p_.matrix(w, lines.line_class, c);
+    const int64_t positions = p_.positions(c), filtered = plan_.folded ? 0 : w;
+    const int64_t stride = m_.source.stride[plan_.inner];
+    GemmArgs<Word<T>> g{};
+    g.lda = p_.direct ? q_.stride[plan_.inner] * stride / kDepth : r.panel_ld;
+    g.ldb = matrix.ld, g.ldc = r.product_ld;
+    const Word<T>* origin =
+        p_.direct
+            ? reinterpret_cast<const Word<T>*>(this->source(t, 0, 0) + plan_.line.classes[c].residue * stride)
+            : local.panel + r.panel + filtered * r.panel_product;
+    const AxisMap& deep = map_[plan_.deep];
+    const auto offset = [&](const ScatterTerm& term, int64_t line) {
+      if (p_.direct)
+        return ((deep.a * t.deep + deep.b[p_.groups[term.group].tap]) * m_.source.stride[plan_.deep] +
+                line * m_.source.stride[plan_.outer]) /
+               kDepth;
+      return (line - lines.at) * positions * r.panel_ld + term.slot * p_.rows;
+    };
+    if (static_cast<int64_t>(local.segments.size()) < lines.count) local.segments.resize(lines.count);
+    for (int64_t l = 0; l < lines.count; ++l) {
+      clear_halo(c, products(c, w, local) + l * p_.pitch(c) * r.product_ld);
+      set_segments(t, lines, l, w, matrix.ld, local.segments[l], offset);
+    }
+    for (const ColumnBlock& block : p_.blocks_of[&matrix - p_.matrices.data()])
+      for (int64_t l = 0; l < lines.count; ++l) {
+        const ScatterSegments& segments = local.segments[l];
+        g.a_offset = segments.a.data(), g.b_offset = segments.b.data(), g.k = segments.k.data();
+        g.segments = static_cast<int64_t>(segments.k.size());
+        g.b = local.weights + matrix.offset + block.vector * p_.lanes;
+        Sum<T>* to =
+            products(c, w, local) + (l * p_.pitch(c) + p_.first(c)) * r.product_ld + block.vector * p_.lanes;
+        const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (positions + most - 1) / most;
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+          const int64_t p0 = positions * piece / pieces, p1 = positions * (piece + 1) / pieces;
+          g.a = origin + p0 * g.lda, g.c = to + p0 * g.ldc;
+          p_.kernels.gemm(static_cast<int>(p1 - p0), block.vectors, g);
+        }
+      }
+  }
+
+  void clear_halo(size_t c, Sum<T>* line) const {
+    const int64_t ld = p_.regions[c].product_ld, before = p_.first(c), positions = p_.positions(c);
+    std::fill(line, line + before * ld, Sum<T>(0));
+    std::fill(line + (before + positions) * ld, line + p_.pitch(c) * ld, Sum<T>(0));
+  }
+
+  void multiply_planes(const Task& t, const Lines& lines, size_t c, int w, Local& local) const {
+    const auto& r = p_.regions[c];
+    const auto& matrix = p_.matrix(w, lines.line_class, c);
+    const int64_t filtered = plan_.folded ? 0 : w, rows = p_.columns(lines.line_class, c);
+    GemmArgs<Word<T>> g{};
+    g.lda = 1, g.a_step = matrix.ld, g.ldb = r.panel_ld, g.ldc = r.product_ld;
+    const auto offset = [&](const ScatterTerm& term, int64_t line) {
+      return term.slot * p_.rows * r.panel_ld + (line - lines.at) * p_.pitch(c);
+    };
+    if (local.segments.empty()) local.segments.resize(1);
+    ScatterSegments& segments = local.segments[0];
+    set_segments(t, lines, 0, w, matrix.ld, segments, offset);
+    g.a_offset = segments.b.data(), g.b_offset = segments.a.data(), g.k = segments.k.data();
+    g.segments = static_cast<int64_t>(segments.k.size());
+    const Word<T>* b = (kDepth > 1 ? local.zipped : local.panel) + r.panel + filtered * r.panel_product;
+    for (const ColumnBlock& block : column_blocks(p_.span(c, lines.count), p_.lanes)) {
+      const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (rows + most - 1) / most;
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
+        g.a = local.weights + matrix.offset + r0;
+        g.b = b + block.vector * p_.lanes;
+        g.c = products(c, w, local) + r0 * g.ldc + block.vector * p_.lanes;
+        p_.kernels.gemm(static_cast<int>(r1 - r0), block.vectors, g);
+      }
+    }
+  }
+
+  // Products of a tap of the inner axis, where tap `at` of a member takes them, for result position 0 of line
+  // number `line`.
+  const Sum<T>* product(int w, size_t line_class, int64_t line, int tap, int at, const Local& local) const {
+    const size_t c = plan_.line.class_of[at];
+    const int64_t ld = p_.regions[c].product_ld;
+    const int64_t row = plan_.line.index[tap] * p_.outer_taps(line_class) * p_.width;
+    const int64_t position = p_.first(c) + line * p_.pitch(c) + plan_.line.shift[at];
+    return products(c, w, local) + (p_.planes ? row * ld + position : position * ld + row);
+  }
+
+  // Where the sums over the inner axis find products: both members, for every tap.
+  void set_sources(ScatterArgs<T>& a, int w, size_t line_class, int64_t line, const Local& local) const {
+    const int taps = static_cast<int>(q_.kernel[plan_.inner]);
+    a.taps = taps;
+    if (p_.planes) a.mask = p_.masks.data(), a.mask_ld = p_.mask_ld;
+    for (int k = 0; k < taps; ++k) {
+      a.step[k] = p_.regions[plan_.line.class_of[k]].product_ld;
+      a.source[0][k] = product(w, line_class, line, k, k, local);
+      a.source[1][k] = product(w, line_class, line, taps - 1 - k, k, local);
+    }
+  }
+};
+
+}  // namespace symconv

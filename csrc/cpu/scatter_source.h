@@ -1,0 +1,161 @@
+// Source lines of a scatter, packed where the matrix kernel cannot read them in place. Included by
+// scatter.cpp.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "scatter_prepared.h"
+
+namespace symconv {
+
+struct ScatterTask {
+  int64_t group, block, image, deep;  // deep: result position
+  int64_t begin, end;                 // of outer_count
+};
+
+// Of the matrix kernel: where the panel's and the weights' rows begin, and how many they are.
+struct ScatterSegments {
+  std::vector<int64_t> a, b, k;
+};
+
+// Memory of one thread.
+template <class T>
+struct ScatterLocal {
+  Word<T>*panel, *zipped;
+  Sum<T>*products, *ring, *zero_sums;
+  Element<T>*zeros, *turned, *stage;
+  const Word<T>* weights;
+  const Sum<T>* bias;
+  std::vector<ScatterSegments> segments;  // by line
+};
+
+template <class T>
+class ScatterSource {
+ public:
+  ScatterSource(const PreparedScatter<T>& prepared, const MultiplyTensors<T>& tensors)
+      : p_(prepared), m_(tensors), q_(prepared.problem), plan_(prepared.plan) {
+    for (int axis = 0; axis < kAxes; ++axis) map_[axis] = axis_maps(q_, true, axis)[0];
+  }
+
+ protected:
+  using Task = ScatterTask;
+  using Local = ScatterLocal<T>;
+  static constexpr int kDepth = Format<T>::depth;
+
+  bool inside(int axis, int64_t at) const { return at >= 0 && at < q_.in[axis]; }
+
+  // First position of a line in the source.
+  const Element<T>* source(const Task& t, int64_t deep, int64_t outer) const {
+    return m_.source.data + t.image * m_.source.batch_stride +
+           t.group * q_.channels * m_.source.channel_stride + deep * m_.source.stride[plan_.deep] +
+           outer * m_.source.stride[plan_.outer];
+  }
+
+  // Do any of a group's source positions exist?
+  bool present(const Task& t, const DeepGroup& g) const {
+    const AxisMap& m = map_[plan_.deep];
+    return inside(plan_.deep, m.a * t.deep + m.b[g.tap]) ||
+           (g.mirror >= 0 && inside(plan_.deep, m.a * t.deep + m.b[g.mirror]));
+  }
+
+  // Do lines follow each other without a gap, in the source as in planes?
+  bool seamless() const {
+    const bool source =
+        p_.turned || m_.source.stride[plan_.outer] == q_.in[plan_.inner] * m_.source.stride[plan_.inner];
+    return p_.planes && q_.stride[plan_.inner] == 1 && !plan_.filtering && source;
+  }
+
+  // Transposed copies of source lines from `at` on, for every tap of the deep axis.
+  void stage(const Task& t, int64_t at, int64_t lines, const Local& local) const {
+    if constexpr (kCanStage<T>) {
+      const AxisMap& m = map_[plan_.deep];
+      for (int64_t k = 0; k < q_.kernel[plan_.deep]; ++k)
+        for (int64_t l = 0; l < lines && inside(plan_.deep, m.a * t.deep + m.b[k]); ++l)
+          if (inside(plan_.outer, at + l))
+            p_.kernels.stage_line(source(t, m.a * t.deep + m.b[k], at + l), m_.source.channel_stride,
+                                  m_.source.stride[plan_.inner], q_.channels, q_.in[plan_.inner],
+                                  local.stage + k * q_.channels * p_.stage_ld + l * q_.in[plan_.inner],
+                                  p_.stage_ld);
+    }
+  }
+
+  // `count` lines of the panels from number `place` on: source lines from `at` on, or with minimal filtering
+  // one, from those. Only planes hold lines outside the map.
+  void pack_lines(const Task& t, int64_t place, int64_t at, int64_t count, const Local& local) const {
+    while (count > 0) {
+      int64_t lines = 1;
+      if (seamless() && inside(plan_.outer, at)) lines = std::min(count, q_.in[plan_.outer] - at);
+      if (p_.turned) stage(t, at, lines + plan_.products() - 1, local);
+      if (p_.planes || plan_.filtering || inside(plan_.outer, at))
+        for (size_t c = 0; c < p_.regions.size(); ++c)
+          for (const DeepGroup& g : p_.groups)
+            if (p_.positions(c) > 0 && present(t, g)) pack_group(t, g, c, place, at, lines, local);
+      place += lines, at += lines, count -= lines;
+    }
+  }
+
+  void pack_group(const Task& t, const DeepGroup& g, size_t c, int64_t place, int64_t at, int64_t lines,
+                  const Local& local) const {
+    const AxisMap& m = map_[plan_.deep];
+    const auto& r = p_.regions[c];
+    const int64_t stride = p_.turned ? 1 : m_.source.stride[plan_.inner];
+    RunArgs<T> run{};
+    run.positions = lines * p_.positions(c), run.channels = q_.channels;
+    for (int line = 0; line < plan_.products(); ++line)
+      for (int s = 0; s < (g.odd >= 0 ? 2 : 1); ++s) {
+        const int tap = s ? g.mirror : g.tap;
+        const int64_t deep = m.a * t.deep + m.b[tap];
+        const bool there = inside(plan_.deep, deep) && inside(plan_.outer, at + line);
+        run.source[line][s] = local.zeros;
+        if (!there) continue;
+        run.source[line][s] =
+            plan_.line.classes[c].residue * stride +
+            (p_.turned ? local.stage + tap * q_.channels * p_.stage_ld + line * q_.in[plan_.inner]
+                       : source(t, deep, at + line));
+        run.position_step[line][s] = q_.stride[plan_.inner] * stride;
+        run.channel_step[line][s] = p_.turned ? p_.stage_ld : m_.source.channel_stride;
+      }
+    auto* panel = reinterpret_cast<Stored<T>*>(local.panel + r.panel);
+    const int64_t pixel = place * p_.positions(c), plane = p_.first(c) + place * p_.pitch(c);
+    for (int s = 0; s < (g.odd >= 0 ? 2 : 1); ++s) {
+      const int64_t row = (s ? g.odd : g.slot) * p_.rows * kDepth;
+      run.out[s] = p_.planes ? panel + row * r.panel_ld + plane : panel + pixel * r.panel_ld * kDepth + row;
+    }
+    run.ld = p_.planes ? r.panel_ld : r.panel_ld * kDepth;
+    run.product_stride = r.panel_product * kDepth;
+    const int log = g.odd >= 0 ? 1 : 0;
+    (p_.planes ? p_.kernels.fold_planes : p_.kernels.fold_pixels)[plan_.filtering][log](run);
+    if constexpr (kDepth > 1) {
+      if (!p_.planes && q_.channels % kDepth)  // half a word is left over
+        for (int s = 0; s <= log; ++s)
+          for (int64_t i = 0; i < run.positions; ++i) run.out[s][i * run.ld + q_.channels] = {};
+    }
+  }
+
+  // Planes of pairs, when all lines are there: neighbouring rows become words.
+  void zip(const Task& t, const Local& local) const {
+    if constexpr (kDepth > 1) {
+      for (size_t c = 0; c < p_.regions.size() && p_.planes; ++c)
+        for (const DeepGroup& g : p_.groups)
+          for (const int slot : {g.slot, g.odd})
+            if (slot >= 0 && present(t, g)) zip_slot(c, slot, local);
+    }
+  }
+
+  void zip_slot(size_t c, int slot, const Local& local) const {
+    const auto& r = p_.regions[c];
+    const auto* panel = reinterpret_cast<const Stored<T>*>(local.panel + r.panel);
+    const int64_t row = slot * p_.rows * r.panel_ld;
+    p_.kernels.zip({panel + row * kDepth, local.zipped + r.panel + row, r.panel_ld, r.panel_ld, q_.channels,
+                    p_.span(c, p_.source_lines(p_.chunk))});
+  }
+
+  const PreparedScatter<T>& p_;
+  const MultiplyTensors<T>& m_;
+  const Problem& q_;
+  const ScatterPlan& plan_;
+  AxisMap map_[kAxes];
+};
+
+}  // namespace symconv

@@ -1,0 +1,118 @@
+"""Where the native CPU kernels can run a forward pass as a scatter, and how much work that is.
+
+Mirrors csrc/cpu/scatter_plan.cpp: every tap's product is computed once with the raw weights and added to each member
+at its own mirrored position.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ..problem import Problem
+
+_MOST_PRODUCTS, _MOST_TAPS = 49, 16
+_PRODUCTS = {None: (1, 1), "f2": (4, 2), "f4": (6, 4)}  # products and results of minimal filtering
+
+
+class Roles(NamedTuple):
+    """Which axis does what in the scatter of one segment; `outer` and `deep` are None where there is no such axis."""
+
+    inner: int  # lines run along it; it is tied
+    outer: int | None
+    deep: int | None
+    ring: bool  # the outer axis is tied too
+    folded: bool  # and so is the deep one
+
+
+def roles(problem: Problem, mask: int, filtering: str | None = None) -> Roles | None:
+    """The axes of the scatter of a segment, or None: it is not tied, or it needs products that tied members do not
+    share, or more of them than can be kept."""
+    if problem.transposed or not mask:
+        return None
+    ndim = problem.ndim
+    tied = [axis for axis in reversed(range(ndim)) if mask >> (ndim - 1 - axis) & 1]
+    inner, ring = tied[0], len(tied) > 1
+    if ring:
+        outer: int | None = tied[1]
+    else:
+        outer = _free_axis(problem, inner, filtering)
+    rest = [axis for axis in range(ndim) if axis not in (inner, outer)]
+    scattered = [inner, *([outer] if ring and outer is not None else [])]
+    taps = math.prod(problem.kernel[axis] for axis in scattered)
+    if taps > _MOST_PRODUCTS or not all(_shares_products(problem, axis) for axis in scattered):
+        return None
+    if problem.input_channels_last != problem.channels_last or not (problem.channels_last or inner == ndim - 1):
+        return None
+    return Roles(inner, outer, rest[0] if rest else None, ring, len(tied) > 2)
+
+
+def can_filter(problem: Problem, mask: int) -> bool:
+    """Has the scatter of a segment a contracted axis whose three taps can be filtered with fewer products?"""
+    found = roles(problem, mask, "f2")
+    return found is not None and not found.ring and found.outer is not None and _filters(problem, found.outer)
+
+
+def _free_axis(problem: Problem, inner: int, filtering: str | None) -> int | None:
+    others = [axis for axis in reversed(range(problem.ndim)) if axis != inner]
+    if filtering:
+        others.sort(key=lambda axis: not _filters(problem, axis))
+        if others and _filters(problem, others[0]):
+            return others[0]
+    if inner == problem.ndim - 1:
+        return inner - 1 if problem.ndim > 1 else None
+    return 1 if problem.ndim == 3 and inner == 0 else problem.ndim - 1
+
+
+def _filters(problem: Problem, axis: int) -> bool:
+    return (problem.kernel[axis], problem.stride[axis], problem.dilation[axis]) == (3, 1, 1)
+
+
+def _shares_products(problem: Problem, axis: int) -> bool:
+    taps, stride = problem.kernel[axis], problem.stride[axis]
+    apart = [problem.dilation[axis] * (taps - 1 - 2 * k) % stride for k in range(taps)]
+    return 1 < taps <= _MOST_TAPS and not any(apart)
+
+
+def counts(
+    problem: Problem, mask: int, orbits: int, filtering: str | None, lanes: int
+) -> dict[str, float] | None:
+    """Work of one segment by the names of `cpu_cost.FEATURES`, or None where it is not scattered."""
+    found = roles(problem, mask, filtering)
+    if found is None:
+        return None
+    inner, outer, deep, ring, folded = found
+    kernel, stride, channels = problem.kernel, problem.stride, problem.in_channels // problem.groups
+    filtered = filtering if outer is not None and not ring and _filters(problem, outer) else None
+    made, results = _PRODUCTS[filtered]
+    lines, contracted = 1.0, 1.0
+    if outer is not None:
+        lines = problem.spatial[outer] if ring else -(-problem.out_spatial[outer] // results)
+        contracted = 1.0 if ring or filtered else kernel[outer]
+    planes = problem.out_spatial[deep] if deep is not None else 1
+    depth = kernel[deep] if deep is not None else 1
+    taps = kernel[inner] / stride[inner]
+    if ring and outer is not None:
+        taps *= kernel[outer] / stride[outer]
+    kind = "scatter planes"
+    if problem.channels_last:
+        turned = orbits < lanes and problem.dtype.itemsize > 2
+        kind = "scatter turned" if turned else "scatter"
+    positions = problem.batch * problem.groups * planes * lines * problem.spatial[inner]
+    columns = taps * orbits / lanes
+    if kind == "scatter":
+        columns = -(-taps * orbits // lanes)
+    packed = kind != "scatter" or folded or filtered is not None or inner != problem.ndim - 1
+    members = 2 ** (1 + ring + folded)
+    outputs = problem.batch * problem.groups * math.prod(problem.out_spatial) * members
+    calls = problem.batch * problem.groups * planes * lines
+    work = {
+        "pass": 1,
+        "multiply_adds": positions * columns * channels * depth * contracted * made,
+        "products": positions * columns * made * (2 if folded else 1),
+        "results": outputs * (-(-orbits // lanes) if kind == "scatter" else orbits / lanes),
+        "panel": positions * channels * depth * made / lanes if packed else 0.0,
+        "runs": calls if kind == "scatter" else calls * (channels * depth + members * orbits),
+        "weights": problem.groups * channels * orbits * math.prod(kernel),
+    }
+    return {f"{kind}/{name}": value for name, value in work.items()}
