@@ -277,6 +277,27 @@ def test_memory_that_runs_out_raises() -> None:
     )
 
 
+# --- a crash of torch that is gone round -------------------------------------------------------------------------
+
+WINDOWS_IN_PADDING = """
+import torch, symconv_fast
+layer = symconv_fast.SymmetricConv2d(32, 32, 2, stride=(3, 2), padding=3, dilation=(3, 2), groups=2, symmetry="hv")
+layer = layer.to(memory_format=torch.channels_last)
+x = torch.randn(1, 32, 1, 1).to(memory_format=torch.channels_last)
+with torch.no_grad(), symconv_fast.backend(*BACKEND):
+    for _ in range(6000):
+        layer(x)
+print("came back")
+"""
+
+
+@needs_native
+@pytest.mark.parametrize("backend", [("cpu", "expand"), ("reference", "expand")])
+def test_windows_in_the_padding_do_not_crash(backend: tuple[str, str]) -> None:
+    """torch 2.13's own convolution crashes here, with a bias, in one call of some thousands."""
+    assert "came back" in _python(["-c", WINDOWS_IN_PADDING.replace("BACKEND", repr(backend))]).stdout
+
+
 # --- instruction sets --------------------------------------------------------------------------------------------
 
 

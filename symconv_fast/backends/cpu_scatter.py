@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ..problem import Problem
 
 _MOST_PRODUCTS, _MOST_TAPS = 49, 16
+_CHUNK = 112  # positions that are multiplied together, about
 _PRODUCTS = {None: (1, 1), "f2": (4, 2), "f4": (6, 4)}  # products and results of minimal filtering
 
 
@@ -74,6 +75,14 @@ def _shares_products(problem: Problem, axis: int) -> bool:
     return 1 < taps <= _MOST_TAPS and not any(apart)
 
 
+def _filled(problem: Problem, inner: int, outer: int | None, lines: float, lanes: int) -> float:
+    """Lanes in use where positions are the lanes: lines of a chunk follow each other, unless they are strided."""
+    line = -(-problem.spatial[inner] // problem.stride[inner])
+    together = outer is not None and problem.stride[outer] == 1
+    positions = line * (min(lines, max(1, _CHUNK // line)) if together else 1)
+    return positions / lanes / -(-positions // lanes)
+
+
 def counts(
     problem: Problem, mask: int, orbits: int, filtering: str | None, lanes: int
 ) -> dict[str, float] | None:
@@ -99,9 +108,10 @@ def counts(
         turned = orbits < lanes and problem.dtype.itemsize > 2
         kind = "scatter turned" if turned else "scatter"
     positions = problem.batch * problem.groups * planes * lines * problem.spatial[inner]
-    columns = taps * orbits / lanes
     if kind == "scatter":
         columns = -(-taps * orbits // lanes)
+    else:
+        columns = taps * orbits / lanes / _filled(problem, inner, outer, lines, lanes)
     packed = kind != "scatter" or folded or filtered is not None or inner != problem.ndim - 1
     members = 2 ** (1 + ring + folded)
     outputs = problem.batch * problem.groups * math.prod(problem.out_spatial) * members
