@@ -36,7 +36,7 @@ class Pass {
   // Threads share the blocks where those suffice, so that a thread needs only the weights that it has packed
   // itself; else they share all tasks, and the weights are packed before.
   void operator()() {
-    const int64_t threads = thread_count(), each = boxes_.size() * p_.batch;
+    const int64_t threads = thread_count(p_.macs()), each = boxes_.size() * p_.batch;
     const bool by_block = blocks_ % threads == 0 || blocks_ >= 8 * threads;
     const int64_t slices = std::min(threads, by_block ? blocks_ : each * blocks_);
     Scratch<S> packed(blocks_ * weight_elements());
@@ -114,7 +114,7 @@ class Pass {
       positions = std::max(positions, round_up(phase.axis[2]->count, chunk_width(tie)));
     const int64_t pitch = line_pitch(phase, positions);
     const int64_t tasks = p_.batch * blocks_ * static_cast<int64_t>(phases_.size());
-    const int64_t want = thread_count() > 1 ? (4 * thread_count() + tasks - 1) / tasks : 1;
+    const int64_t want = thread_count(p_.macs()) > 1 ? (4 * thread_count(p_.macs()) + tasks - 1) / tasks : 1;
     const int64_t vector = planes_ * static_cast<int64_t>(sizeof(S));  // bytes of one position and channel
     cut_boxes(phase, pitch, std::min(kBoxBytes / lanes_, kRegionBytes / p_.groups) / vector, want);
     for (const Box& box : phase.boxes) {

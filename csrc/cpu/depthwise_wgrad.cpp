@@ -36,7 +36,7 @@ class Accumulator {
     for (const TiePlan& tie : ties_)
       still_pitch_ = std::max(still_pitch_, whole_chunks(tie, phase_.axis[2]->count));
     pitch_ = line_pitch(phase_, still_pitch_);
-    const int64_t tasks = p_.batch * blocks_, threads = thread_count();
+    const int64_t tasks = p_.batch * blocks_, threads = thread_count(p_.macs());
     const int64_t vector = moving_planes() * static_cast<int64_t>(sizeof(S));
     cut_boxes(phase_, pitch_, std::min(kBoxBytes / lanes_, kRegionBytes / p_.groups) / vector,
               blocks_ < threads ? (2 * threads + tasks - 1) / tasks : 1);
@@ -44,7 +44,7 @@ class Accumulator {
   }
 
   void operator()() {
-    const int64_t threads = thread_count(), pieces = p_.batch * static_cast<int64_t>(boxes_.size());
+    const int64_t threads = thread_count(p_.macs()), pieces = p_.batch * static_cast<int64_t>(boxes_.size());
     // Few blocks: positions are cut too, into private accumulators that are summed in fixed order.
     const int64_t splits = blocks_ < 4 * threads && blocks_ % threads ? std::min(threads, pieces) : 1;
     const int64_t taps = kernel_taps(p_), weights = p_.orbits * taps * lanes_, slices = threads;

@@ -36,6 +36,14 @@ struct Problem {
   Triple in, out, kernel, stride, padding, dilation;
   bool transposed;
   std::vector<Segment> segments;
+
+  // Multiply-adds of one pass, with the reduced weight.
+  int64_t macs() const {
+    const Triple& at = transposed ? in : out;
+    int64_t n = batch * groups * channels * orbits;
+    for (int axis = 0; axis < kAxes; ++axis) n *= at[axis] * kernel[axis];
+    return n;
+  }
 };
 
 struct AxisMap {

@@ -123,7 +123,7 @@ void run_fold(const Problem& p, int segment, Preparations& prepared, const Multi
                               members,   layout.planes, layout.staged, layout.pixel_lanes};
     return prepare<T>(shape, threads);
   };
-  multiply<T>(*prepared.find<Prepared<T>>(segment, layout, stride, make), tensors);
+  multiply<T>(*prepared.find<Prepared<T>>(p, segment, layout, stride, make), tensors);
 }
 
 // Lines that the matrix kernel can read where they lie: rows not so far apart that they share cache sets, and
@@ -151,7 +151,7 @@ bool run_scatter(const Problem& p, int segment, Preparations& prepared, const Mu
   const auto make = [&](int64_t threads) {
     return prepare_scatter<T>({p, segment, *plan, !last || turned, turned, direct}, threads);
   };
-  scatter<T>(*prepared.find<PreparedScatter<T>>(segment, {!last, direct, turned}, 0, make), tensors);
+  scatter<T>(*prepared.find<PreparedScatter<T>>(p, segment, {!last, direct, turned}, 0, make), tensors);
   return true;
 }
 
@@ -184,7 +184,7 @@ void run_dgrad(const Problem& p, Preparations& prepared, const at::Tensor& gy, c
                               p.channels, p.orbits, {0},  layout.planes, layout.staged, layout.pixel_lanes};
     return prepare<T>(shape, threads);
   };
-  multiply<T>(*prepared.find<Prepared<T>>(0, layout, gx.stride(1), make),
+  multiply<T>(*prepared.find<Prepared<T>>(p, 0, layout, gx.stride(1), make),
               {const_view<Element<T>>(gy), const_weight<T>(w, p.transposed), weight_group_stride(w, p.groups),
                view<Element<T>>(gx), nullptr});
 }

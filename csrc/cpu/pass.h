@@ -46,10 +46,10 @@ class Preparations {
  public:
   // A `P` for segment number `segment`; `make` gives it, for a number of threads, if this is the first time.
   template <class P, class Make>
-  std::shared_ptr<const P> find(int64_t segment, const Layout& layout, int64_t out_channel_stride,
-                                const Make& make) {
+  std::shared_ptr<const P> find(const Problem& problem, int64_t segment, const Layout& layout,
+                                int64_t out_channel_stride, const Make& make) {
     static const char type = 0;
-    const int64_t threads = thread_count();
+    const int64_t threads = thread_count(problem.macs());
     const Key key{&type,  segment, layout.planes, layout.staged, layout.pixel_lanes, out_channel_stride,
                   threads};
     const std::lock_guard<std::mutex> lock(mutex_);

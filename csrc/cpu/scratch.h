@@ -70,6 +70,9 @@ class Scratch {
 
 inline int64_t thread_count() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
+// Waking other threads takes as long as some 2^17 multiply-adds.
+inline int64_t thread_count(int64_t macs) { return macs < (1 << 17) ? 1 : thread_count(); }
+
 // f(begin, end, slice): at most `slices` calls, each with its own slice number.
 template <class F>
 void parallel_slices(int64_t count, int64_t slices, const F& f) {

@@ -46,7 +46,7 @@ class Accumulator {
   void operator()() {
     const int64_t tasks = p_.groups * parts_ * splits_;
     Scratch<Sum<T>> acc(elements_ * splits_ * p_.groups);
-    const int64_t slices = std::min(tasks, thread_count());
+    const int64_t slices = std::min(tasks, thread_count(p_.macs()));
     const int64_t each = local_elements(), pixels = most_pixels_;
     Scratch<Sum<T>> memory(each * slices);
     Scratch<int64_t> offsets(pixels * slices);
@@ -66,7 +66,7 @@ class Accumulator {
       }
     });
     const int64_t blocks = (p_.channels + kBlock - 1) / kBlock;
-    parallel_slices(p_.groups * blocks, thread_count(), [&](int64_t begin, int64_t end, int64_t) {
+    parallel_slices(p_.groups * blocks, thread_count(p_.macs()), [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t i = begin; i < end; ++i)
         reduce(acc.data() + i / blocks * splits_ * elements_, i / blocks, i % blocks * kBlock);
     });
@@ -89,7 +89,7 @@ class Accumulator {
   // input again. Large maps split positions, small maps orbits. Many orbits are split in any case: the
   // accumulator is read and written once for each tile, so that a tile must have many positions.
   void choose_split() {
-    const int64_t want = std::max<int64_t>(1, thread_count() / p_.groups);
+    const int64_t want = std::max<int64_t>(1, thread_count(p_.macs()) / p_.groups);
     const int64_t positions = p_.batch * p_.in[0] * p_.in[1] * p_.in[2];
     int64_t most = 1, slots = p_.orbits * kBytes;
     for (const Segment& s : p_.segments) most = std::max(most, s.rows);
