@@ -81,8 +81,9 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[int, tuple[int, ...], object, bo
 
 
 def measure(dtype: torch.dtype, seconds: float, held: bool = False) -> None:
-    """Time every case, or the forward passes of those alone that can be scattered; of a pass and algorithm timed before on the same kind of machine, the quicker row stays.
+    """Time every case, held to lesser vectors the forward passes alone.
 
+    Of a pass and algorithm timed before on the same kind of machine, the quicker row stays.
     Shared machines have slow minutes: two or three runs leave a table without them.
     """
     data = DATA_HELD if held else DATA_16 if dtype.itemsize == 2 else DATA

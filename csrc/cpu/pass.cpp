@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "depthwise.h"
+#include "direct.h"
 #include "expand.h"
 #include "kernels.h"
 #include "multiply.h"
@@ -276,6 +277,44 @@ void run_depthwise_wgrad(const Problem& p, const at::Tensor& gy, const at::Tenso
                       weight_group_stride(gw, p.groups)});
 }
 
+// Runs CALL with `scalar` as float or double, which `direct` is for.
+#define SYMCONV_DISPATCH_DIRECT(TENSOR, CALL)                                                               \
+  if ((TENSOR).scalar_type() == at::kFloat) {                                                               \
+    using scalar = float;                                                                                   \
+    CALL;                                                                                                   \
+  } else {                                                                                                  \
+    TORCH_CHECK((TENSOR).scalar_type() == at::kDouble, "algorithm direct is for float32 and float64, got ", \
+                (TENSOR).scalar_type());                                                                    \
+    using scalar = double;                                                                                  \
+    CALL;                                                                                                   \
+  }
+
+template <class T>
+void check_direct(const Problem& p, const at::Tensor& last) {
+  TORCH_CHECK(direct_applies<T>(p) && last.stride(1) == 1, "algorithm direct does not apply to this layer");
+}
+
+template <class T>
+void run_direct_fprop(const Problem& p, const at::Tensor& x, const at::Tensor& w,
+                      const std::optional<at::Tensor>& bias, const at::Tensor& y) {
+  check_direct<T>(p, y);
+  direct_fprop<T>(p, forward_tensors<T>(p, x, w, bias, y));
+}
+
+template <class T>
+void run_direct_dgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx) {
+  check_direct<T>(p, gy);
+  direct_dgrad<T>(p, forward_tensors<T>(p, gy, w, std::nullopt, gx));
+}
+
+template <class T>
+void run_direct_wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw) {
+  check_direct<T>(p, gy);
+  direct_wgrad<T>(p, const_view<T>(gy), const_view<T>(x),
+                  weight_view(static_cast<T*>(gw.data_ptr()), gw, p.transposed),
+                  weight_group_stride(gw, p.groups));
+}
+
 c10::MemoryFormat memory_format(size_t dims, bool channels_last) {
   if (!channels_last || dims == 3) return c10::MemoryFormat::Contiguous;
   return dims == 4 ? c10::MemoryFormat::ChannelsLast : c10::MemoryFormat::ChannelsLast3d;
@@ -315,7 +354,9 @@ at::Tensor Pass::fprop(const at::Tensor& x, const at::Tensor& w,
   const at::Tensor y = allocate(shapes_.output, x, channels_last_);
   std::optional<at::Tensor> b;
   if (bias) b = bias->contiguous();
-  if (depthwise_) {
+  if (algorithm_ == "direct") {
+    SYMCONV_DISPATCH_DIRECT(y, run_direct_fprop<scalar>(problem_, x, w, b, y));
+  } else if (depthwise_) {
     SYMCONV_DISPATCH(y, run_depthwise<scalar>(problem_, true, x, w, b, y));
   } else {
     const Forward how = forward_of(algorithm_, y);
@@ -330,7 +371,10 @@ at::Tensor Pass::dgrad(const at::Tensor& gy, const at::Tensor& w) const {
   check(w, "weight", shapes_.weight, gy.scalar_type());
   if (algorithm_ == "expand") return convolve_back(gy, w);
   const at::Tensor gx = allocate(shapes_.input, w, channels_last_);
-  if (depthwise_) {
+  if (algorithm_ == "direct") {
+    const at::Tensor source = gy.stride(1) == 1 ? gy : gy.contiguous(memory_format(gy.dim(), true));
+    SYMCONV_DISPATCH_DIRECT(gx, run_direct_dgrad<scalar>(problem_, source, w, gx));
+  } else if (depthwise_) {
     SYMCONV_DISPATCH(gx, run_depthwise<scalar>(problem_, false, gy, w, std::nullopt, gx));
   } else {
     const Filtering filtering = filtering_of(algorithm_, gx);
@@ -353,6 +397,9 @@ at::Tensor Pass::wgrad(const at::Tensor& gy, const at::Tensor& x) const {
       reduce_into(filters, wide);
       gw.copy_(wide);
     }
+  } else if (algorithm_ == "direct") {
+    const at::Tensor source = gy.stride(1) == 1 ? gy : gy.contiguous(memory_format(gy.dim(), true));
+    SYMCONV_DISPATCH_DIRECT(gw, run_direct_wgrad<scalar>(problem_, source, x, gw));
   } else if (depthwise_) {
     SYMCONV_DISPATCH(gw, run_depthwise_wgrad<scalar>(problem_, gy, x, gw));
   } else {

@@ -157,9 +157,11 @@ def filtered(problem: Problem, op: str, c: Contraction) -> bool:
 def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]:
     """Work of one pass by a native algorithm, by the names in FEATURES.
 
-    That is "fold", "f2" or "f4", or forward "scatter", "scatter_f2" or "scatter_f4", where segments that cannot be
-    scattered are folded.
+    That is "fold", "f2", "f4" or "direct", or forward "scatter", "scatter_f2" or "scatter_f4", where segments that
+    cannot be scattered are folded.
     """
+    if algorithm == "direct":
+        return _direct_counts(problem, op)
     counts = dict.fromkeys(FEATURES, 0.0)
     counts["call"] = 1
     counts["activations"] = _activations(problem)
@@ -172,6 +174,22 @@ def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]
                     counts[name] += value
                 continue
         _add(counts, problem, op, filtering if scatter else algorithm, c)
+    return counts
+
+
+def _direct_counts(problem: Problem, op: str) -> dict[str, float]:
+    """Each filter by itself: columns are filters, but taps in the gradient of the input, which adds them one by one."""
+    counts, width = dict.fromkeys(FEATURES, 0.0), lanes(problem)
+    taps = problem.in_channels // problem.groups * math.prod(problem.kernel)
+    pixels = problem.batch * problem.groups * math.prod(problem.out_spatial)
+    filters = problem.out_channels // problem.groups
+    counts["call"], counts["activations"] = 1, _activations(problem)
+    columns, rows = (-(-taps // width), filters) if op == "dgrad" else (filters / width, taps)
+    counts["pixels/multiply_adds"] = pixels * columns * rows
+    counts["pixels/results"] = pixels * columns if op != "wgrad" else 0.0
+    counts["pixels/panel"] = pixels * taps if op == "dgrad" else 0.0
+    counts["pixels/runs"] = pixels / problem.out_spatial[-1] * math.prod(problem.kernel[:-1])
+    counts["pixels/weights"] = math.prod(problem.expanded_shape)
     return counts
 
 

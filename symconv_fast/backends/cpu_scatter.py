@@ -43,7 +43,9 @@ def roles(problem: Problem, mask: int, filtering: str | None = None) -> Roles | 
     taps = math.prod(problem.kernel[axis] for axis in scattered)
     if taps > _MOST_PRODUCTS or not all(_shares_products(problem, axis) for axis in scattered):
         return None
-    if problem.input_channels_last != problem.channels_last or not (problem.channels_last or inner == ndim - 1):
+    if problem.input_channels_last != problem.channels_last or not (
+        problem.channels_last or inner == ndim - 1
+    ):
         return None
     return Roles(inner, outer, rest[0] if rest else None, ring, len(tied) > 2)
 

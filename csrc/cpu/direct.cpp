@@ -1,0 +1,370 @@
+// Stems: short contractions without a panel.
+#include "direct.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "expand.h"
+#include "scratch.h"
+#include "weights.h"
+
+namespace symconv {
+
+namespace {
+
+constexpr int64_t kMostLines = 16;  // of results, whose input lines are copied together
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Segments {
+  std::vector<int64_t> a, b, k;
+  void clear() { a.clear(), b.clear(), k.clear(); }
+  void add(int64_t a_offset, int64_t b_offset, int64_t rows) {
+    a.push_back(a_offset), b.push_back(b_offset), k.push_back(rows);
+  }
+  template <class T>
+  void attach(GemmArgs<T>& g) const {
+    g.a_offset = a.data(), g.b_offset = b.data(), g.k = k.data();
+    g.segments = static_cast<int64_t>(k.size());
+  }
+};
+
+// What the three passes have in common: copies of input lines with zeros on both sides, on which every window
+// lies whole, and runs of taps that follow each other in them.
+template <class T>
+class Direct {
+ public:
+  explicit Direct(const Problem& p)
+      : p_(p), kernels_(select_kernels<T>()), lanes_(kernels_.lanes), threads_(thread_count(p.macs())) {
+    const int64_t reach = p.dilation[2] * (p.kernel[2] - 1) + 1;
+    const int64_t positions = std::max(p.in[2] + p.padding[2], p.stride[2] * (p.out[2] - 1) + reach);
+    line_ = positions * p.channels;
+    run_ = p.dilation[2] == 1 ? p.kernel[2] * p.channels : p.channels;
+    taps_ = p.kernel[0] * p.kernel[1] * p.kernel[2] * p.channels;
+    const int64_t lines = p.batch * p.groups * p.out[0] * p.out[1];
+    chunk_ = std::clamp<int64_t>(threads_ > 1 ? ceil_div(lines, 4 * threads_) : lines, 1, kMostLines);
+  }
+
+ protected:
+  // Result lines [begin, end) of one image, group and result plane.
+  struct Chunk {
+    int64_t group, image, plane, begin, end;
+  };
+  int64_t chunks(int64_t planes, int64_t lines) const {
+    return p_.groups * p_.batch * planes * ceil_div(lines, chunk_);
+  }
+  Chunk chunk(int64_t i, int64_t planes, int64_t lines) const {
+    const int64_t parts = ceil_div(lines, chunk_), part = i % parts;
+    i /= parts;
+    const int64_t plane = i % planes, image = i / planes % p_.batch;
+    return {i / planes / p_.batch, image, plane, lines * part / parts, lines * (part + 1) / parts};
+  }
+
+  bool inside(int axis, int64_t at) const { return at >= 0 && at < p_.in[axis]; }
+  int64_t source(int axis, int64_t result, int64_t tap) const {
+    return p_.stride[axis] * result + p_.dilation[axis] * tap - p_.padding[axis];
+  }
+
+  // Copied lines of a chunk, by plane of the kernel.
+  int64_t copied_lines() const {
+    return (chunk_ - 1) * p_.stride[1] + p_.dilation[1] * (p_.kernel[1] - 1) + 1;
+  }
+  int64_t copy_elements() const { return p_.kernel[0] * copied_lines() * line_; }
+  int64_t copied(const Chunk& c, int64_t plane, int64_t line) const {
+    return (plane * copied_lines() + line - source(1, c.begin, 0)) * line_;
+  }
+
+  void copy_lines(const Chunk& c, const View<const T>& input, T* to) const {
+    const int64_t first = source(1, c.begin, 0), last = source(1, c.end - 1, p_.kernel[1] - 1);
+    for (int64_t plane = 0; plane < p_.kernel[0]; ++plane) {
+      const int64_t deep = source(0, c.plane, plane);
+      for (int64_t line = first; line <= last && inside(0, deep); ++line)
+        if (inside(1, line))
+          copy_line(input.data + c.image * input.batch_stride + c.group * p_.channels * input.channel_stride +
+                        deep * input.stride[0] + line * input.stride[1],
+                    input, to + copied(c, plane, line));
+    }
+  }
+
+  void copy_line(const T* from, const View<const T>& input, T* to) const {
+    const int64_t before = p_.padding[2] * p_.channels, size = p_.in[2] * p_.channels;
+    std::fill(to, to + before, T(0));
+    if (input.stride[2] == p_.channels && (input.channel_stride == 1 || p_.channels == 1)) {
+      std::copy_n(from, size, to + before);
+    } else {
+      for (int64_t i = 0; i < p_.in[2]; ++i)
+        for (int64_t c = 0; c < p_.channels; ++c)
+          to[before + i * p_.channels + c] = from[i * input.stride[2] + c * input.channel_stride];
+    }
+    std::fill(to + before + size, to + line_, T(0));
+  }
+
+  // Calls f(first tap row, offset from a line's start) for every run of taps of one line of the kernel.
+  template <class F>
+  void for_runs(int64_t plane, int64_t row, const F& f) const {
+    const int64_t first = (plane * p_.kernel[1] + row) * p_.kernel[2] * p_.channels;
+    const int64_t runs = p_.kernel[2] * p_.channels / run_;
+    for (int64_t i = 0; i < runs; ++i) f(first + i * run_, i * p_.dilation[2] * p_.channels);
+  }
+
+  // The product for all pieces of `rows` rows and `columns` columns.
+  void gemm(GemmArgs<T> g, int64_t rows, int64_t columns) const {
+    const T *a = g.a, *b = g.b;
+    T* c = g.c;
+    for (const ColumnBlock& block : column_blocks(columns, lanes_)) {
+      const int64_t most = kernels_.max_rows[block.vectors], pieces = ceil_div(rows, most);
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
+        g.a = a + r0 * g.lda, g.b = b + block.vector * lanes_, g.c = c + r0 * g.ldc + block.vector * lanes_;
+        kernels_.gemm(static_cast<int>(r1 - r0), block.vectors, g);
+      }
+    }
+  }
+
+  const Problem& p_;
+  const Kernels<T>& kernels_;
+  int lanes_;
+  int64_t threads_, line_, run_, taps_, chunk_;
+};
+
+template <class T>
+class DirectFprop : Direct<T> {
+ public:
+  using Direct<T>::Direct;
+
+  // [tap and channel][filter], and the bias as one more row, which meets a line of ones.
+  void operator()(const MultiplyTensors<T>& m) const {
+    const int64_t filters = p_.filters, size = (this->taps_ + 1) * filters;
+    Scratch<T> weights(size * p_.groups);
+    const WeightView<T> view{weights.data(), 1, filters, tap_strides(p_.channels * filters)};
+    expand<T>(p_, m.weight, m.weight_group_stride, view, size);
+    for (int64_t g = 0; g < p_.groups && m.bias; ++g)
+      std::copy_n(m.bias + g * filters, filters, weights.data() + (g + 1) * size - filters);
+    const int64_t tasks = this->chunks(p_.out[0], p_.out[1]), slices = std::min(tasks, this->threads_);
+    const int64_t ones = this->kernels_.max_rows[1] * p_.stride[2] * p_.channels;
+    const int64_t each = this->copy_elements() + ones;
+    Scratch<T> memory(each * slices);
+    parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
+      T* lines = memory.data() + slice * each;
+      std::fill(lines + each - ones, lines + each, T(1));
+      Segments segments;
+      for (int64_t i = begin; i < end; ++i) {
+        const Chunk c = this->chunk(i, p_.out[0], p_.out[1]);
+        this->copy_lines(c, m.source, lines);
+        for (int64_t o = c.begin; o < c.end; ++o) {
+          segments.clear();
+          for (int64_t d = 0; d < p_.kernel[0]; ++d)
+            for (int64_t h = 0; h < p_.kernel[1]; ++h) {
+              const int64_t line = this->source(1, o, h);
+              if (!this->inside(0, this->source(0, c.plane, d)) || !this->inside(1, line)) continue;
+              this->for_runs(d, h, [&](int64_t tap, int64_t at) {
+                segments.add(this->copied(c, d, line) + at, tap * filters, this->run_);
+              });
+            }
+          if (m.bias) segments.add(0, this->taps_ * filters, 1);
+          multiply(m, c, o, lines, each - ones, segments, weights.data() + c.group * size);
+        }
+      }
+    });
+  }
+
+ private:
+  using typename Direct<T>::Chunk;
+  using Direct<T>::p_;
+
+  Triple tap_strides(int64_t last) const {
+    return {last * p_.kernel[2] * p_.kernel[1], last * p_.kernel[2], last};
+  }
+
+  // Straight into the result, a few positions of all filters at a time, so that stores go through memory in
+  // order. The row of ones, if there is a bias, is the last segment: it does not move with the positions.
+  void multiply(const MultiplyTensors<T>& m, const Chunk& c, int64_t o, const T* lines, int64_t ones,
+                Segments& segments, const T* weights) const {
+    GemmArgs<T> g{};
+    g.lda = p_.stride[2] * p_.channels, g.ldb = p_.filters, g.ldc = m.out.stride[2];
+    T* line = m.out.data + c.image * m.out.batch_stride + c.group * p_.filters + c.plane * m.out.stride[0] +
+              o * m.out.stride[1];
+    const std::vector<ColumnBlock> blocks = column_blocks(p_.filters, this->lanes_);
+    int64_t most = this->kernels_.max_rows[1];
+    for (const ColumnBlock& block : blocks)
+      most = std::min<int64_t>(most, this->kernels_.max_rows[block.vectors]);
+    const int64_t pieces = ceil_div(p_.out[2], most);
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t r0 = p_.out[2] * piece / pieces, r1 = p_.out[2] * (piece + 1) / pieces;
+      g.a = lines + r0 * g.lda;
+      if (m.bias) segments.a.back() = ones - r0 * g.lda;
+      segments.attach(g);
+      for (const ColumnBlock& block : blocks) {
+        g.b = weights + block.vector * this->lanes_, g.c = line + r0 * g.ldc + block.vector * this->lanes_;
+        this->kernels_.gemm(static_cast<int>(r1 - r0), block.vectors, g);
+      }
+    }
+  }
+};
+
+template <class T>
+class DirectDgrad : Direct<T> {
+ public:
+  using Direct<T>::Direct;
+
+  // Products of every upstream gradient with [filter][tap and channel], added to the lines that the taps
+  // read.
+  void operator()(const MultiplyTensors<T>& m) const {
+    const int64_t ld = (this->taps_ + 2 * this->lanes_ - 1) / this->lanes_ * this->lanes_;
+    const int64_t size = p_.filters * ld + kMaxVectors * this->lanes_;
+    Scratch<T> weights(size * p_.groups);
+    std::fill(weights.data(), weights.data() + size * p_.groups, T(0));
+    const int64_t c = p_.channels;
+    const Triple strides{p_.kernel[1] * p_.kernel[2] * c, p_.kernel[2] * c, c};
+    expand<T>(p_, m.weight, m.weight_group_stride, {weights.data(), ld, 1, strides}, size);
+    const int64_t tasks = this->chunks(p_.in[0], p_.in[1]), slices = std::min(tasks, this->threads_);
+    const int64_t sums = this->chunk_ * this->line_, products = p_.out[2] * ld;
+    Scratch<T> memory((sums + products) * slices);
+    parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
+      T* lines = memory.data() + slice * (sums + products);
+      for (int64_t i = begin; i < end; ++i) {
+        const Chunk chunk = this->chunk(i, p_.in[0], p_.in[1]);
+        std::fill(lines, lines + sums, T(0));
+        for (int64_t d = 0; d < p_.kernel[0]; ++d)
+          add_plane(m, chunk, d, weights.data() + chunk.group * size, ld, lines, lines + sums);
+        store(m, chunk, lines);
+      }
+    });
+  }
+
+ private:
+  using typename Direct<T>::Chunk;
+  using Direct<T>::p_;
+
+  // Here a chunk's lines and planes are those of the input. From the result planes that tap plane `d` joins.
+  void add_plane(const MultiplyTensors<T>& m, const Chunk& c, int64_t d, const T* weights, int64_t ld,
+                 T* lines, T* products) const {
+    const int64_t deep = c.plane + p_.padding[0] - p_.dilation[0] * d;
+    if (deep < 0 || deep % p_.stride[0] || deep / p_.stride[0] >= p_.out[0]) return;
+    const int64_t block = p_.kernel[1] * p_.kernel[2] * p_.channels, zero = 0;
+    GemmArgs<T> g{};
+    g.a_offset = g.b_offset = &zero, g.k = &p_.filters, g.segments = 1;
+    g.lda = m.source.stride[2], g.b = weights + d * block, g.ldb = ld, g.c = products, g.ldc = ld;
+    const T* plane = m.source.data + c.image * m.source.batch_stride + c.group * p_.filters +
+                     deep / p_.stride[0] * m.source.stride[0];
+    for (int64_t o = 0; o < p_.out[1]; ++o) {
+      const int64_t first = this->source(1, o, 0), last = this->source(1, o, p_.kernel[1] - 1);
+      if (last < c.begin || first >= c.end) continue;
+      g.a = plane + o * m.source.stride[1];
+      this->gemm(g, p_.out[2], block);
+      for (int64_t h = 0; h < p_.kernel[1]; ++h) {
+        const int64_t line = this->source(1, o, h);
+        if (line >= c.begin && line < c.end)
+          add_line(products, ld, h, lines + (line - c.begin) * this->line_);
+      }
+    }
+  }
+
+  void add_line(const T* products, int64_t ld, int64_t h, T* line) const {
+    this->for_runs(0, h, [&](int64_t tap, int64_t at) {
+      const int64_t step = p_.stride[2] * p_.channels, run = this->run_;
+      for (int64_t x = 0; x < p_.out[2]; ++x)
+        for (int64_t i = 0; i < run; ++i) line[at + x * step + i] += products[x * ld + tap + i];
+    });
+  }
+
+  void store(const MultiplyTensors<T>& m, const Chunk& c, const T* lines) const {
+    for (int64_t line = c.begin; line < c.end; ++line) {
+      const T* from = lines + (line - c.begin) * this->line_ + p_.padding[2] * p_.channels;
+      T* to = m.out.data + c.image * m.out.batch_stride + c.group * p_.channels * m.out.channel_stride +
+              c.plane * m.out.stride[0] + line * m.out.stride[1];
+      for (int64_t x = 0; x < p_.in[2]; ++x)
+        for (int64_t k = 0; k < p_.channels; ++k)
+          to[x * m.out.stride[2] + k * m.out.channel_stride] = from[x * p_.channels + k];
+    }
+  }
+};
+
+template <class T>
+class DirectWgrad : Direct<T> {
+ public:
+  using Direct<T>::Direct;
+
+  // Rows are taps and channels, columns filters, positions the contraction; sums of each thread by
+  // themselves, added in fixed order.
+  void operator()(const View<const T>& grad, const View<const T>& input, const WeightView<T>& out,
+                  int64_t out_group_stride) const {
+    const int64_t tasks = this->chunks(p_.out[0], p_.out[1]), slices = std::min(tasks, this->threads_);
+    const int64_t size = this->taps_ * p_.filters, sums = size * p_.groups;
+    const int64_t each = sums + this->copy_elements();
+    Scratch<T> memory(each * slices);
+    parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
+      T *own = memory.data() + slice * each, *lines = own + sums;
+      std::fill(own, own + sums, T(0));
+      Segments segments;
+      for (int64_t i = begin; i < end; ++i) {
+        const Chunk c = this->chunk(i, p_.out[0], p_.out[1]);
+        this->copy_lines(c, input, lines);
+        for (int64_t d = 0; d < p_.kernel[0]; ++d)
+          for (int64_t h = 0; h < p_.kernel[1] && this->inside(0, this->source(0, c.plane, d)); ++h)
+            add(grad, c, d, h, lines, segments, own + c.group * size);
+      }
+    });
+    for (int64_t slice = 1; slice < slices; ++slice)
+      for (int64_t i = 0; i < sums; ++i) memory.data()[i] += memory.data()[slice * each + i];
+    const int64_t last = p_.channels * p_.filters;
+    reduce<T>(p_,
+              {memory.data(), 1, p_.filters, {last * p_.kernel[1] * p_.kernel[2], last * p_.kernel[2], last}},
+              size, out, out_group_stride);
+  }
+
+ private:
+  using typename Direct<T>::Chunk;
+  using Direct<T>::p_;
+
+  void add(const View<const T>& grad, const Chunk& c, int64_t d, int64_t h, const T* lines,
+           Segments& segments, T* sums) const {
+    this->for_runs(d, h, [&](int64_t tap, int64_t at) {
+      segments.clear();
+      for (int64_t o = c.begin; o < c.end; ++o) {
+        const int64_t line = this->source(1, o, h);
+        if (this->inside(1, line)) segments.add(this->copied(c, d, line) + at, o * grad.stride[1], p_.out[2]);
+      }
+      GemmArgs<T> g{};
+      segments.attach(g);
+      g.a = lines, g.lda = 1, g.a_step = p_.stride[2] * p_.channels, g.ldb = grad.stride[2];
+      g.b = grad.data + c.image * grad.batch_stride + c.group * p_.filters + c.plane * grad.stride[0];
+      g.c = sums + tap * p_.filters, g.ldc = p_.filters, g.add = true;
+      if (g.segments) this->gemm(g, this->run_, p_.filters);
+    });
+  }
+};
+
+}  // namespace
+
+template <class T>
+bool direct_applies(const Problem& p) {
+  return !p.transposed && p.channels <= kDirectChannels && p.filters % select_kernels<T>().lanes == 0;
+}
+
+template <class T>
+void direct_fprop(const Problem& p, const MultiplyTensors<T>& tensors) {
+  DirectFprop<T>{p}(tensors);
+}
+
+template <class T>
+void direct_dgrad(const Problem& p, const MultiplyTensors<T>& tensors) {
+  DirectDgrad<T>{p}(tensors);
+}
+
+template <class T>
+void direct_wgrad(const Problem& p, const View<const T>& grad, const View<const T>& input,
+                  const WeightView<T>& out, int64_t out_group_stride) {
+  DirectWgrad<T>{p}(grad, input, out, out_group_stride);
+}
+
+#define SYMCONV_INSTANTIATE(T)                                                              \
+  template bool direct_applies<T>(const Problem&);                                          \
+  template void direct_fprop<T>(const Problem&, const MultiplyTensors<T>&);                 \
+  template void direct_dgrad<T>(const Problem&, const MultiplyTensors<T>&);                 \
+  template void direct_wgrad<T>(const Problem&, const View<const T>&, const View<const T>&, \
+                                const WeightView<T>&, int64_t);
+SYMCONV_INSTANTIATE(float)
+SYMCONV_INSTANTIATE(double)
+
+}  // namespace symconv
