@@ -8,9 +8,9 @@ share; bfloat16 is "widened" where the CPU has no instructions for it, or where 
 ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away.
 Each case is one pass of one algorithm, timed in turns with torch's.
 
-`--held` measures forward passes alone on a machine whose vectors are wider than it is allowed to use (SYMCONV_FAST_ISA,
-ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA name a lesser set). Such rows are kept in -held.jsonl. They stand in for
-what was never measured on a machine that has no more: scaled by what the fold takes there over what it took here.
+`--held` measures on a machine whose vectors are wider than it is allowed to use (SYMCONV_FAST_ISA, ATEN_CPU_CAPABILITY
+and ONEDNN_MAX_CPU_ISA name a lesser set). Such rows are kept in -held.jsonl. They stand in for what was never measured
+on a machine that has no more: scaled by what the fold takes there over what it took here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from symconv_fast import ops
 from symconv_fast.backends import cpu, cpu_cost
 from symconv_fast.backends.torch_conv import asked_in
 from symconv_fast.dispatch import backend
-from symconv_fast.problem import OPS, Problem, allocate
+from symconv_fast.problem import Problem, allocate
 from symconv_fast.symmetry import Symmetry
 
 DATA = Path(__file__).parent / "results" / "reference-cost.jsonl"
@@ -81,15 +81,14 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[int, tuple[int, ...], object, bo
 
 
 def measure(dtype: torch.dtype, seconds: float, held: bool = False) -> None:
-    """Time every case, held to lesser vectors the forward passes alone.
+    """Time every case; of a pass and algorithm timed before on the same kind of machine, the quicker row stays.
 
-    Of a pass and algorithm timed before on the same kind of machine, the quicker row stays.
     Shared machines have slow minutes: two or three runs leave a table without them.
     """
     data = DATA_HELD if held else DATA_16 if dtype.itemsize == 2 else DATA
     best = {key(row): row for row in stored(data)}
     for case in tqdm(list(cases(dtype)), desc="measuring", unit="case", mininterval=10):
-        for row in rows(*case, dtype, seconds, ("fprop",) if held else OPS):
+        for row in rows(*case, dtype, seconds):
             row = json.loads(json.dumps(row))
             before = best.get(key(row))
             if before is None or before["device"] != row["device"] or row["ns"] < before["ns"]:
@@ -118,13 +117,7 @@ def problem_of(case: list[Any], dtype: torch.dtype = torch.float32) -> tuple[Pro
 
 
 def rows(
-    ndim: int,
-    shape: tuple[int, ...],
-    tie: object,
-    last: bool,
-    dtype: torch.dtype,
-    seconds: float,
-    passes: tuple[str, ...] = OPS,
+    ndim: int, shape: tuple[int, ...], tie: object, last: bool, dtype: torch.dtype, seconds: float
 ) -> Iterator[dict[str, object]]:
     """Timed rows of one case, all algorithms of a pass in turns."""
     case = [ndim, shape, tie if isinstance(tie, str) else json.dumps(tie), last]
@@ -137,8 +130,6 @@ def rows(
         "wgrad": lambda: ops.wgrad(gy, x, w.shape, *static),
     }
     for op, call in calls.items():
-        if op not in passes:
-            continue
         pins = {a: ("cpu", a) for a in cpu.ALGORITHMS if cpu.can_run(p, op, a) is None}
         if asked_in(p, op) != dtype:
             del pins["expand"]  # its cost is that of the wider type
