@@ -48,7 +48,8 @@ class Scatterer : public ScatterProducts<T> {
       while (base * splits % p_.threads && splits < p_.outer_count) ++splits;
     const int64_t tasks = base * splits, slices = std::min(tasks, p_.threads);
     const int64_t lines = p_.planes ? p_.source_lines(p_.chunk) : 1;
-    const int64_t longest = std::max({q_.channels, lines * q_.in[plan_.inner], p_.sums_ld}) + p_.lanes;
+    const int64_t along = p_.most_line();
+    const int64_t longest = std::max({q_.channels, lines * along, p_.sums_ld}) + p_.lanes;
     const int64_t zipped = kDepth > 1 && p_.planes ? p_.panel_words : 0;
     const int64_t products = p_.product_stride * p_.kept();
     const int64_t ring = p_.ring_lines * p_.sums_member * 2 * plan_.parities() + p_.lanes;
@@ -72,10 +73,14 @@ class Scatterer : public ScatterProducts<T> {
         int64_t rest = i / splits;
         Task t;
         t.begin = p_.outer_count * (i % splits) / splits, t.end = p_.outer_count * (i % splits + 1) / splits;
+        const int64_t tile = rest % p_.tiles;
+        t.first = tile * p_.tile, t.last = std::min(q_.out[plan_.inner], t.first + p_.tile);
+        rest /= p_.tiles;
         t.deep = rest % q_.out[plan_.deep], rest /= q_.out[plan_.deep];
         t.image = rest % q_.batch, rest /= q_.batch;
         t.block = rest % p_.blocks, t.group = rest / p_.blocks;
         local.weights = weights + (t.group * p_.blocks + t.block) * p_.weight_words;
+        this->set_spans(t, local);
         plan_.ring ? run_ring(t, local) : run_lines(t, local);
       }
     });
@@ -103,7 +108,7 @@ class Scatterer : public ScatterProducts<T> {
 
   void store_line(const Task& t, int64_t o, int64_t line, const Local& local) const {
     ScatterArgs<T> a{};
-    this->set_sources(a, 0, 0, line, local);
+    this->set_sources(t, a, 0, 0, line, local);
     a.product_stride = p_.product_stride;
     const int64_t results = kLinesOut[plan_.filtering];
     a.lines = static_cast<int>(std::min(results, q_.out[plan_.outer] - o * results));
@@ -142,14 +147,15 @@ class Scatterer : public ScatterProducts<T> {
     }
     for (int parity = 0; parity < plan_.parities(); ++parity) {
       this->multiply(t, {l, count, at, 1}, parity, local);
-      for (int64_t i = 0; i < count; ++i) add_line(l, parity, at + i, i, local);
+      for (int64_t i = 0; i < count; ++i) add_line(t, l, parity, at + i, i, local);
     }
   }
 
-  void add_line(size_t line_class, int parity, int64_t at, int64_t line, const Local& local) const {
+  void add_line(const Task& t, size_t line_class, int parity, int64_t at, int64_t line,
+                const Local& local) const {
     ScatterArgs<T> a{};
-    this->set_sources(a, parity, line_class, line, local);
-    const int64_t across = p_.outer_taps(line_class) * p_.width, along = q_.out[plan_.inner];
+    this->set_sources(t, a, parity, line_class, line, local);
+    const int64_t across = p_.outer_taps(line_class) * p_.width, along = t.last - t.first;
     a.rows = p_.planes ? across : along, a.columns = p_.planes ? along : across;
     a.sums_step = p_.sums_ld;
     for (int m = 0; m < 2; ++m) a.sums[m] = ring_line(at, parity, m, local);
@@ -182,7 +188,8 @@ class Scatterer : public ScatterProducts<T> {
 
   Element<T>* result(const Task& t, int64_t o, int64_t channel) const {
     return m_.out.data + t.image * m_.out.batch_stride + t.deep * m_.out.stride[plan_.deep] +
-           o * m_.out.stride[plan_.outer] + channel * m_.out.channel_stride;
+           o * m_.out.stride[plan_.outer] + t.first * m_.out.stride[plan_.inner] +
+           channel * m_.out.channel_stride;
   }
 
   // Line `o` of the members that differ in the axis which the sums are over (and in the folded one); `member`
@@ -190,7 +197,7 @@ class Scatterer : public ScatterProducts<T> {
   void store(const Task& t, int64_t o, int member, ScatterArgs<T>& a, const Local& local) const {
     const Segment& s = q_.segments[p_.segment];
     const int64_t first = t.block * p_.width, orbits = std::min(p_.width, p_.orbits - first);
-    const int64_t along = q_.out[plan_.inner];
+    const int64_t along = t.last - t.first;
     a.rows = p_.planes ? orbits : along, a.columns = p_.planes ? along : orbits;
     a.out_step = p_.turned ? p_.turned_ld : p_.planes ? m_.out.channel_stride : m_.out.stride[plan_.inner];
     a.line_stride = p_.turned ? p_.members() * p_.orbits * p_.turned_ld : m_.out.stride[plan_.outer];
@@ -214,7 +221,7 @@ class Scatterer : public ScatterProducts<T> {
   void turn(const Task& t, int64_t o, int lines, const Local& local) const {
     if constexpr (kCanStage<T>) {
       const Segment& s = q_.segments[p_.segment];
-      const int64_t rows = p_.members() * p_.orbits, along = q_.out[plan_.inner];
+      const int64_t rows = p_.members() * p_.orbits, along = t.last - t.first;
       const bool together = s.copies == s.first + p_.orbits;
       for (int line = 0; line < lines; ++line)
         for (int64_t row = 0, to; row < rows; row = to) {

@@ -29,8 +29,8 @@ ScatterAxis scatter_axis(const Problem& p, int axis) {
       const int k = c.taps[j];
       a.class_of[k] = static_cast<int>(i), a.index[k] = static_cast<int>(j);
       a.shift[k] = (p.dilation[axis] * k - p.padding[axis] - c.residue) / stride;
-      c.before = std::max(c.before, -a.shift[k]);
-      c.after = std::max(c.after, p.out[axis] - 1 + a.shift[k] - (c.count - 1));
+      c.low = j ? std::min(c.low, a.shift[k]) : a.shift[k];
+      c.high = j ? std::max(c.high, a.shift[k]) : a.shift[k];
     }
   }
   return a;

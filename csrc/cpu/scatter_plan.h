@@ -18,7 +18,7 @@ struct ScatterAxis {
   struct Class {
     int64_t residue, count;  // source positions: residue + stride * (0 .. count - 1)
     std::vector<int> taps;
-    int64_t before, after;  // positions outside that results ask for
+    int64_t low, high;  // least and largest shift of them
   };
   std::vector<Class> classes;
   std::vector<int> class_of, index;  // by tap: its class, and its place there

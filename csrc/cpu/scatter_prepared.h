@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@ namespace symconv {
 constexpr int64_t kBlockBytes = 512 << 10;    // of all that belongs to a block of orbits
 constexpr int64_t kProductBytes = 128 << 10;  // of a chunk of lines, about
 constexpr int64_t kChunkPositions = 64;       // which a chunk should have, where lines are short
+constexpr int64_t kLongLine = 160, kTilePositions = 128;
 
 // Positions along the deep axis that are loaded together: a tap, or a pair of mirrored ones, which leaves as
 // a sum and a difference.
@@ -30,6 +32,13 @@ struct ScatterTerm {
   int tap;  // outer axis, else 0
 };
 
+// Source positions of a class that a tile of results reads.
+struct ScatterSpan {
+  int64_t begin, count;   // those that exist
+  int64_t before, after;  // those that do not, on both sides: kept as zeros beside pixels, masked in planes
+  int64_t pitch() const { return before + count + after; }
+};
+
 inline int64_t round_to(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 template <class T>
@@ -43,6 +52,7 @@ struct PreparedScatter : ScatterShape {
         orbits(problem.segments[segment].rows),
         outer_count((problem.out[plan.outer] + kLinesOut[plan.filtering] - 1) / kLinesOut[plan.filtering]) {
     list_terms();
+    choose_tiles();
     choose_orbits();
     place_weights();
     choose_lines();
@@ -85,17 +95,28 @@ struct PreparedScatter : ScatterShape {
            width;
   }
 
+  // Long lines are cut, so that what is kept of one does not grow with it, and a single line too, for the
+  // threads.
+  void choose_tiles() {
+    const int64_t along = problem.out[plan.inner],
+                  lines = problem.groups * problem.batch * problem.out[plan.deep] * problem.out[plan.outer];
+    tiles = along > kLongLine ? (along + kTilePositions - 1) / kTilePositions : 1;
+    if (lines < threads) tiles = std::max(tiles, std::min(threads, along / kChunkPositions));
+    tiles = std::max<int64_t>(1, tiles);
+    tile = (along + tiles - 1) / tiles;
+    tiles = (along + tile - 1) / tile;
+  }
+
   // Tasks before lines are shared out.
-  int64_t tasks() const { return problem.groups * blocks * problem.batch * problem.out[plan.deep]; }
+  int64_t tasks() const { return problem.groups * blocks * problem.batch * problem.out[plan.deep] * tiles; }
 
   void choose_orbits() {
     int64_t each = 0;
     for (const auto& t : terms) each += static_cast<int64_t>(t.size());
     each *= plan.products() * rows;
     // Products of a line, and the sums that wait in the ring, all in units of a tap's.
-    const int64_t along = problem.out[plan.inner];
-    each += along * kept();
-    if (plan.ring) each += along * 2 * plan.parities() * (reach() + 1) / problem.kernel[plan.inner];
+    each += tile * kept();
+    if (plan.ring) each += tile * 2 * plan.parities() * (reach() + 1) / problem.kernel[plan.inner];
     each *= plan.taps(problem) * static_cast<int64_t>(sizeof(Word<T>));
     const int64_t most = std::max<int64_t>(lanes, kBlockBytes / each);
     blocks = (orbits + most - 1) / most;
@@ -154,7 +175,7 @@ struct PreparedScatter : ScatterShape {
   }
 
   void choose_lines() {
-    const int64_t positions = std::max<int64_t>(1, problem.in[plan.inner] / problem.stride[plan.inner]);
+    const int64_t positions = std::max<int64_t>(1, tile);
     const int64_t bytes = positions * most_columns() * kept() * static_cast<int64_t>(sizeof(Sum<T>));
     int64_t most = std::max<int64_t>(1, kProductBytes / std::max<int64_t>(1, bytes));
     const int64_t stride = problem.stride[plan.outer];
@@ -171,7 +192,8 @@ struct PreparedScatter : ScatterShape {
     int64_t best = 1;
     double filled = 0;
     for (int64_t lines = 1; lines <= most; ++lines) {
-      const double now = static_cast<double>(lines) / static_cast<double>(round_to(span(0, lines), lanes));
+      const double now =
+          static_cast<double>(lines) / static_cast<double>(round_to(most_positions(0) * lines, lanes));
       if (now > filled * 1.01) best = lines, filled = now;
     }
     return best;
@@ -179,21 +201,32 @@ struct PreparedScatter : ScatterShape {
 
   // --- panel of a class of positions, and products of it ---
 
-  int64_t positions(size_t c) const { return plan.line.classes[c].count; }
-  // Pixels: zeros stand for the positions outside. Planes: lines follow each other without a gap, and what is
-  // not there is masked.
-  int64_t first(size_t c) const { return planes ? 0 : plan.line.classes[c].before; }
-  int64_t pitch(size_t c) const {
+  // Of results [begin, end) of a line.
+  ScatterSpan span(size_t c, int64_t begin, int64_t end) const {
     const ScatterAxis::Class& k = plan.line.classes[c];
-    return planes ? k.count : k.before + k.count + k.after;
+    const int64_t low = begin + k.low, high = end + k.high;
+    const int64_t from = std::clamp<int64_t>(low, 0, k.count), to = std::clamp<int64_t>(high, from, k.count);
+    if (from == to) return {low, 0, 0, planes ? 0 : high - low};
+    return {from, to - from, planes ? 0 : from - low, planes ? 0 : high - to};
   }
-  int64_t span(size_t c, int64_t lines) const { return lines * pitch(c); }  // planes
+  // Of any tile, with those outside where they are kept.
+  int64_t most_positions(size_t c) const {
+    const ScatterAxis::Class& k = plan.line.classes[c];
+    const int64_t most = tile + k.high - k.low;
+    return planes ? std::min(most, k.count) : most;
+  }
+
+  // Source positions of a line that a tile reads, at most.
+  int64_t most_line() const {
+    const int64_t reach_along = problem.dilation[plan.inner] * (problem.kernel[plan.inner] - 1);
+    return std::min(problem.in[plan.inner], problem.stride[plan.inner] * (tile - 1) + reach_along + 1);
+  }
 
   void make_masks() {
     mask_ld = round_to(problem.out[plan.inner], lanes) + lanes;
     masks.assign(problem.kernel[plan.inner] * mask_ld, 0);
     for (int k = 0; k < problem.kernel[plan.inner]; ++k) {
-      const int64_t count = positions(plan.line.class_of[k]), shift = plan.line.shift[k];
+      const int64_t count = plan.line.classes[plan.line.class_of[k]].count, shift = plan.line.shift[k];
       for (int64_t t = 0; t < problem.out[plan.inner]; ++t)
         masks[k * mask_ld + t] = t + shift >= 0 && t + shift < count ? -1 : 0;
     }
@@ -208,36 +241,38 @@ struct PreparedScatter : ScatterShape {
       Region r{};
       r.panel = panel_words;
       if (planes) {
-        r.panel_ld = apart(round_to(span(c, lines) + kMaxVectors * lanes, lanes));
+        r.panel_ld = apart(round_to(most_positions(c) * lines + kMaxVectors * lanes, lanes));
         r.panel_product = slots * rows * r.panel_ld;
       } else {
         r.panel_ld = apart(slots * rows);
-        r.panel_product = lines * positions(c) * r.panel_ld;
+        r.panel_product = lines * most_positions(c) * r.panel_ld;
       }
       if (!direct) panel_words += r.panel_product * plan.products() + kMaxVectors * lanes;
       int64_t most = 0;
       for (size_t l = 0; l < line_classes(); ++l) most = std::max(most, columns(l, c));
       const ScatterAxis::Class& k = plan.line.classes[c];
-      const int64_t margin = planes ? round_to(std::max(k.before, k.after), lanes) : 0;  // read, and masked
+      const int64_t margin =
+          planes ? round_to(tile + std::abs(k.low) + std::abs(k.high), lanes) : 0;  // masked
       r.product = product_stride + margin;
-      r.product_ld = planes ? apart(round_to(span(c, chunk), lanes)) : apart(round_to(most, lanes));
-      product_stride += (planes ? most : chunk * pitch(c)) * r.product_ld + 2 * margin + kMaxVectors * lanes;
+      r.product_ld =
+          planes ? apart(round_to(most_positions(c) * chunk, lanes)) : apart(round_to(most, lanes));
+      product_stride +=
+          (planes ? most : chunk * most_positions(c)) * r.product_ld + 2 * margin + kMaxVectors * lanes;
       regions.push_back(r);
     }
     if (!plan.ring) return;
     int64_t most = 0;
     for (size_t l = 0; l < line_classes(); ++l) most = std::max(most, outer_taps(l));
-    const int64_t across = problem.out[plan.inner];
-    sums_ld = planes ? round_to(across, lanes) : round_to(most * width, lanes);
-    sums_member = (planes ? most * width : across) * sums_ld;
+    sums_ld = planes ? round_to(tile, lanes) : round_to(most * width, lanes);
+    sums_member = (planes ? most * width : tile) * sums_ld;
   }
 
   // Source lines of a chunk, [tap of the deep axis][channel][line][position], and one step of result lines,
   // [line][member][orbit][position].
   void place_turned() {
-    stage_ld = apart(round_to((source_lines(chunk) + plan.products()) * problem.in[plan.inner], lanes));
+    stage_ld = apart(round_to((source_lines(chunk) + plan.products()) * most_line(), lanes));
     stage_words = problem.kernel[plan.deep] * problem.channels * stage_ld + lanes;
-    turned_ld = round_to(problem.out[plan.inner], lanes);
+    turned_ld = round_to(tile, lanes);
     turned_words = kLinesOut[plan.filtering] * members() * orbits * turned_ld;
   }
   int members() const { return 2 << (plan.ring + plan.folded); }
@@ -256,6 +291,7 @@ struct PreparedScatter : ScatterShape {
   int slots = 0;
   std::vector<DeepGroup> groups;
   std::vector<std::vector<ScatterTerm>> terms;  // by parity
+  int64_t tile = 0, tiles = 0;                  // results of a line at a time
   int64_t width = 0, blocks = 0;                // orbits of a block
   std::vector<Matrix> matrices;
   std::vector<std::vector<ColumnBlock>> blocks_of;  // columns of each matrix

@@ -62,14 +62,15 @@ class ScatterProducts : public ScatterSource<T> {
   void multiply_pixels(const Task& t, const Lines& lines, size_t c, int w, Local& local) const {
     const auto& r = p_.regions[c];
     const auto& matrix = p_.matrix(w, lines.line_class, c);
-    const int64_t positions = p_.positions(c), filtered = plan_.folded ? 0 : w;
+    const ScatterSpan& span = local.spans[c];
+    const int64_t positions = span.count, filtered = plan_.folded ? 0 : w;
     const int64_t stride = m_.source.stride[plan_.inner];
     GemmArgs<Word<T>> g{};
     g.lda = p_.direct ? q_.stride[plan_.inner] * stride / kDepth : r.panel_ld;
     g.ldb = matrix.ld, g.ldc = r.product_ld;
     const Word<T>* origin =
         p_.direct
-            ? reinterpret_cast<const Word<T>*>(this->source(t, 0, 0) + plan_.line.classes[c].residue * stride)
+            ? reinterpret_cast<const Word<T>*>(this->source(t, 0, 0) + this->position(c, span.begin) * stride)
             : local.panel + r.panel + filtered * r.panel_product;
     const AxisMap& deep = map_[plan_.deep];
     const auto offset = [&](const ScatterTerm& term, int64_t line) {
@@ -81,7 +82,7 @@ class ScatterProducts : public ScatterSource<T> {
     };
     if (static_cast<int64_t>(local.segments.size()) < lines.count) local.segments.resize(lines.count);
     for (int64_t l = 0; l < lines.count; ++l) {
-      clear_halo(c, products(c, w, local) + l * p_.pitch(c) * r.product_ld);
+      clear_halo(span, products(c, w, local) + l * span.pitch() * r.product_ld, r.product_ld);
       set_segments(t, lines, l, w, matrix.ld, local.segments[l], offset);
     }
     for (const ColumnBlock& block : p_.blocks_of[&matrix - p_.matrices.data()])
@@ -91,7 +92,7 @@ class ScatterProducts : public ScatterSource<T> {
         g.segments = static_cast<int64_t>(segments.k.size());
         g.b = local.weights + matrix.offset + block.vector * p_.lanes;
         Sum<T>* to =
-            products(c, w, local) + (l * p_.pitch(c) + p_.first(c)) * r.product_ld + block.vector * p_.lanes;
+            products(c, w, local) + (l * span.pitch() + span.before) * r.product_ld + block.vector * p_.lanes;
         const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (positions + most - 1) / most;
         for (int64_t piece = 0; piece < pieces; ++piece) {
           const int64_t p0 = positions * piece / pieces, p1 = positions * (piece + 1) / pieces;
@@ -101,10 +102,9 @@ class ScatterProducts : public ScatterSource<T> {
       }
   }
 
-  void clear_halo(size_t c, Sum<T>* line) const {
-    const int64_t ld = p_.regions[c].product_ld, before = p_.first(c), positions = p_.positions(c);
-    std::fill(line, line + before * ld, Sum<T>(0));
-    std::fill(line + (before + positions) * ld, line + p_.pitch(c) * ld, Sum<T>(0));
+  static void clear_halo(const ScatterSpan& span, Sum<T>* line, int64_t ld) {
+    std::fill(line, line + span.before * ld, Sum<T>(0));
+    std::fill(line + (span.before + span.count) * ld, line + span.pitch() * ld, Sum<T>(0));
   }
 
   void multiply_planes(const Task& t, const Lines& lines, size_t c, int w, Local& local) const {
@@ -114,7 +114,7 @@ class ScatterProducts : public ScatterSource<T> {
     GemmArgs<Word<T>> g{};
     g.lda = 1, g.a_step = matrix.ld, g.ldb = r.panel_ld, g.ldc = r.product_ld;
     const auto offset = [&](const ScatterTerm& term, int64_t line) {
-      return term.slot * p_.rows * r.panel_ld + (line - lines.at) * p_.pitch(c);
+      return term.slot * p_.rows * r.panel_ld + (line - lines.at) * local.spans[c].count;
     };
     if (local.segments.empty()) local.segments.resize(1);
     ScatterSegments& segments = local.segments[0];
@@ -122,7 +122,7 @@ class ScatterProducts : public ScatterSource<T> {
     g.a_offset = segments.b.data(), g.b_offset = segments.a.data(), g.k = segments.k.data();
     g.segments = static_cast<int64_t>(segments.k.size());
     const Word<T>* b = (kDepth > 1 ? local.zipped : local.panel) + r.panel + filtered * r.panel_product;
-    for (const ColumnBlock& block : column_blocks(p_.span(c, lines.count), p_.lanes)) {
+    for (const ColumnBlock& block : column_blocks(local.spans[c].count * lines.count, p_.lanes)) {
       const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (rows + most - 1) / most;
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
@@ -134,25 +134,28 @@ class ScatterProducts : public ScatterSource<T> {
     }
   }
 
-  // Products of a tap of the inner axis, where tap `at` of a member takes them, for result position 0 of line
-  // number `line`.
-  const Sum<T>* product(int w, size_t line_class, int64_t line, int tap, int at, const Local& local) const {
+  // Products of a tap of the inner axis, where tap `at` of a member takes them, for a task's first result of
+  // line number `line`.
+  const Sum<T>* product(const Task& t, int w, size_t line_class, int64_t line, int tap, int at,
+                        const Local& local) const {
     const size_t c = plan_.line.class_of[at];
     const int64_t ld = p_.regions[c].product_ld;
     const int64_t row = plan_.line.index[tap] * p_.outer_taps(line_class) * p_.width;
-    const int64_t position = p_.first(c) + line * p_.pitch(c) + plan_.line.shift[at];
+    const ScatterSpan& span = local.spans[c];
+    const int64_t position = line * span.pitch() + span.before + t.first + plan_.line.shift[at] - span.begin;
     return products(c, w, local) + (p_.planes ? row * ld + position : position * ld + row);
   }
 
   // Where the sums over the inner axis find products: both members, for every tap.
-  void set_sources(ScatterArgs<T>& a, int w, size_t line_class, int64_t line, const Local& local) const {
+  void set_sources(const Task& t, ScatterArgs<T>& a, int w, size_t line_class, int64_t line,
+                   const Local& local) const {
     const int taps = static_cast<int>(q_.kernel[plan_.inner]);
     a.taps = taps;
-    if (p_.planes) a.mask = p_.masks.data(), a.mask_ld = p_.mask_ld;
+    if (p_.planes) a.mask = p_.masks.data() + t.first, a.mask_ld = p_.mask_ld;
     for (int k = 0; k < taps; ++k) {
       a.step[k] = p_.regions[plan_.line.class_of[k]].product_ld;
-      a.source[0][k] = product(w, line_class, line, k, k, local);
-      a.source[1][k] = product(w, line_class, line, taps - 1 - k, k, local);
+      a.source[0][k] = product(t, w, line_class, line, k, k, local);
+      a.source[1][k] = product(t, w, line_class, line, taps - 1 - k, k, local);
     }
   }
 };

@@ -12,6 +12,7 @@ namespace symconv {
 struct ScatterTask {
   int64_t group, block, image, deep;  // deep: result position
   int64_t begin, end;                 // of outer_count
+  int64_t first, last;                // results [first, last) of every line
 };
 
 // Of the matrix kernel: where the panel's and the weights' rows begin, and how many they are.
@@ -28,6 +29,8 @@ struct ScatterLocal {
   const Word<T>* weights;
   const Sum<T>* bias;
   std::vector<ScatterSegments> segments;  // by line
+  std::vector<ScatterSpan> spans;         // by class of positions
+  int64_t stage_begin, stage_count;       // positions of a line that any class reads
 };
 
 template <class T>
@@ -60,10 +63,31 @@ class ScatterSource {
   }
 
   // Do lines follow each other without a gap, in the source as in planes?
-  bool seamless() const {
-    const bool source =
-        p_.turned || m_.source.stride[plan_.outer] == q_.in[plan_.inner] * m_.source.stride[plan_.inner];
-    return p_.planes && q_.stride[plan_.inner] == 1 && !plan_.filtering && source;
+  bool seamless(const Local& local) const {
+    const int64_t along = q_.in[plan_.inner];
+    const bool source = p_.turned || m_.source.stride[plan_.outer] == along * m_.source.stride[plan_.inner];
+    return p_.planes && q_.stride[plan_.inner] == 1 && !plan_.filtering && source &&
+           local.spans[0].count == along;
+  }
+
+  // Which positions of a line a task reads.
+  void set_spans(const Task& t, Local& local) const {
+    local.spans.clear();
+    int64_t begin = q_.in[plan_.inner], end = 0;
+    for (size_t c = 0; c < p_.regions.size(); ++c) {
+      const ScatterSpan span = p_.span(c, t.first, t.last);
+      local.spans.push_back(span);
+      if (!span.count) continue;
+      const int64_t first = position(c, span.begin);
+      begin = std::min(begin, first);
+      end = std::max(end, first + q_.stride[plan_.inner] * (span.count - 1) + 1);
+    }
+    local.stage_begin = begin, local.stage_count = std::max<int64_t>(0, end - begin);
+  }
+
+  // Of a class's position, in the source.
+  int64_t position(size_t c, int64_t at) const {
+    return plan_.line.classes[c].residue + q_.stride[plan_.inner] * at;
   }
 
   // Transposed copies of source lines from `at` on, for every tap of the deep axis.
@@ -73,10 +97,10 @@ class ScatterSource {
       for (int64_t k = 0; k < q_.kernel[plan_.deep]; ++k)
         for (int64_t l = 0; l < lines && inside(plan_.deep, m.a * t.deep + m.b[k]); ++l)
           if (inside(plan_.outer, at + l))
-            p_.kernels.stage_line(source(t, m.a * t.deep + m.b[k], at + l), m_.source.channel_stride,
-                                  m_.source.stride[plan_.inner], q_.channels, q_.in[plan_.inner],
-                                  local.stage + k * q_.channels * p_.stage_ld + l * q_.in[plan_.inner],
-                                  p_.stage_ld);
+            p_.kernels.stage_line(
+                source(t, m.a * t.deep + m.b[k], at + l) + local.stage_begin * m_.source.stride[plan_.inner],
+                m_.source.channel_stride, m_.source.stride[plan_.inner], q_.channels, local.stage_count,
+                local.stage + k * q_.channels * p_.stage_ld + l * local.stage_count, p_.stage_ld);
     }
   }
 
@@ -85,12 +109,12 @@ class ScatterSource {
   void pack_lines(const Task& t, int64_t place, int64_t at, int64_t count, const Local& local) const {
     while (count > 0) {
       int64_t lines = 1;
-      if (seamless() && inside(plan_.outer, at)) lines = std::min(count, q_.in[plan_.outer] - at);
+      if (seamless(local) && inside(plan_.outer, at)) lines = std::min(count, q_.in[plan_.outer] - at);
       if (p_.turned) stage(t, at, lines + plan_.products() - 1, local);
       if (p_.planes || plan_.filtering || inside(plan_.outer, at))
         for (size_t c = 0; c < p_.regions.size(); ++c)
           for (const DeepGroup& g : p_.groups)
-            if (p_.positions(c) > 0 && present(t, g)) pack_group(t, g, c, place, at, lines, local);
+            if (local.spans[c].count > 0 && present(t, g)) pack_group(t, g, c, place, at, lines, local);
       place += lines, at += lines, count -= lines;
     }
   }
@@ -100,8 +124,9 @@ class ScatterSource {
     const AxisMap& m = map_[plan_.deep];
     const auto& r = p_.regions[c];
     const int64_t stride = p_.turned ? 1 : m_.source.stride[plan_.inner];
+    const ScatterSpan& span = local.spans[c];
     RunArgs<T> run{};
-    run.positions = lines * p_.positions(c), run.channels = q_.channels;
+    run.positions = lines * span.count, run.channels = q_.channels;
     for (int line = 0; line < plan_.products(); ++line)
       for (int s = 0; s < (g.odd >= 0 ? 2 : 1); ++s) {
         const int tap = s ? g.mirror : g.tap;
@@ -109,18 +134,19 @@ class ScatterSource {
         const bool there = inside(plan_.deep, deep) && inside(plan_.outer, at + line);
         run.source[line][s] = local.zeros;
         if (!there) continue;
-        run.source[line][s] =
-            plan_.line.classes[c].residue * stride +
-            (p_.turned ? local.stage + tap * q_.channels * p_.stage_ld + line * q_.in[plan_.inner]
-                       : source(t, deep, at + line));
+        const int64_t first = position(c, span.begin) - (p_.turned ? local.stage_begin : 0);
+        run.source[line][s] = first * stride + (p_.turned ? local.stage + tap * q_.channels * p_.stage_ld +
+                                                                line * local.stage_count
+                                                          : source(t, deep, at + line));
         run.position_step[line][s] = q_.stride[plan_.inner] * stride;
         run.channel_step[line][s] = p_.turned ? p_.stage_ld : m_.source.channel_stride;
       }
     auto* panel = reinterpret_cast<Stored<T>*>(local.panel + r.panel);
-    const int64_t pixel = place * p_.positions(c), plane = p_.first(c) + place * p_.pitch(c);
+    const int64_t place_at = place * span.count;
     for (int s = 0; s < (g.odd >= 0 ? 2 : 1); ++s) {
       const int64_t row = (s ? g.odd : g.slot) * p_.rows * kDepth;
-      run.out[s] = p_.planes ? panel + row * r.panel_ld + plane : panel + pixel * r.panel_ld * kDepth + row;
+      run.out[s] =
+          p_.planes ? panel + row * r.panel_ld + place_at : panel + place_at * r.panel_ld * kDepth + row;
     }
     run.ld = p_.planes ? r.panel_ld : r.panel_ld * kDepth;
     run.product_stride = r.panel_product * kDepth;
@@ -148,7 +174,7 @@ class ScatterSource {
     const auto* panel = reinterpret_cast<const Stored<T>*>(local.panel + r.panel);
     const int64_t row = slot * p_.rows * r.panel_ld;
     p_.kernels.zip({panel + row * kDepth, local.zipped + r.panel + row, r.panel_ld, r.panel_ld, q_.channels,
-                    p_.span(c, p_.source_lines(p_.chunk))});
+                    local.spans[c].count * p_.source_lines(p_.chunk)});
   }
 
   const PreparedScatter<T>& p_;
