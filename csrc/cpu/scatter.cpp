@@ -70,9 +70,10 @@ class Scatterer : public ScatterProducts<T> {
       local.bias = bias;
       std::fill(local.zero_sums, local.zero_sums + 2 * longest, Sum<T>(0));
       for (int64_t i = begin; i < end; ++i) {
-        int64_t rest = i / splits;
+        // Parts of the lines come last, so that threads have the same blocks.
+        int64_t rest = i % base, part = i / base;
         Task t;
-        t.begin = p_.outer_count * (i % splits) / splits, t.end = p_.outer_count * (i % splits + 1) / splits;
+        t.begin = p_.outer_count * part / splits, t.end = p_.outer_count * (part + 1) / splits;
         const int64_t tile = rest % p_.tiles;
         t.first = tile * p_.tile, t.last = std::min(q_.out[plan_.inner], t.first + p_.tile);
         rest /= p_.tiles;

@@ -123,9 +123,19 @@ struct PreparedScatter : ScatterShape {
     // Few positions: threads share the orbits, so that each reads weights of its own.
     if (tasks() < threads && problem.out[plan.outer] * problem.out[plan.inner] < 256)
       blocks = std::max(blocks, std::min(threads, orbits / lanes));
-    width = (orbits + blocks - 1) / blocks;
-    if (blocks > 1) width = round_to(width, lanes);
+    width = blocks > 1 ? even_width(blocks) : orbits;
     blocks = (orbits + width - 1) / width;
+  }
+
+  // Whole vectors of orbits, in at least so many blocks, with as few as possible left empty: threads would
+  // wait for those of a full block.
+  int64_t even_width(int64_t least) const {
+    int64_t best = 0, empty = 0;
+    for (int64_t n = least; n <= 2 * least; ++n) {
+      const int64_t w = round_to((orbits + n - 1) / n, lanes), left = round_to(orbits, w) - orbits;
+      if (!best || left < empty) best = w, empty = left;
+    }
+    return best;
   }
 
   struct Matrix {
