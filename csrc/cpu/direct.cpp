@@ -263,8 +263,9 @@ class DirectDgrad : Direct<T> {
   void add_line(const T* products, int64_t ld, int64_t h, T* line) const {
     this->for_runs(0, h, [&](int64_t tap, int64_t at) {
       const int64_t step = p_.stride[2] * p_.channels, run = this->run_;
-      for (int64_t x = 0; x < p_.out[2]; ++x)
-        for (int64_t i = 0; i < run; ++i) line[at + x * step + i] += products[x * ld + tap + i];
+      // Runs of neighbouring positions overlap: a whole one at a time would wait for the one before it.
+      for (int64_t i = 0; i < run; ++i)
+        for (int64_t x = 0; x < p_.out[2]; ++x) line[at + x * step + i] += products[x * ld + tap + i];
     });
   }
 

@@ -54,27 +54,6 @@ void scatter_lines(const ScatterArgs<T>& a) {
   a.mask ? sum_lines<T, K, true>(a) : sum_lines<T, K, false>(a);
 }
 
-// The first elements of a vector, fewer than it has.
-template <class A, class E>
-inline void write_part(E* to, V<A> v, int64_t count) {
-  E whole[Vec<A>::lanes];
-  write<V<A>>(whole, v);
-  const E* from = whole;
-#pragma GCC unroll 4
-  for (int part = Vec<A>::lanes / 2; part > 0; part /= 2)
-    if (count & part) __builtin_memcpy(to, from, part * sizeof(E)), to += part, from += part;
-}
-#ifdef SYMCONV_MASKED_STORES
-template <>
-inline void write_part<float, float>(float* to, V<float> v, int64_t count) {
-  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
-}
-template <>
-inline void write_part<double, double>(double* to, V<double> v, int64_t count) {
-  _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), v);
-}
-#endif
-
 // Result lines of all S members for one vector of columns. `count`: columns that exist, 0 for all.
 template <class T, int K, int S, class F, bool kMasked>
 SYMCONV_INLINE void scatter_at(const ScatterArgs<T>& a, const ShiftedSums<T, S, K, kMasked>& sums,

@@ -1,22 +1,6 @@
 // The store of a tile whose lanes are positions into memory where channels are contiguous: finished rows go
 // to a buffer, which is transposed in registers. Included by kernels_impl.h, inside its namespace.
 
-// The first `count` elements of a vector.
-template <class T>
-inline void save_some(T* to, V<T> v, int count) {
-  constexpr int L = Vec<T>::lanes;
-  if (count >= L) return save(to, v);
-  T all[L];
-  save(all, v);
-  const T* from = all;
-#pragma GCC unroll 4
-  for (int part = L / 2; part > 0; part /= 2) {
-    if (!(count & part)) continue;
-    for (int i = 0; i < part; ++i) to[i] = from[i];
-    to += part, from += part;
-  }
-}
-
 // `rows` rows of the buffer, L elements each, to contiguous channels at L positions of which `positions`
 // exist.
 template <class T>
@@ -27,7 +11,8 @@ inline void turn_rows(const T* rows, int count, T* out, const int64_t* offset, i
     V<T> v[L];
     for (int i = 0; i < L; ++i) v[i] = i < n ? load(rows + (r0 + i) * L) : V<T>{};
     transpose<T>(v);
-    for (int64_t p = 0; p < L && p < positions; ++p) save_some(out + r0 + offset[p], v[p], n);
+    for (int64_t p = 0; p < L && p < positions; ++p)
+      n < L ? write_part<T>(out + r0 + offset[p], v[p], n) : save(out + r0 + offset[p], v[p]);
   }
 }
 
