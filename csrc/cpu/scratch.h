@@ -70,8 +70,8 @@ class Scratch {
 
 inline int64_t thread_count() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
-// Waking other threads takes as long as some 2^17 multiply-adds.
-inline int64_t thread_count(int64_t macs) { return macs < (1 << 17) ? 1 : thread_count(); }
+// Waking other threads takes as long as some 2^16 multiply-adds.
+inline int64_t thread_count(int64_t macs) { return macs < (1 << 16) ? 1 : thread_count(); }
 
 // f(begin, end, slice): at most `slices` calls, each with its own slice number.
 template <class F>
