@@ -185,6 +185,12 @@ SPECIAL: dict[str, Case] = {
     "scatter, even kernel": _case({3: 17, 1: 18, 2: 16}, 17, (13, 20), (4, 2), padding=1, **LAST),
     "scatter, many lines": _case({3: 4, 1: 3}, 6, (70, 7), 3, padding=1, batch=1, threads=3),
     "scatter, groups": _case({3: 36, 1: 8}, 34, (9, 12), 3, padding=1, groups=2, threads=2, **LAST),
+    "scatter, lines across": _case({2: 34}, 19, (13, 40), (3, 5), padding=(1, 2), threads=2, **LAST),
+    "scatter, lines across, tiles": _case({2: 50}, 130, (4, 170), (5, 2), padding=(2, 3), batch=1, threads=2, **LAST),
+    "scatter, lines across, stride": _case(
+        {2: 20}, 18, (17, 20), 3, padding=4, stride=(3, 2), dilation=(1, 2), **LAST
+    ),
+    "scatter, lines across, 3-D": _case({4: 17, 2: 16, 6: 16}, 17, (5, 4, 18), 3, padding=(1, 1, 0), groups=1, **LAST),
     "scatter, 3-D": _case({7: 17, 6: 16, 5: 18, 3: 16, 1: 16}, 17, (5, 4, 18), (3, 3, 2), padding=1, **LAST),
     "scatter, 3-D, turned": _case({7: 3, 5: 2, 1: 1}, 20, (5, 6, 19), 3, padding=(2, 1, 1), threads=2, **LAST),
     "scatter, 3-D, stride": _case({7: 17, 3: 3}, 16, (6, 5, 18), 3, padding=1, stride=(2, 1, 2)),

@@ -132,7 +132,8 @@ void run_fold(const Problem& p, int segment, Preparations& prepared, const Multi
 template <class T>
 bool reads_in_place(const Problem& p, const ScatterPlan& plan, const View<const Element<T>>& x) {
   constexpr int64_t depth = Format<T>::depth, most = 2048;
-  if (sizeof(Element<T>) * depth != sizeof(Word<T>) || plan.filtering || plan.folded) return false;
+  if (sizeof(Element<T>) * depth != sizeof(Word<T>)) return false;
+  if (!plan.summed || plan.filtering || plan.folded) return false;
   bool whole = p.channels % depth == 0 && x.batch_stride % depth == 0;
   for (const int64_t stride : x.stride) whole = whole && stride % depth == 0;
   return whole &&
@@ -145,9 +146,9 @@ bool run_scatter(const Problem& p, int segment, Preparations& prepared, const Mu
                  Filtering filtering) {
   const bool last = tensors.source.channel_stride == 1 && tensors.out.channel_stride == 1;
   const bool lines = tensors.source.stride[kAxes - 1] == 1 && tensors.out.stride[kAxes - 1] == 1;
-  const std::optional<ScatterPlan> plan = scatter_plan(p, p.segments[segment], filtering);
-  if (!plan || (!last && !(lines && plan->inner == kAxes - 1))) return false;
   const bool turned = last && kCanStage<T> && p.segments[segment].rows < select_kernels<T>().lanes;
+  const std::optional<ScatterPlan> plan = scatter_plan(p, p.segments[segment], filtering, last && !turned);
+  if (!plan || (!last && !(lines && plan->inner == kAxes - 1))) return false;
   const bool direct = last && !turned && reads_in_place<T>(p, *plan, tensors.source);
   const auto make = [&](int64_t threads) {
     return prepare_scatter<T>({p, segment, *plan, !last || turned, turned, direct}, threads);

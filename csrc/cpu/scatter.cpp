@@ -52,7 +52,7 @@ class Scatterer : public ScatterProducts<T> {
     const int64_t longest = std::max({q_.channels, lines * along, p_.sums_ld}) + p_.lanes;
     const int64_t zipped = kDepth > 1 && p_.planes ? p_.panel_words : 0;
     const int64_t products = p_.product_stride * p_.kept();
-    const int64_t ring = p_.ring_lines * p_.sums_member * 2 * plan_.parities() + p_.lanes;
+    const int64_t ring = p_.ring_lines * p_.sums_member * plan_.line_members() * plan_.parities() + p_.lanes;
     const int64_t each = round_to(
         p_.panel_words + zipped + products + ring + 2 * longest + p_.stage_words + p_.turned_words + p_.lanes,
         p_.lanes);
@@ -117,7 +117,7 @@ class Scatterer : public ScatterProducts<T> {
     if (p_.turned) turn(t, o * results, a.lines, local);
   }
 
-  // --- the outer axis is scattered too: sums over the inner one wait in a ring ---
+  // --- the outer axis is scattered: what lines give waits in a ring ---
 
   void run_ring(const Task& t, Local& local) const {
     const AxisMap& outer = map_[plan_.outer];
@@ -132,12 +132,8 @@ class Scatterer : public ScatterProducts<T> {
     while (next < t.end) store_from_ring(t, next++, local);
   }
 
-  Sum<T>* ring_line(int64_t line, int parity, int member, const Local& local) const {
-    const int64_t place = (line % p_.ring_lines * plan_.parities() + parity) * 2 + member;
-    return local.ring + place * p_.sums_member;
-  }
-
-  // Sums over the inner axis of `count` source lines from line `at` on, all of one class.
+  // Sums over the inner axis, or products where that is contracted, of `count` source lines from line `at`
+  // on, all of one class.
   void add_to_ring(const Task& t, int64_t at, int64_t count, Local& local) const {
     size_t l = 0;
     while (l < p_.line_classes() && plan_.lines.classes[l].residue != at % q_.stride[plan_.outer]) ++l;
@@ -148,7 +144,7 @@ class Scatterer : public ScatterProducts<T> {
     }
     for (int parity = 0; parity < plan_.parities(); ++parity) {
       this->multiply(t, {l, count, at, 1}, parity, local);
-      for (int64_t i = 0; i < count; ++i) add_line(t, l, parity, at + i, i, local);
+      for (int64_t i = 0; plan_.summed && i < count; ++i) add_line(t, l, parity, at + i, i, local);
     }
   }
 
@@ -159,7 +155,7 @@ class Scatterer : public ScatterProducts<T> {
     const int64_t across = p_.outer_taps(line_class) * p_.width, along = t.last - t.first;
     a.rows = p_.planes ? across : along, a.columns = p_.planes ? along : across;
     a.sums_step = p_.sums_ld;
-    for (int m = 0; m < 2; ++m) a.sums[m] = ring_line(at, parity, m, local);
+    for (int m = 0; m < 2; ++m) a.sums[m] = this->ring_line(at, parity, m, local);
     p_.kernels.scatter_lines[a.taps == 3 ? 0 : 1](a);
   }
 
@@ -168,15 +164,16 @@ class Scatterer : public ScatterProducts<T> {
     ScatterArgs<T> a{};
     const int taps = static_cast<int>(q_.kernel[plan_.outer]);
     a.taps = taps;
-    for (int member = 0; member < 2; ++member) {
+    for (int member = 0; member < plan_.line_members(); ++member) {
       for (int k = 0; k < taps; ++k) {
         const int64_t line = outer.a * o + outer.b[k];
         const bool there = this->inside(plan_.outer, line);
         a.step[k] = there ? p_.sums_ld : 0;
         for (int s = 0; s < 2 * plan_.parities(); ++s) {
           const int64_t row = plan_.lines.index[s & 1 ? taps - 1 - k : k] * p_.width;
-          a.source[s][k] = there ? ring_line(line, s / 2, member, local) + row * (p_.planes ? p_.sums_ld : 1)
-                                 : local.zero_sums;
+          a.source[s][k] =
+              there ? this->ring_line(line, s / 2, member, local) + row * (p_.planes ? p_.sums_ld : 1)
+                    : local.zero_sums;
         }
       }
       a.lines = 1;
@@ -194,17 +191,17 @@ class Scatterer : public ScatterProducts<T> {
   }
 
   // Line `o` of the members that differ in the axis which the sums are over (and in the folded one); `member`
-  // is which of the inner axis it is where that is not the one.
+  // is which of the inner axis it is where that is tied and not the one.
   void store(const Task& t, int64_t o, int member, ScatterArgs<T>& a, const Local& local) const {
     const Segment& s = q_.segments[p_.segment];
     const int64_t first = t.block * p_.width, orbits = std::min(p_.width, p_.orbits - first);
     const int64_t along = t.last - t.first;
     a.rows = p_.planes ? orbits : along, a.columns = p_.planes ? along : orbits;
     a.out_step = p_.turned ? p_.turned_ld : p_.planes ? m_.out.channel_stride : m_.out.stride[plan_.inner];
-    a.line_stride = p_.turned ? p_.members() * p_.orbits * p_.turned_ld : m_.out.stride[plan_.outer];
+    a.line_stride = p_.turned ? plan_.members() * p_.orbits * p_.turned_ld : m_.out.stride[plan_.outer];
     a.bias_of_row = p_.planes;
     for (int i = 0; i < 2 * plan_.parities(); ++i) {
-      const int whole = plan_.ring ? member | (i & 1) << 1 | (i >> 1) << 2 : i;
+      const int whole = plan_.ring && plan_.summed ? member | (i & 1) << 1 | (i >> 1) << 2 : i;
       const int64_t channel = t.group * q_.filters + member_channel(s, whole) + first;
       a.out[i] = p_.turned ? local.turned + row_of_member(whole) * p_.turned_ld : result(t, o, channel);
       a.bias[i] = local.bias ? local.bias + channel : nullptr;
@@ -222,7 +219,7 @@ class Scatterer : public ScatterProducts<T> {
   void turn(const Task& t, int64_t o, int lines, const Local& local) const {
     if constexpr (kCanStage<T>) {
       const Segment& s = q_.segments[p_.segment];
-      const int64_t rows = p_.members() * p_.orbits, along = t.last - t.first;
+      const int64_t rows = plan_.members() * p_.orbits, along = t.last - t.first;
       const bool together = s.copies == s.first + p_.orbits;
       for (int line = 0; line < lines; ++line)
         for (int64_t row = 0, to; row < rows; row = to) {

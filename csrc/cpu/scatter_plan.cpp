@@ -36,6 +36,11 @@ ScatterAxis scatter_axis(const Problem& p, int axis) {
   return a;
 }
 
+// A contracted axis: every result is a position, and has one product.
+ScatterAxis contracted_axis(const Problem& p, int axis) {
+  return {{{0, p.out[axis], {0}, 0, 0}}, {0}, {0}, {0}};
+}
+
 // Do tap and mirrored tap always read positions of the same residue?
 bool shares_products(const ScatterAxis& a) {
   for (size_t k = 0; k < a.class_of.size(); ++k)
@@ -53,21 +58,26 @@ int free_axis(const Problem& p, int inner, Filtering filtering) {
 
 }  // namespace
 
-std::optional<ScatterPlan> scatter_plan(const Problem& p, const Segment& segment, Filtering filtering) {
+std::optional<ScatterPlan> scatter_plan(const Problem& p, const Segment& segment, Filtering filtering,
+                                        bool pixels) {
   int tied[kAxes];
   const int ties = tied_axes(segment.mask, tied);
   if (p.transposed || ties == 0) return std::nullopt;
   ScatterPlan plan{};
-  plan.inner = tied[0];
-  plan.ring = ties > 1;
+  const int free = free_axis(p, tied[0], filtering);
+  plan.filtering = ties == 1 && can_filter(p, free) ? filtering : kPlain;
+  // Lines of neighbouring positions, contracted along, rather than lines across them.
+  plan.summed = !(pixels && ties == 1 && tied[0] != kAxes - 1 && !plan.filtering);
+  plan.ring = ties > 1 || !plan.summed;
   plan.folded = ties > 2;
-  plan.outer = plan.ring ? tied[1] : free_axis(p, plan.inner, filtering);
+  plan.inner = plan.summed ? tied[0] : kAxes - 1;
+  plan.outer = !plan.summed ? tied[0] : plan.ring ? tied[1] : free;
   plan.deep = kAxes - plan.inner - plan.outer;
-  plan.filtering = !plan.ring && can_filter(p, plan.outer) ? filtering : kPlain;
   if (plan.taps(p) > kMostProducts) return std::nullopt;
-  plan.line = scatter_axis(p, plan.inner);
+  plan.line = plan.summed ? scatter_axis(p, plan.inner) : contracted_axis(p, plan.inner);
   if (plan.ring) plan.lines = scatter_axis(p, plan.outer);
-  if (!shares_products(plan.line) || (plan.ring && !shares_products(plan.lines))) return std::nullopt;
+  if ((plan.summed && !shares_products(plan.line)) || (plan.ring && !shares_products(plan.lines)))
+    return std::nullopt;
   return plan;
 }
 

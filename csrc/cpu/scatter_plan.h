@@ -25,23 +25,30 @@ struct ScatterAxis {
   std::vector<int64_t> shift;
 };
 
-// Lines run along the inner axis, which is tied. The outer axis is tied too (`ring`: sums of lines are kept
-// until all their taps are there), or else contracted; so is the deep one, unless it is a third tied axis,
-// which is folded.
+// Lines run along the inner axis. It is tied, and products are summed along it (`summed`), or it is
+// contracted. The outer axis is tied too (`ring`: what lines give is kept until all their taps are there), or
+// else contracted; so is the deep one, unless it is a third tied axis, which is folded.
 struct ScatterPlan {
   int deep, outer, inner;
-  bool ring, folded;
+  bool summed, ring, folded;
   Filtering filtering;      // along the outer axis, where that is not tied
-  ScatterAxis lines, line;  // outer axis (ring only), inner axis
+  ScatterAxis lines, line;  // outer axis (ring only), inner axis; where that is contracted, its results
   int parities() const { return folded ? 2 : 1; }
+  // Orbit members that differ in the inner axis, and all of them.
+  int line_members() const { return summed ? 2 : 1; }
+  int members() const { return line_members() * (ring ? 2 : 1) * parities(); }
   int products() const { return kLinesIn[filtering]; }
   // Multiplications of different weights.
   int weights() const { return parities() * products(); }
   // Taps whose products are kept apart.
-  int64_t taps(const Problem& p) const { return p.kernel[inner] * (ring ? p.kernel[outer] : 1); }
+  int64_t taps(const Problem& p) const {
+    return (summed ? p.kernel[inner] : 1) * (ring ? p.kernel[outer] : 1);
+  }
 };
 
-// None where products of mirrored taps are not wanted at the same positions, or are too many to keep.
-std::optional<ScatterPlan> scatter_plan(const Problem& p, const Segment& segment, Filtering filtering);
+// None where products of mirrored taps are not wanted at the same positions, or are too many to keep. With
+// `pixels` orbits are the lanes, and lines may run along an axis that is not tied.
+std::optional<ScatterPlan> scatter_plan(const Problem& p, const Segment& segment, Filtering filtering,
+                                        bool pixels);
 
 }  // namespace symconv

@@ -25,11 +25,12 @@ struct DeepGroup {
   int slot, odd;    // where sum and difference lie in a panel
 };
 
-// One run of contraction rows: channels of a slot, for one tap of the outer axis where that is contracted.
+// One run of contraction rows: channels of a slot, for one tap of the inner or outer axis where that is
+// contracted.
 struct ScatterTerm {
   int group;  // of the deep axis
   int slot;
-  int tap;  // outer axis, else 0
+  int tap;  // else 0
 };
 
 // Source positions of a class that a tile of results reads.
@@ -74,14 +75,19 @@ struct PreparedScatter : ScatterShape {
       slot += pair ? 2 : 1;
     }
     slots = slot;
-    const bool shifted = !plan.ring && !plan.filtering;
     terms.resize(plan.parities());
-    for (int tap = 0; tap < (shifted ? problem.kernel[plan.outer] : 1); ++tap)
+    for (int tap = 0; tap < shifts(); ++tap)
       for (size_t i = 0; i < groups.size(); ++i) {
         terms[0].push_back({static_cast<int>(i), groups[i].slot, tap});
         if (groups[i].odd >= 0) terms[1].push_back({static_cast<int>(i), groups[i].odd, tap});
       }
   }
+
+  // The axis whose taps are contracted by shifts, or -1, and how many these are.
+  int shifted_axis() const {
+    return !plan.summed ? plan.inner : plan.ring || plan.filtering ? -1 : plan.outer;
+  }
+  int shifts() const { return shifted_axis() < 0 ? 1 : static_cast<int>(problem.kernel[shifted_axis()]); }
 
   // --- weights: [row][taps of the inner axis][taps of the outer one][orbits of the block] ---
 
@@ -115,8 +121,10 @@ struct PreparedScatter : ScatterShape {
     for (const auto& t : terms) each += static_cast<int64_t>(t.size());
     each *= plan.products() * rows;
     // Products of a line, and the sums that wait in the ring, all in units of a tap's.
-    each += tile * kept();
-    if (plan.ring) each += tile * 2 * plan.parities() * (reach() + 1) / problem.kernel[plan.inner];
+    if (plan.summed) each += tile * kept();
+    if (plan.ring)
+      each += tile * plan.line_members() * plan.parities() * (reach() + 1) /
+              (plan.summed ? problem.kernel[plan.inner] : 1);
     each *= plan.taps(problem) * static_cast<int64_t>(sizeof(Word<T>));
     const int64_t most = std::max<int64_t>(lanes, kBlockBytes / each);
     blocks = (orbits + most - 1) / most;
@@ -226,11 +234,14 @@ struct PreparedScatter : ScatterShape {
     return planes ? std::min(most, k.count) : most;
   }
 
-  // Source positions of a line that a tile reads, at most.
-  int64_t most_line() const {
+  // Source positions of a line that so many results read, with those that do not exist.
+  int64_t reads(int64_t results) const {
     const int64_t reach_along = problem.dilation[plan.inner] * (problem.kernel[plan.inner] - 1);
-    return std::min(problem.in[plan.inner], problem.stride[plan.inner] * (tile - 1) + reach_along + 1);
+    return problem.stride[plan.inner] * (results - 1) + reach_along + 1;
   }
+  int64_t most_line() const { return std::min(problem.in[plan.inner], reads(tile)); }
+  // Rows of a line in a panel of pixels.
+  int64_t panel_rows(size_t c) const { return plan.summed ? most_positions(c) : reads(tile); }
 
   void make_masks() {
     mask_ld = round_to(problem.out[plan.inner], lanes) + lanes;
@@ -248,14 +259,14 @@ struct PreparedScatter : ScatterShape {
   void place_panel() {
     const int64_t lines = source_lines(chunk);
     for (size_t c = 0; c < plan.line.classes.size(); ++c) {
-      Region r{};
+      Region& r = regions.emplace_back();
       r.panel = panel_words;
       if (planes) {
         r.panel_ld = apart(round_to(most_positions(c) * lines + kMaxVectors * lanes, lanes));
         r.panel_product = slots * rows * r.panel_ld;
       } else {
         r.panel_ld = apart(slots * rows);
-        r.panel_product = lines * most_positions(c) * r.panel_ld;
+        r.panel_product = lines * panel_rows(c) * r.panel_ld;
       }
       if (!direct) panel_words += r.panel_product * plan.products() + kMaxVectors * lanes;
       int64_t most = 0;
@@ -266,14 +277,14 @@ struct PreparedScatter : ScatterShape {
       r.product = product_stride + margin;
       r.product_ld =
           planes ? apart(round_to(most_positions(c) * chunk, lanes)) : apart(round_to(most, lanes));
+      if (!plan.summed) continue;  // products are written to the ring
       product_stride +=
           (planes ? most : chunk * most_positions(c)) * r.product_ld + 2 * margin + kMaxVectors * lanes;
-      regions.push_back(r);
     }
     if (!plan.ring) return;
     int64_t most = 0;
     for (size_t l = 0; l < line_classes(); ++l) most = std::max(most, outer_taps(l));
-    sums_ld = planes ? round_to(tile, lanes) : round_to(most * width, lanes);
+    sums_ld = planes ? round_to(tile, lanes) : apart(round_to(most * width, lanes));
     sums_member = (planes ? most * width : tile) * sums_ld;
   }
 
@@ -283,9 +294,8 @@ struct PreparedScatter : ScatterShape {
     stage_ld = apart(round_to((source_lines(chunk) + plan.products()) * most_line(), lanes));
     stage_words = problem.kernel[plan.deep] * problem.channels * stage_ld + lanes;
     turned_ld = round_to(tile, lanes);
-    turned_words = kLinesOut[plan.filtering] * members() * orbits * turned_ld;
+    turned_words = kLinesOut[plan.filtering] * plan.members() * orbits * turned_ld;
   }
-  int members() const { return 2 << (plan.ring + plan.folded); }
 
   struct Region {
     int64_t panel, panel_ld, panel_product;
@@ -313,7 +323,7 @@ struct PreparedScatter : ScatterShape {
   std::vector<Bits<Sum<T>>> masks;  // by tap of the inner axis and result position (planes)
   int64_t mask_ld = 0;
   int64_t stage_ld = 0, stage_words = 0, turned_ld = 0, turned_words = 0;
-  int64_t sums_ld = 0, sums_member = 0;  // of a line in the ring: [parity][member][position or row]
+  int64_t sums_ld = 0, sums_member = 0;  // of a line in the ring: [parity][line member][position or row]
 };
 
 }  // namespace symconv

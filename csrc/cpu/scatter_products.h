@@ -59,21 +59,36 @@ class ScatterProducts : public ScatterSource<T> {
     return local.products + p_.regions[c].product + (plan_.ring ? 0 : w) * p_.product_stride;
   }
 
+  // What waits for the taps of the outer axis (ring): products of a line, or sums of them along it.
+  Sum<T>* ring_line(int64_t line, int parity, int member, const Local& local) const {
+    const int64_t place = (line % p_.ring_lines * plan_.parities() + parity) * plan_.line_members() + member;
+    return local.ring + place * p_.sums_member;
+  }
+
+  // Of pixels, with the zeros before them.
+  Sum<T>* line_products(const Lines& lines, int64_t l, size_t c, int w, const Local& local) const {
+    if (!plan_.summed) return ring_line(lines.at + l, w, 0, local);
+    return products(c, w, local) + l * local.spans[c].pitch() * p_.regions[c].product_ld;
+  }
+
   void multiply_pixels(const Task& t, const Lines& lines, size_t c, int w, Local& local) const {
     const auto& r = p_.regions[c];
     const auto& matrix = p_.matrix(w, lines.line_class, c);
     const ScatterSpan& span = local.spans[c];
     const int64_t positions = span.count, filtered = plan_.folded ? 0 : w;
     const int64_t stride = m_.source.stride[plan_.inner];
+    const AxisMap &deep = map_[plan_.deep], &along = map_[plan_.inner];
     GemmArgs<Word<T>> g{};
-    g.lda = p_.direct ? q_.stride[plan_.inner] * stride / kDepth : r.panel_ld;
-    g.ldb = matrix.ld, g.ldc = r.product_ld;
+    g.lda = p_.direct ? q_.stride[plan_.inner] * stride / kDepth : r.panel_ld * (plan_.summed ? 1 : along.a);
+    g.ldb = matrix.ld, g.ldc = plan_.summed ? r.product_ld : p_.sums_ld;
     const Word<T>* origin =
         p_.direct
             ? reinterpret_cast<const Word<T>*>(this->source(t, 0, 0) + this->position(c, span.begin) * stride)
             : local.panel + r.panel + filtered * r.panel_product;
-    const AxisMap& deep = map_[plan_.deep];
     const auto offset = [&](const ScatterTerm& term, int64_t line) {
+      if (!plan_.summed)
+        return ((line - lines.at) * p_.panel_rows(c) + along.b[term.tap] - along.b[0]) * r.panel_ld +
+               term.slot * p_.rows;
       if (p_.direct)
         return ((deep.a * t.deep + deep.b[p_.groups[term.group].tap]) * m_.source.stride[plan_.deep] +
                 line * m_.source.stride[plan_.outer]) /
@@ -82,7 +97,7 @@ class ScatterProducts : public ScatterSource<T> {
     };
     if (static_cast<int64_t>(local.segments.size()) < lines.count) local.segments.resize(lines.count);
     for (int64_t l = 0; l < lines.count; ++l) {
-      clear_halo(span, products(c, w, local) + l * span.pitch() * r.product_ld, r.product_ld);
+      clear_halo(span, line_products(lines, l, c, w, local), g.ldc);
       set_segments(t, lines, l, w, matrix.ld, local.segments[l], offset);
     }
     for (const ColumnBlock& block : p_.blocks_of[&matrix - p_.matrices.data()])
@@ -91,8 +106,7 @@ class ScatterProducts : public ScatterSource<T> {
         g.a_offset = segments.a.data(), g.b_offset = segments.b.data(), g.k = segments.k.data();
         g.segments = static_cast<int64_t>(segments.k.size());
         g.b = local.weights + matrix.offset + block.vector * p_.lanes;
-        Sum<T>* to =
-            products(c, w, local) + (l * span.pitch() + span.before) * r.product_ld + block.vector * p_.lanes;
+        Sum<T>* to = line_products(lines, l, c, w, local) + span.before * g.ldc + block.vector * p_.lanes;
         const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (positions + most - 1) / most;
         for (int64_t piece = 0; piece < pieces; ++piece) {
           const int64_t p0 = positions * piece / pieces, p1 = positions * (piece + 1) / pieces;

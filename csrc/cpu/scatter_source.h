@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "scatter_prepared.h"
@@ -114,7 +115,9 @@ class ScatterSource {
       if (p_.planes || plan_.filtering || inside(plan_.outer, at))
         for (size_t c = 0; c < p_.regions.size(); ++c)
           for (const DeepGroup& g : p_.groups)
-            if (local.spans[c].count > 0 && present(t, g)) pack_group(t, g, c, place, at, lines, local);
+            if (local.spans[c].count > 0 && present(t, g))
+              plan_.summed ? pack_group(t, g, c, place, at, lines, local)
+                           : pack_whole(t, g, place, at, local);
       place += lines, at += lines, count -= lines;
     }
   }
@@ -152,10 +155,37 @@ class ScatterSource {
     run.product_stride = r.panel_product * kDepth;
     const int log = g.odd >= 0 ? 1 : 0;
     (p_.planes ? p_.kernels.fold_planes : p_.kernels.fold_pixels)[plan_.filtering][log](run);
+    if (!p_.planes) clear_halves(run, log + 1);
+  }
+
+  // A line that is contracted along, with zeros for what lies outside the map.
+  void pack_whole(const Task& t, const DeepGroup& g, int64_t place, int64_t at, const Local& local) const {
+    const AxisMap &m = map_[plan_.deep], &along = map_[plan_.inner];
+    const auto& r = p_.regions[0];
+    const int64_t from = along.a * t.first + along.b[0], to = from + p_.reads(t.last - t.first);
+    const int64_t first = std::clamp<int64_t>(0, from, to);
+    const int64_t last = std::clamp(q_.in[plan_.inner], first, to);
+    const int64_t stride = m_.source.stride[plan_.inner], ld = r.panel_ld * kDepth;
+    const int64_t row = place * p_.panel_rows(0) * r.panel_ld + g.slot * p_.rows;
+    auto* const panel = reinterpret_cast<Stored<T>*>(local.panel + r.panel + row);
+    for (const auto& [begin, end] : {std::pair{from, first}, std::pair{last, to}})
+      for (int64_t i = begin; i < end; ++i)
+        std::fill_n(panel + (i - from) * ld, p_.rows * kDepth, Stored<T>{});
+    if (first == last) return;
+    RunArgs<T> run{};
+    run.source[0][0] = source(t, m.a * t.deep + m.b[g.tap], at) + first * stride;
+    run.position_step[0][0] = stride, run.channel_step[0][0] = m_.source.channel_stride;
+    run.out[0] = panel + (first - from) * ld, run.ld = ld;
+    run.positions = last - first, run.channels = q_.channels;
+    p_.kernels.fold_pixels[kPlain][0](run);
+    clear_halves(run, 1);
+  }
+
+  // The half of a word that an odd number of channels leaves over, in panels of pixels.
+  void clear_halves(const RunArgs<T>& run, int sources) const {
     if constexpr (kDepth > 1) {
-      if (!p_.planes && q_.channels % kDepth)  // half a word is left over
-        for (int s = 0; s <= log; ++s)
-          for (int64_t i = 0; i < run.positions; ++i) run.out[s][i * run.ld + q_.channels] = {};
+      for (int s = 0; s < sources && q_.channels % kDepth; ++s)
+        for (int64_t i = 0; i < run.positions; ++i) run.out[s][i * run.ld + q_.channels] = {};
     }
   }
 

@@ -27,8 +27,7 @@ class ScatterWeights {
     a.tap_stride = plan_.filtering ? m_.weight.tap_stride[plan_.outer] : 0;
     const Element<T>* source = m_.weight.data + block / p_.blocks * m_.weight_group_stride +
                                (s.first + first) * a.lane_stride + channel * a.other_stride;
-    const int64_t shifts = !plan_.ring && !plan_.filtering ? q_.kernel[plan_.outer] : 1;
-    for (int64_t shift = 0; shift < shifts; ++shift)
+    for (int64_t shift = 0; shift < p_.shifts(); ++shift)
       for (size_t g = 0; g < p_.groups.size(); ++g)
         for (size_t l = 0; l < p_.line_classes(); ++l)
           for (size_t c = 0; c < plan_.line.classes.size(); ++c)
@@ -53,8 +52,9 @@ class ScatterWeights {
     int64_t column = 0;
     for (const int tap : positions.taps)
       for (int64_t o = 0; o < p_.outer_taps(l); ++o, column += p_.width) {
+        const int64_t inner = plan_.summed ? tap : shift;
         const int64_t outer = plan_.ring ? plan_.lines.classes[l].taps[o] : shift;
-        const int64_t at = tap * tap_stride[plan_.inner] + outer * tap_stride[plan_.outer];
+        const int64_t at = inner * tap_stride[plan_.inner] + outer * tap_stride[plan_.outer];
         a.tap[0] = at + g.tap * tap_stride[plan_.deep];
         if (g.odd >= 0) a.tap[1] = at + g.mirror * tap_stride[plan_.deep];
         for (int64_t u = 0; u < orbits; u += p_.lanes) {

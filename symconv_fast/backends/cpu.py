@@ -72,7 +72,7 @@ def _why_no_scatter(problem: Problem, op: str) -> str | None:
         return "a transposed layer gathers forward"
     if cpu_depthwise.applies(problem):
         return "a depthwise layer (one input channel in each group) has kernels of its own"
-    if not any(cpu_scatter.roles(problem, mask) for mask, _ in problem.ties):
+    if not any(cpu_scatter.roles(problem, mask, problem.channels_last) for mask, _ in problem.ties):
         return (
             "no tie whose mirrored taps share their products in this layout, or a kernel of more than 49 taps"
         )

@@ -19,27 +19,29 @@ _PRODUCTS = {None: (1, 1), "f2": (4, 2), "f4": (6, 4)}  # products and results o
 class Roles(NamedTuple):
     """Which axis does what in the scatter of one segment; `outer` and `deep` are None where there is no such axis."""
 
-    inner: int  # lines run along it; it is tied
+    inner: int  # lines run along it
     outer: int | None
     deep: int | None
-    ring: bool  # the outer axis is tied too
-    folded: bool  # and so is the deep one
+    summed: bool  # the inner axis is tied, else contracted
+    ring: bool  # the outer axis is tied
+    folded: bool  # the deep axis is tied
 
 
-def roles(problem: Problem, mask: int, filtering: str | None = None) -> Roles | None:
+def roles(problem: Problem, mask: int, pixels: bool, filtering: str | None = None) -> Roles | None:
     """The axes of the scatter of a segment, or None: it is not tied, or it needs products that tied members do not
-    share, or more of them than can be kept."""
+    share, or more of them than can be kept. With `pixels` orbits are the lanes (`is_pixels`)."""
     if problem.transposed or not mask:
         return None
     ndim = problem.ndim
     tied = [axis for axis in reversed(range(ndim)) if mask >> (ndim - 1 - axis) & 1]
-    inner, ring = tied[0], len(tied) > 1
-    if ring:
-        outer: int | None = tied[1]
-    else:
-        outer = _free_axis(problem, inner, filtering)
+    free = _free_axis(problem, tied[0], filtering)
+    filtered = filtering is not None and free is not None and len(tied) == 1 and _filters(problem, free)
+    summed = not (pixels and len(tied) == 1 and tied[0] != ndim - 1 and not filtered)
+    ring = len(tied) > 1 or not summed
+    inner = tied[0] if summed else ndim - 1
+    outer = (tied[1] if summed else tied[0]) if ring else free
     rest = [axis for axis in range(ndim) if axis not in (inner, outer)]
-    scattered = [inner, *([outer] if ring and outer is not None else [])]
+    scattered = [*([inner] if summed else []), *([outer] if ring and outer is not None else [])]
     taps = math.prod(problem.kernel[axis] for axis in scattered)
     if taps > _MOST_PRODUCTS or not all(_shares_products(problem, axis) for axis in scattered):
         return None
@@ -47,12 +49,17 @@ def roles(problem: Problem, mask: int, filtering: str | None = None) -> Roles | 
         problem.channels_last or inner == ndim - 1
     ):
         return None
-    return Roles(inner, outer, rest[0] if rest else None, ring, len(tied) > 2)
+    return Roles(inner, outer, rest[0] if rest else None, summed, ring, len(tied) > 2)
+
+
+def is_pixels(problem: Problem, orbits: int, lanes: int) -> bool:
+    """Are the orbits of a segment the lanes, and not its positions? 16-bit types do not transpose lines."""
+    return problem.channels_last and (orbits >= lanes or problem.dtype.itemsize < 4)
 
 
 def can_filter(problem: Problem, mask: int) -> bool:
     """Has the scatter of a segment a contracted axis whose three taps can be filtered with fewer products?"""
-    found = roles(problem, mask, "f2")
+    found = roles(problem, mask, problem.channels_last, "f2")
     return found is not None and not found.ring and found.outer is not None and _filters(problem, found.outer)
 
 
@@ -89,10 +96,11 @@ def counts(
     problem: Problem, mask: int, orbits: int, filtering: str | None, lanes: int
 ) -> dict[str, float] | None:
     """Work of one segment by the names of `cpu_cost.FEATURES`, or None where it is not scattered."""
-    found = roles(problem, mask, filtering)
+    pixels = is_pixels(problem, orbits, lanes)
+    found = roles(problem, mask, pixels, filtering)
     if found is None:
         return None
-    inner, outer, deep, ring, folded = found
+    inner, outer, deep, summed, ring, folded = found
     kernel, stride, channels = problem.kernel, problem.stride, problem.in_channels // problem.groups
     filtered = filtering if outer is not None and not ring and _filters(problem, outer) else None
     made, results = _PRODUCTS[filtered]
@@ -102,29 +110,30 @@ def counts(
         contracted = 1.0 if ring or filtered else kernel[outer]
     planes = problem.out_spatial[deep] if deep is not None else 1
     depth = kernel[deep] if deep is not None else 1
-    taps = kernel[inner] / stride[inner]
+    taps = 1.0
+    if summed:
+        taps, along = kernel[inner] / stride[inner], problem.spatial[inner]
+    else:
+        contracted, along = kernel[inner], problem.out_spatial[inner]
     if ring and outer is not None:
         taps *= kernel[outer] / stride[outer]
-    kind = "scatter planes"
-    if problem.channels_last:
-        turned = orbits < lanes and problem.dtype.itemsize > 2
-        kind = "scatter turned" if turned else "scatter"
-    positions = problem.batch * problem.groups * planes * lines * problem.spatial[inner]
-    if kind == "scatter":
+    kind = "scatter" if pixels else "scatter turned" if problem.channels_last else "scatter planes"
+    positions = problem.batch * problem.groups * planes * lines * along
+    if pixels:
         columns = -(-taps * orbits // lanes)
     else:
         columns = taps * orbits / lanes / _filled(problem, inner, outer, lines, lanes)
-    packed = kind != "scatter" or folded or filtered is not None or inner != problem.ndim - 1
-    members = 2 ** (1 + ring + folded)
+    packed = not pixels or not summed or folded or filtered is not None or inner != problem.ndim - 1
+    members = 2 ** (summed + ring + folded)
     outputs = problem.batch * problem.groups * math.prod(problem.out_spatial) * members
     calls = problem.batch * problem.groups * planes * lines
     work = {
         "pass": 1,
         "multiply_adds": positions * columns * channels * depth * contracted * made,
         "products": positions * columns * made * (2 if folded else 1),
-        "results": outputs * (-(-orbits // lanes) if kind == "scatter" else orbits / lanes),
+        "results": outputs * (-(-orbits // lanes) if pixels else orbits / lanes),
         "panel": positions * channels * depth * made / lanes if packed else 0.0,
-        "runs": calls if kind == "scatter" else calls * (channels * depth + members * orbits),
+        "runs": calls if pixels else calls * (channels * depth + members * orbits),
         "weights": problem.groups * channels * orbits * math.prod(kernel),
     }
     return {f"{kind}/{name}": value for name, value in work.items()}
