@@ -78,6 +78,10 @@ class Accumulator {
 
   static constexpr int kDepth = Format<T>::depth;
 
+  // Is the input packed as [position][channel]? Beside planes it is the right side of the multiplication;
+  // beside pixels it is the left one, which may lie either way unless words are pairs of positions.
+  bool rows_of_channels() const { return w_.planes || kDepth == 1; }
+
   struct Local {
     Word<T>* zipped;  // the right side, where words are pairs of positions
     Stored<T>*panel, *rows;
@@ -141,18 +145,18 @@ class Accumulator {
     if (w_.planes) {
       work.panel_ld = t.products * padded + lanes_;
       work.panel_stride = padded;
-      work.row_ld = round_up(p_.channels, lanes_);
-      work.row_stride = pixels * work.row_ld;
-      work.acc_ld = apart(work.row_ld);
+      work.acc_ld = apart(round_up(p_.channels, lanes_));
       work.shift_stride = total * work.acc_ld;
     } else {
       work.panel_ld = round_up(total, lanes_) + (total % 256 < 16 ? lanes_ : 0);
       work.panel_stride = halo * work.panel_ld;
-      work.row_ld = round_up(pixels, lanes_) + lanes_;
-      work.row_stride = p_.channels * work.row_ld;
       work.shift_stride = round_up(total, lanes_);
       work.acc_ld = apart(work.shift_stride * static_cast<int64_t>(work.taps.size()));
     }
+    const bool channels = rows_of_channels();
+    work.row_ld = channels ? round_up(p_.channels, lanes_) : round_up(pixels, lanes_) + lanes_;
+    if (channels && !w_.planes) work.row_ld = apart(work.row_ld);
+    work.row_stride = (channels ? pixels : p_.channels) * work.row_ld;
     elements_ +=
         w_.planes ? work.shift_stride * static_cast<int64_t>(work.taps.size()) : work.acc_ld * p_.channels;
     most_pixels_ = std::max(most_pixels_, pixels);
@@ -229,7 +233,7 @@ class Accumulator {
                               static_cast<int>(plan.reversed ? 2 - tap : tap));
   }
 
-  // The input of the tile: [channel][pixel] beside a panel of pixels, [pixel][channel] beside planes.
+  // The input of the tile: [position][channel], or [channel][position].
   void pack_input(const PhaseWork& work, const Tile& tile, int64_t group, const Local& local) const {
     destination_offsets(work.phase, tile, w_.input.batch_stride, w_.input.stride, local.offset);
     const Tiling& tiling = work.phase.tiling;
@@ -241,7 +245,7 @@ class Accumulator {
     g.product_stride = work.row_stride;
     g.ld = work.row_ld;
     const Element<T>* input = w_.input.data + group * p_.channels * w_.input.channel_stride;
-    if (!w_.planes) {
+    if (!rows_of_channels()) {
       g.channel_stride = w_.input.channel_stride, g.channels = p_.channels, g.source = input;
       for (const auto& [from, to] : {std::pair{int64_t{0}, full}, std::pair{full, pixels}}) {
         g.offset = local.offset + from, g.positions = to - from, g.out = local.rows + from;
@@ -285,13 +289,15 @@ class Accumulator {
     g.a_offset = g.b_offset = &zero;
     g.k = &k, g.segments = positions > 0 ? 1 : 0;
     g.half = positions % kDepth != 0;
-    g.lda = (w_.planes ? work.panel_ld : work.row_ld) / kDepth;
+    const bool transposed = !w_.planes && rows_of_channels();
+    g.lda = transposed ? 1 : (w_.planes ? work.panel_ld : work.row_ld) / kDepth;
+    g.a_step = transposed ? work.row_ld : 1;
     g.ldb = w_.planes ? work.row_ld : work.panel_ld;
     g.ldc = work.acc_ld;
     g.add = add;
     const Stored<T>* panel = local.panel + product * work.panel_stride;
     const Stored<T>* input = local.rows + product * work.row_stride;
-    const Word<T>* a = as_words(w_.planes ? panel + shift + p0 : input + p0);
+    const Word<T>* a = as_words(w_.planes ? panel + shift + p0 : input + p0 * g.a_step);
     const int64_t at = w_.planes ? p0 : shift + p0;
     const Word<T>* b =
         kDepth > 1 ? local.zipped + at / kDepth * g.ldb : as_words((w_.planes ? input : panel) + at * g.ldb);
