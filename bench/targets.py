@@ -76,7 +76,7 @@ CPU = (
     Target("forward, hvz, U ≥ 16", 4.0, 6.0, _cases(BIG, "hvz")),
     Target("forward, hvz, U = 4 and 8", 2.5, 4.0, _cases(FEW, "hvz")),
     Target("forward without Winograd, h", 1.7, 1.95, _cases(MEAN, "h", algorithm="scatter")),
-    Target("forward without Winograd, v", 1.7, 1.95, _cases(MEAN, "v", algorithm="fold")),
+    Target("forward without Winograd, v", 1.7, 1.95, _cases(MEAN, "v", algorithm="scatter")),
     Target("forward without Winograd, hv", 2.8, 3.6, _cases(MEAN, "hv", algorithm="scatter")),
     Target("forward, contiguous, h", 1.7, 2.7, _cases(MEAN, "h", channels_last=False)),
     Target("forward, contiguous, hv", 2.6, 3.4, _cases(MEAN, "hv", channels_last=False)),
