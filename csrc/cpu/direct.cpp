@@ -6,6 +6,7 @@
 
 #include "expand.h"
 #include "scratch.h"
+#include "segments.h"
 #include "weights.h"
 
 namespace symconv {
@@ -15,19 +16,6 @@ namespace {
 constexpr int64_t kMostLines = 16;  // of results, whose input lines are copied together
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-struct Segments {
-  std::vector<int64_t> a, b, k;
-  void clear() { a.clear(), b.clear(), k.clear(); }
-  void add(int64_t a_offset, int64_t b_offset, int64_t rows) {
-    a.push_back(a_offset), b.push_back(b_offset), k.push_back(rows);
-  }
-  template <class T>
-  void attach(GemmArgs<T>& g) const {
-    g.a_offset = a.data(), g.b_offset = b.data(), g.k = k.data();
-    g.segments = static_cast<int64_t>(k.size());
-  }
-};
 
 // What the three passes have in common: copies of input lines with zeros on both sides, on which every window
 // lies whole, and runs of taps that follow each other in them.
@@ -147,7 +135,7 @@ class DirectFprop : Direct<T> {
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       T* lines = memory.data() + slice * each;
       std::fill(lines + each - ones, lines + each, T(1));
-      Segments segments;
+      GemmSegments segments;
       for (int64_t i = begin; i < end; ++i) {
         const Chunk c = this->chunk(i, p_.out[0], p_.out[1]);
         this->copy_lines(c, m.source, lines);
@@ -179,7 +167,7 @@ class DirectFprop : Direct<T> {
   // Straight into the result, a few positions of all filters at a time, so that stores go through memory in
   // order. The row of ones, if there is a bias, is the last segment: it does not move with the positions.
   void multiply(const MultiplyTensors<T>& m, const Chunk& c, int64_t o, const T* lines, int64_t ones,
-                Segments& segments, const T* weights) const {
+                GemmSegments& segments, const T* weights) const {
     GemmArgs<T> g{};
     g.lda = p_.stride[2] * p_.channels, g.ldb = p_.filters, g.ldc = m.out.stride[2];
     T* line = m.out.data + c.image * m.out.batch_stride + c.group * p_.filters + c.plane * m.out.stride[0] +
@@ -297,7 +285,7 @@ class DirectWgrad : Direct<T> {
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       T *own = memory.data() + slice * each, *lines = own + sums;
       std::fill(own, own + sums, T(0));
-      Segments segments;
+      GemmSegments segments;
       for (int64_t i = begin; i < end; ++i) {
         const Chunk c = this->chunk(i, p_.out[0], p_.out[1]);
         this->copy_lines(c, input, lines);
@@ -319,7 +307,7 @@ class DirectWgrad : Direct<T> {
   using Direct<T>::p_;
 
   void add(const View<const T>& grad, const Chunk& c, int64_t d, int64_t h, const T* lines,
-           Segments& segments, T* sums) const {
+           GemmSegments& segments, T* sums) const {
     this->for_runs(d, h, [&](int64_t tap, int64_t at) {
       segments.clear();
       for (int64_t o = c.begin; o < c.end; ++o) {

@@ -6,6 +6,7 @@
 #include "prepared.h"
 #include "runs.h"
 #include "scratch.h"
+#include "segments.h"
 #include "stage.h"
 
 namespace symconv {
@@ -14,17 +15,6 @@ namespace {
 
 // By product of minimal filtering (else one), then by parity.
 using Runs = std::vector<std::vector<Run>>;
-
-// Segments of the matrix kernel.
-struct Segments {
-  std::vector<int64_t> a, b, k;
-  void clear() { a.clear(), b.clear(), k.clear(); }
-  template <class W>
-  void attach(GemmArgs<W>& g) const {
-    g.a_offset = a.data(), g.b_offset = b.data(), g.k = k.data();
-    g.segments = static_cast<int64_t>(k.size());
-  }
-};
 
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kStoredColumns = 16;  // whose results leave together
@@ -90,7 +80,7 @@ class Multiplier {
     Element<T>*zeros, *stage;
     int64_t* offset;
     Runs runs;
-    Segments segments;
+    GemmSegments segments;
     MirrorSegments mirror;
   };
 
@@ -181,7 +171,7 @@ class Multiplier {
     const int64_t pixels = x.tile.pixels(), ld = p_.panel_ld(x.phase), step = p_.product_stride(x.phase);
     const auto r = p_.results(x.phase);
     const bool whole = p_.keeps_tile();
-    Segments& segments = x.local.segments;
+    GemmSegments& segments = x.local.segments;
     GemmArgs<Word<T>> g{};
     const int64_t pixel = p_.planes ? 1 : ld, row = p_.planes ? ld : 1;
     g.lda = pixel, g.a_step = row, g.ldc = r.ld, g.add = x.add;
@@ -198,9 +188,7 @@ class Multiplier {
           segments.clear();
           for (const Run& run : x.local.runs[i]) {
             if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
-            segments.a.push_back((p0 + run.shift) * pixel + run.panel_row * row);
-            segments.b.push_back(run.weight_row * width);
-            segments.k.push_back(run.rows);
+            segments.add((p0 + run.shift) * pixel + run.panel_row * row, run.weight_row * width, run.rows);
           }
           segments.attach(g);
           g.a = x.local.panel + product * step;
@@ -258,7 +246,7 @@ class Multiplier {
     const int64_t pixels = x.tile.pixels(), ld = p_.panel_ld(x.phase), step = p_.product_stride(x.phase);
     const auto r = p_.results(x.phase);
     const bool whole = p_.keeps_tile();
-    Segments& segments = x.local.segments;
+    GemmSegments& segments = x.local.segments;
     GemmArgs<Word<T>> g{};
     g.ldb = ld, g.ldc = r.ld, g.add = x.add;
     for (const ColumnBlock& block : column_blocks(pixels, p_.lanes)) {
@@ -272,9 +260,7 @@ class Multiplier {
           segments.clear();
           for (const Run& run : x.local.runs[i]) {
             if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
-            segments.a.push_back(run.weight_row);
-            segments.b.push_back(run.panel_row * ld + run.shift + p0);
-            segments.k.push_back(run.rows);
+            segments.add(run.weight_row, run.panel_row * ld + run.shift + p0, run.rows);
           }
           segments.attach(g);
           g.lda = p_.weights.ld[parity];

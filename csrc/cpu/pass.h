@@ -4,17 +4,13 @@
 #include <ATen/ATen.h>
 
 #include <array>
-#include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "geometry.h"
-#include "multiply.h"
-#include "scratch.h"
+#include "native.h"
 
 namespace symconv {
 
@@ -37,35 +33,6 @@ struct Torch {
   at::ScalarType type;
 };
 
-struct Layout {
-  bool planes, staged, pixel_lanes;
-};
-
-// What multiplications worked out for earlier calls, by all that it depends on beside the problem.
-class Preparations {
- public:
-  // A `P` for segment number `segment`; `make` gives it, for a number of threads, if this is the first time.
-  template <class P, class Make>
-  std::shared_ptr<const P> find(const Problem& problem, int64_t segment, const Layout& layout,
-                                int64_t out_channel_stride, const Make& make) {
-    static const char type = 0;
-    const int64_t threads = thread_count(problem.macs());
-    const Key key{&type,  segment, layout.planes, layout.staged, layout.pixel_lanes, out_channel_stride,
-                  threads};
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& [known, prepared] : known_)
-      if (known == key) return std::static_pointer_cast<const P>(prepared);
-    std::shared_ptr<const P> fresh = make(threads);
-    known_.emplace_back(key, fresh);
-    return fresh;
-  }
-
- private:
-  using Key = std::tuple<const void*, int64_t, bool, bool, bool, int64_t, int64_t>;
-  std::mutex mutex_;
-  std::vector<std::pair<Key, std::shared_ptr<const void>>> known_;
-};
-
 // Neither takes the GIL nor needs it. Tensors must have the shapes and one of the four types.
 class Pass {
  public:
@@ -77,6 +44,7 @@ class Pass {
   at::Tensor wgrad(const at::Tensor& gy, const at::Tensor& x) const;
 
  private:
+  NativePass native() const { return {problem_, algorithm_, depthwise_, preparations_}; }
   at::Tensor expanded(const at::Tensor& w) const;
   at::Tensor asked(const at::Tensor& t) const;
   void reduce_into(const at::Tensor& filters, const at::Tensor& gw) const;

@@ -35,11 +35,11 @@ class ScatterProducts : public ScatterSource<T> {
 
   const std::vector<ScatterTerm>& terms(int w) const { return p_.terms[plan_.folded ? w : 0]; }
 
-  // Segments of the matrix kernel for line number `line`; left sides are told apart by `offset`.
-  template <class Offset>
-  void set_segments(const Task& t, const Lines& lines, int64_t line, int w, int64_t weight_ld,
-                    ScatterSegments& segments, const Offset& offset) const {
-    segments.a.clear(), segments.b.clear(), segments.k.clear();
+  // Segments of the matrix kernel for line number `line`. `add` takes a term, its source line, and the first
+  // row of its weights.
+  template <class Add>
+  void for_segments(const Task& t, const Lines& lines, int64_t line, int w, int64_t weight_ld,
+                    const Add& add) const {
     const auto& all = terms(w);
     const AxisMap& outer = map_[plan_.outer];
     for (size_t i = 0; i < all.size(); ++i) {
@@ -49,9 +49,7 @@ class ScatterProducts : public ScatterSource<T> {
         source_line += outer.b[all[i].tap] - outer.b[0];
         if (!this->inside(plan_.outer, source_line) && !p_.planes) continue;
       }
-      segments.a.push_back(offset(all[i], source_line));
-      segments.b.push_back(static_cast<int64_t>(i) * p_.rows * weight_ld);
-      segments.k.push_back(p_.rows);
+      add(all[i], source_line, static_cast<int64_t>(i) * p_.rows * weight_ld);
     }
   }
 
@@ -98,13 +96,15 @@ class ScatterProducts : public ScatterSource<T> {
     if (static_cast<int64_t>(local.segments.size()) < lines.count) local.segments.resize(lines.count);
     for (int64_t l = 0; l < lines.count; ++l) {
       clear_halo(span, line_products(lines, l, c, w, local), g.ldc);
-      set_segments(t, lines, l, w, matrix.ld, local.segments[l], offset);
+      GemmSegments& segments = local.segments[l];
+      segments.clear();
+      for_segments(t, lines, l, w, matrix.ld, [&](const ScatterTerm& term, int64_t line, int64_t weights) {
+        segments.add(offset(term, line), weights, p_.rows);
+      });
     }
     for (const ColumnBlock& block : p_.blocks_of[&matrix - p_.matrices.data()])
       for (int64_t l = 0; l < lines.count; ++l) {
-        const ScatterSegments& segments = local.segments[l];
-        g.a_offset = segments.a.data(), g.b_offset = segments.b.data(), g.k = segments.k.data();
-        g.segments = static_cast<int64_t>(segments.k.size());
+        local.segments[l].attach(g);
         g.b = local.weights + matrix.offset + block.vector * p_.lanes;
         Sum<T>* to = line_products(lines, l, c, w, local) + span.before * g.ldc + block.vector * p_.lanes;
         const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (positions + most - 1) / most;
@@ -127,14 +127,14 @@ class ScatterProducts : public ScatterSource<T> {
     const int64_t filtered = plan_.folded ? 0 : w, rows = p_.columns(lines.line_class, c);
     GemmArgs<Word<T>> g{};
     g.lda = 1, g.a_step = matrix.ld, g.ldb = r.panel_ld, g.ldc = r.product_ld;
-    const auto offset = [&](const ScatterTerm& term, int64_t line) {
-      return term.slot * p_.rows * r.panel_ld + (line - lines.at) * local.spans[c].count;
-    };
     if (local.segments.empty()) local.segments.resize(1);
-    ScatterSegments& segments = local.segments[0];
-    set_segments(t, lines, 0, w, matrix.ld, segments, offset);
-    g.a_offset = segments.b.data(), g.b_offset = segments.a.data(), g.k = segments.k.data();
-    g.segments = static_cast<int64_t>(segments.k.size());
+    GemmSegments& segments = local.segments[0];
+    segments.clear();
+    for_segments(t, lines, 0, w, matrix.ld, [&](const ScatterTerm& term, int64_t line, int64_t weights) {
+      segments.add(weights, term.slot * p_.rows * r.panel_ld + (line - lines.at) * local.spans[c].count,
+                   p_.rows);
+    });
+    segments.attach(g);
     const Word<T>* b = (kDepth > 1 ? local.zipped : local.panel) + r.panel + filtered * r.panel_product;
     for (const ColumnBlock& block : column_blocks(local.spans[c].count * lines.count, p_.lanes)) {
       const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (rows + most - 1) / most;

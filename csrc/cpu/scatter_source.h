@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "scatter_prepared.h"
+#include "segments.h"
 
 namespace symconv {
 
@@ -14,11 +15,6 @@ struct ScatterTask {
   int64_t group, block, image, deep;  // deep: result position
   int64_t begin, end;                 // of outer_count
   int64_t first, last;                // results [first, last) of every line
-};
-
-// Of the matrix kernel: where the panel's and the weights' rows begin, and how many they are.
-struct ScatterSegments {
-  std::vector<int64_t> a, b, k;
 };
 
 // Memory of one thread.
@@ -29,9 +25,9 @@ struct ScatterLocal {
   Element<T>*zeros, *turned, *stage;
   const Word<T>* weights;
   const Sum<T>* bias;
-  std::vector<ScatterSegments> segments;  // by line
-  std::vector<ScatterSpan> spans;         // by class of positions
-  int64_t stage_begin, stage_count;       // positions of a line that any class reads
+  std::vector<GemmSegments> segments;  // by line
+  std::vector<ScatterSpan> spans;      // by class of positions
+  int64_t stage_begin, stage_count;    // positions of a line that any class reads
 };
 
 template <class T>
