@@ -21,7 +21,8 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from symconv_fast.backends.triton import configs, interpreted, kernels, launch, model  # noqa: E402
+from symconv_fast.backends import gpu_cost  # noqa: E402
+from symconv_fast.backends.triton import configs, interpreted, kernels, launch, model, run  # noqa: E402
 from symconv_fast.backends.triton.launch import Launch  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -167,6 +168,20 @@ def test_the_model_leaves_to_torch_what_cannot_pay() -> None:
         assert not _wins(problem(((3, 4),), channels=3, spatial=(56, 56)), op)
         assert not _wins(problem(((1, 4),), channels=64, spatial=(56, 56), batch=256), op)
         assert not _wins(problem(((1, 256),), channels=256, dtype=torch.float64, spatial=(56, 56)), op)
+
+
+@pytest.mark.parametrize(
+    ("hip", "allowed", "wanted"),
+    [(None, True, "tf32"), (None, False, "ieee"), ("7.0", True, "ieee"), ("7.0", False, "ieee")],
+)
+def test_float32_is_rounded_only_where_torch_rounds_it(
+    monkeypatch: pytest.MonkeyPatch, hip: str | None, allowed: bool, wanted: str
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    rates = gpu_cost.RATES["gfx942"]
+    assert run.precision() == wanted
+    assert gpu_cost.flops(torch.float32, "gfx942") == (rates.tf32 if wanted == "tf32" else rates.single)
 
 
 def test_nothing_is_claimed_without_a_gpu() -> None:

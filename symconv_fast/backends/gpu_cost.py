@@ -71,14 +71,19 @@ def architecture() -> str:
     return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
 
 
+def tf32_allowed() -> bool:
+    """May float32 convolutions be rounded to TF32? On AMD torch 2.13 never does, whatever its switch says."""
+    return bool(torch.backends.cudnn.allow_tf32) and not torch.version.hip
+
+
 def flops(dtype: torch.dtype, arch: str | None = None) -> float:
-    """Nominal FLOP/s of a convolution in this type; for float32 by torch's switch for TF32 in convolutions."""
+    """Nominal FLOP/s of a convolution in this type; for float32 as `tf32_allowed` says."""
     rates = RATES[arch or architecture()]
     if dtype.itemsize == 2:
         return rates.half
     if dtype == torch.float64:
         return rates.double
-    return rates.tf32 if torch.backends.cudnn.allow_tf32 else rates.single
+    return rates.tf32 if tf32_allowed() else rates.single
 
 
 def seconds(work: Work, dtype: torch.dtype, arch: str | None = None) -> float:

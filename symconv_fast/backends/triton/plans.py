@@ -90,7 +90,7 @@ class Options:
     device: str = ""
     """Its name, under which tiles may have been measured."""
     precision: str = "ieee"
-    """For float32 products: "ieee", "tf32" or "tf32x3"."""
+    """For float32 products: "ieee", "tf32" or, on NVIDIA, "tf32x3"."""
     activation: int = 0
     """0 none, 1 ReLU, 2 SiLU, 3 GELU; fprop only."""
     bias: bool = True

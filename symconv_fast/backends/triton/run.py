@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ...activation import ACTIVATIONS
 from ...problem import Problem, as_result
+from ..gpu_cost import tf32_allowed
 from . import launch
 from .geometry import geometry, pixels_view, weight_view
 from .launch import Launch, Options, Plan
 
 
 def precision() -> str:
-    """How float32 is multiplied: as torch's switch for convolutions says."""
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    """How float32 is multiplied: as torch multiplies it in convolutions."""
+    return "tf32" if tf32_allowed() else "ieee"
 
 
 @lru_cache(maxsize=16)
