@@ -93,6 +93,10 @@ def test_products_are_expected_where_the_type_has_instructions_for_them() -> Non
     assert aot.find_failures(report(dtype="float32", precision="tf32", **none)) == ["no matrix product"]
     assert not aot.find_failures(report(dtype="float32", precision="ieee", **none))
     assert not aot.find_failures(report(dtype="float64", **none))
+    for dtype in ("float32", "float64"):  # AMD has instructions for all types
+        assert aot.find_failures(report(arch="gfx942", dtype=dtype, precision="ieee", **none)) == [
+            "no matrix product"
+        ]
     assert not aot.find_failures(report(kernel="fold_weights", **none))
 
 
@@ -106,6 +110,20 @@ def test_reads_what_ptxas_prints() -> None:
     made = report()
     aot.read_ptxas(made, text)
     assert (made.registers, made.spill_bytes, len(made.messages)) == (255, 60, 1)
+
+
+def test_reads_amds_metadata_and_counts_memory_not_lanes() -> None:
+    text = (
+        "\tv_mfma_f32_32x32x8_f16 v[0:15], v[16:17], v[18:19], v[0:15]\n"
+        "    .private_segment_fixed_size: {scratch}\n"
+        "    .sgpr_spill_count: 51\n"
+        "    .vgpr_count:     256\n"
+        "    .vgpr_spill_count: {spilled}\n"
+    )
+    for scratch, spilled in ((0, 0), (540, 272)):
+        made = report(arch="gfx942")
+        aot._read_gcn(made, text.format(scratch=scratch, spilled=spilled), aot.TARGETS["gfx942"])
+        assert (made.registers, made.spill_bytes, made.products) == (256, scratch, {"v_mfma": 1})
 
 
 @triton.jit
@@ -131,15 +149,16 @@ def test_a_kernel_that_spills_is_found() -> None:
     assert any("spilled" in failure for failure in aot.find_failures(made))
 
 
-def test_every_tile_of_the_table_is_compiled() -> None:
+@pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
+def test_every_tile_of_the_table_is_compiled(arch: str) -> None:
     """Every type, every tile and every kernel that any plan launches has its entry."""
     from symconv_fast.backends.triton import configs, kernels
 
-    entries = list(aot.entries("sm_90"))
+    entries = list(aot.entries(arch))
     assert {entry.launch.kernel for entry in entries} == set(kernels.__all__)
     for itemsize, table in configs.TILES.items():
         for kernel, order in table:
-            for tile in configs.tiles(kernel, order, itemsize, "sm_90"):
+            for tile in configs.tiles(kernel, order, itemsize, arch):
                 name = f"{kernel} {order} {tile.m}x{tile.n}x{tile.k}"
                 types = {entry.dtype for entry in entries if entry.name == name}
                 wanted = {str(dtype)[6:] for dtype in aot.PRECISIONS if dtype.itemsize == itemsize}

@@ -4,7 +4,7 @@
 No GPU is needed. For each tile of the table, and for geometries of every kind with the tile that the table gives them,
 each launch is compiled for sm_80, sm_90, sm_100 and gfx942. It fails (exit code 1, every failure listed) on
 
-    spills               registers moved to local memory
+    spills               registers moved to memory
     serialised           ptxas lets matrix products wait for each other ("C75xx", from a second `ptxas -v` on the PTX)
     shared memory        more than a block of the device can have: compiling does not notice
     tensor memory        more than 512 columns on sm_100: the "compiled" kernel would only trap
@@ -59,7 +59,7 @@ TARGETS = {
 }
 TENSOR_COLUMNS = 512
 
-# Precisions of a product by type; "ieee" has no matrix instructions in float32.
+# Precisions of a product by type on NVIDIA, where "ieee" has no matrix instructions in float32.
 PRECISIONS: dict[torch.dtype, tuple[str, ...]] = {
     torch.bfloat16: ("ieee",),
     torch.float16: ("ieee",),
@@ -187,23 +187,28 @@ QUICK = (
 )
 
 
+def precisions(dtype: torch.dtype, arch: str) -> tuple[str, ...]:
+    """Those in which the backend multiplies on an architecture: on AMD in full only, as torch does there."""
+    return PRECISIONS[dtype] if TARGETS[arch].gpu.backend == "cuda" else ("ieee",)
+
+
 def entries(arch: str) -> Iterator[Entry]:
     """Everything that is compiled for an architecture."""
     for itemsize, table in configs.TILES.items():
         for kernel, order in table:
             tiles = configs.tiles(kernel, order, itemsize, arch)
             for dtype in (dtype for dtype in PRECISIONS if dtype.itemsize == itemsize):
-                for precision in PRECISIONS[dtype]:
+                for precision in precisions(dtype, arch):
                     for tile in tiles:
                         yield from _table_entries(arch, kernel, order, dtype, precision, tile)
     for row in configs.TUNED:
         dtype, tile = getattr(torch, row["dtype"]), configs.Config(**row["config"])
-        for precision in PRECISIONS[dtype] if row["arch"] == arch else ():
+        for precision in precisions(dtype, arch) if row["arch"] == arch else ():
             yield from _table_entries(arch, row["kernel"], row["order"], dtype, precision, tile)
     for name, (algorithms, arguments) in GEOMETRIES.items():
         for dtype in (torch.bfloat16, torch.float32):
             problem = make_problem(dtype=dtype, **arguments)
-            options = Options(arch=arch, precision=PRECISIONS[dtype][0])
+            options = Options(arch=arch, precision=precisions(dtype, arch)[0])
             for op, algorithm in ((op, a) for op in ("fprop", "dgrad", "wgrad") for a in algorithms):
                 for launch in plan(problem, op, algorithm, options=options).launches:
                     yield _entry(f"{name} {op} {algorithm}", arch, dtype, options.precision, launch)
@@ -304,14 +309,16 @@ def read_ptxas(report: Report, text: str) -> None:
 
 
 def _read_gcn(report: Report, text: str, target: Target) -> None:
-    """The same from the metadata in AMD's assembly; spills are counted in registers of 4 bytes."""
+    """The same from the metadata in AMD's assembly; spills are the bytes of scratch memory that a lane needs."""
 
     def value(name: str) -> int:
         return max(map(int, re.findall(rf"\.{name}:\s*(\d+)", text)), default=0)
 
     report.products = {name: text.count(name) for name in target.products}
     report.registers = value("vgpr_count")
-    report.spill_bytes = 4 * (value("vgpr_spill_count") + value("sgpr_spill_count"))
+    # Not the spill counts: scalars go to lanes of vector registers, an instruction each and no memory. What finds no
+    # lane has its place in the scratch memory too.
+    report.spill_bytes = value("private_segment_fixed_size")
 
 
 def find_failures(report: Report) -> list[str]:
@@ -334,7 +341,7 @@ def find_failures(report: Report) -> list[str]:
 def expects_products(report: Report) -> bool:
     """Has the type matrix instructions, and does the kernel multiply matrices?"""
     scalar = report.dtype == "float64" or (report.dtype == "float32" and report.precision == "ieee")
-    return report.kernel in PRODUCTS and not scalar
+    return report.kernel in PRODUCTS and (not scalar or TARGETS[report.arch].gpu.backend == "hip")
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
