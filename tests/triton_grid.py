@@ -227,6 +227,17 @@ def all_checks() -> Iterator[tuple[str, Check]]:
             "sm_90",
         ),
     )
+    yield (
+        "tiles of gfx942, fold, octuples",
+        partial(
+            other_tiles,
+            replace(special["few orbits, octuple"], spatial=(3, 4, 5)),
+            "fprop",
+            "fold",
+            torch.float16,
+            "gfx942",
+        ),
+    )
     yield "one launch a number of tied axes", partial(one_launch_a_tie, special["mixed 2-D"], 3)
     for function in (F.relu, F.silu, F.gelu):
         for algorithm in ALGORITHMS:

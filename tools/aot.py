@@ -184,6 +184,7 @@ QUICK = (
     "sm_80 fprop_fold 1 64x64x32",
     "sm_100 fprop_fold 1 128x128x32",
     "gfx942 fprop_fold 1 64x64x32",
+    "gfx942 fprop_fold 3 128x32x16",
 )
 
 

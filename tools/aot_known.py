@@ -1,9 +1,9 @@
-# What `python -m tools.aot` finds on NVIDIA GPUs and lets pass: spills of some registers, and two worse findings.
+# What `python -m tools.aot` finds and lets pass, all on NVIDIA GPUs: spills of some registers, and two worse findings.
 """By (architecture, entry, dtype, precision of float32): one text for each launch that has a finding. Any other fails.
 
 All with Triton 3.6, 2026-11-21. Beside few bytes of a tile that is otherwise the best size there are: "tf32x3" and
 float64, which have no smaller tile; channels that 16-byte loads do not fit ("odd channels"); one loop that ptxas
-serialises; and one that Triton cannot compile, which the backend refuses.
+serialises; and one that Triton cannot compile, which the backend refuses. On gfx942 nothing is found.
 """
 
 KNOWN = {

@@ -1,7 +1,7 @@
 """Tables: tile sizes by kernel, tie, type and architecture, thresholds and nominal rates. Data and its lookup only.
 
-No figure here was measured on a GPU. All tiles were compiled for sm_80, sm_90 and sm_100 (2026-11-21, Triton 3.6); what
-spills there is listed in tools/aot_known.py. Of gfx942 only a part was compiled. Rates are the vendors' data sheets.
+No figure here was measured on a GPU. All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 (2026-11-21, Triton
+3.6); what spills there is listed in tools/aot_known.py. Rates are the vendors' data sheets.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ def _table(**rows: tuple[tuple[tuple[int, int, int, int, int], ...], ...]) -> _T
 _WIDE = ((128, 128, 64, 8, 3), (64, 64, 64, 4, 3), (32, 32, 64, 4, 3))
 _MIDDLE = ((128, 128, 32, 8, 3), (64, 64, 32, 4, 3), (32, 32, 32, 4, 3))
 _NARROW = ((64, 64, 32, 4, 3), (32, 32, 32, 4, 3))
+_QUADRUPLE = ((128, 64, 32, 8, 2), (64, 32, 32, 4, 2), (32, 16, 32, 4, 2))
 _SMALL = ((64, 128, 32, 4, 2), (64, 64, 32, 8, 2), (32, 32, 32, 4, 2))
+_FOUR_WAVES = ((64, 64, 32, 4, 2), (64, 16, 32, 4, 2))
+_FOUR_WAVES_SHORT = ((64, 64, 16, 4, 2), (64, 16, 16, 4, 2))
 
 # Bytes of an element -> kernel and number of tied axes -> tiles, for every architecture that has none of its own below.
 TILES: dict[int, _Table] = {
     2: _table(
-        fprop_fold=(_WIDE, _MIDDLE, ((128, 64, 32, 8, 2), (64, 32, 32, 4, 2), (32, 16, 32, 4, 2)),
-                    ((64, 32, 32, 8, 2), (32, 16, 32, 8, 2))),
+        fprop_fold=(_WIDE, _MIDDLE, _QUADRUPLE, ((64, 32, 32, 8, 2), (32, 16, 32, 8, 2))),
         fprop_direct=(_WIDE,),
         dgrad=(_WIDE, _MIDDLE, _MIDDLE, _SMALL),
         # 128 columns of free rows are serialised (C7515).
@@ -79,6 +81,25 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
         4: _table(
             fprop_fold=(_NARROW, ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)), ((32, 16, 32, 4, 2),),
                         ((64, 16, 16, 8, 2),)),
+        ),
+    },
+    # 64 KB of shared memory. A wave multiplies 32 × 32 elements, or 16 × 16 where a side is 16: in a tile with fewer
+    # such blocks than waves, waves repeat each other's products. In 16-bit types loads take longer than that (model);
+    # in wider types the products bind. Four waves have up to 512 registers a lane, eight 256.
+    "gfx942": {
+        2: _table(
+            fprop_fold=(_WIDE, _MIDDLE, _QUADRUPLE, ((128, 32, 16, 4, 2), (64, 16, 32, 4, 2))),
+            dgrad=(_WIDE, _MIDDLE, ((128, 128, 32, 8, 2), *_MIDDLE[1:]), _SMALL),
+            wgrad=(((128, 64, 64, 8, 3), *_WIDE[1:]), _MIDDLE, ((128, 128, 32, 8, 2), *_MIDDLE[1:]), _SMALL),
+        ),
+        4: _table(
+            fprop_fold=(_FOUR_WAVES, _FOUR_WAVES, ((64, 64, 16, 4, 2), (64, 16, 32, 4, 2)), ((64, 16, 16, 4, 2),)),
+            fprop_direct=(_FOUR_WAVES,),
+            dgrad=(_FOUR_WAVES, _FOUR_WAVES, _FOUR_WAVES, _FOUR_WAVES_SHORT),
+            wgrad=(_FOUR_WAVES, _FOUR_WAVES, _FOUR_WAVES, _FOUR_WAVES_SHORT),
+        ),
+        8: _table(
+            fprop_fold=(((32, 32, 16, 4, 2),), ((32, 32, 16, 4, 2),), ((32, 32, 16, 4, 2),), ((64, 16, 16, 4, 1),)),
         ),
     },
 }  # fmt: skip
