@@ -16,6 +16,7 @@ from ..problem import Problem
 from ..symmetry import orbit_size
 from . import cpu_scatter
 from .cpu_rates import FACTORS, RATES
+from .cpu_scatter import FILTERING
 from .torch_conv import asked_in
 
 try:
@@ -27,7 +28,6 @@ CAPABILITY = torch.backends.cpu.get_cpu_capability()
 """Vectors of this CPU, which decide on counts and rates. The fit sets it to that of the rows it fits."""
 
 _VECTOR_BYTES = {"AVX512": 64, "AVX2": 32}
-_FILTERING = {"f2": (4, 2), "f4": (6, 4)}  # products and results of minimal filtering with three taps
 _COLD_WEIGHT_SECONDS = 0.5e-9
 # torch's convolution in a wider type (one Zen 3 core, 2026-11-21): three conversions, an element of each, and float64
 # beside float32, where 2 to 10 was seen.
@@ -88,7 +88,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def layout(problem: Problem, op: str, c: Contraction) -> str:
-    """How panel and results lie, as choose_layout in csrc/cpu/pass.cpp has it.
+    """How panel and results lie, as choose_layout in csrc/cpu/native.cpp has it.
 
     pixels: [pixel][row], orbits are the lanes. planes: [row][pixel], pixels are the lanes. staged: [row][pixel] from a
     stage, orbits are the lanes. turned: the same, pixels are the lanes; in the weight gradient pixels are contracted.
@@ -125,7 +125,7 @@ def offset_axis(problem: Problem, op: str, c: Contraction) -> int | None:
 
 
 def mirror_axis(problem: Problem, op: str, c: Contraction) -> int | None:
-    """The tied axis that the matrix kernel folds, as mirror_axis in csrc/cpu/pass.cpp has it."""
+    """The tied axis that the matrix kernel folds, as mirror_axis in csrc/cpu/native.cpp has it."""
     no_kernel = CAPABILITY != "AVX512" or dtype_name(problem.dtype) == "bfloat16"
     if no_kernel or op != "fprop" or layout(problem, op, c) not in ("planes", "turned"):
         return None
@@ -147,11 +147,9 @@ def kind_of(problem: Problem, op: str, c: Contraction) -> str:
 
 
 def filtered(problem: Problem, op: str, c: Contraction) -> bool:
-    """Has that axis three taps that can be filtered with fewer products?"""
+    """Can the axis whose taps are shifts of the panel be filtered?"""
     axis = offset_axis(problem, op, c)
-    if axis is None:
-        return False
-    return problem.kernel[axis] == 3 and problem.stride[axis] == 1 and problem.dilation[axis] == 1
+    return axis is not None and cpu_scatter.filters(problem, axis)
 
 
 def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]:
@@ -207,8 +205,8 @@ def _add(counts: dict[str, float], problem: Problem, op: str, algorithm: str, c:
     axis = mirror_axis(problem, op, c) if "mirrored" in kind else offset_axis(problem, op, c)
     shifts = problem.kernel[axis] if axis is not None else 1
     saving, stored = 1.0, 1.25 if axis is not None else 1.0  # halo lines of the panel
-    if algorithm in _FILTERING and filtered(problem, op, c) and axis is not None:
-        products, results = _FILTERING[algorithm]
+    if algorithm in FILTERING and filtered(problem, op, c) and axis is not None:
+        products, results = FILTERING[algorithm]
         tiles = -(-spatial[axis] // results)
         saving, stored = tiles * products / (3 * spatial[axis]), tiles * products / spatial[axis]
     strides = math.prod(problem.stride) if (op == "fprop") == problem.transposed else 1
@@ -258,7 +256,7 @@ def _activations(problem: Problem) -> float:
 def native_kind(problem: Problem, op: str, algorithm: str) -> str:
     """Which rates hold for a native algorithm."""
     family, _, filtering = algorithm.rpartition("_")
-    if filtering in _FILTERING:
+    if filtering in FILTERING:
         return f"{family + '_' if family else ''}winograd/{op}"
     return f"{algorithm}/{op}"
 
@@ -279,10 +277,10 @@ def native_seconds(problem: Problem, op: str, algorithm: str) -> float:
     counts = native_counts(problem, op, algorithm)
     seconds = _seconds(counts, native_kind(problem, op, algorithm), problem, op)
     filtering = algorithm.removeprefix("scatter_")
-    if filtering in _FILTERING:
+    if filtering in FILTERING:
         # The rates were measured with warm caches. In a network the weights come from memory, and filtering packs
         # more of them: 512 channels on a 7 x 7 map took 0.6 ms with the fold and 0.7 to 1.1 ms with F(2,3).
-        extra = _FILTERING[filtering][0] / 3 - 1
+        extra = FILTERING[filtering][0] / 3 - 1
         seconds += extra * math.prod(problem.weight_shape) * _COLD_WEIGHT_SECONDS
     return seconds
 

@@ -13,7 +13,8 @@ from ..problem import Problem
 
 _MOST_PRODUCTS, _MOST_TAPS = 49, 16
 _CHUNK = 112  # positions that are multiplied together, about
-_PRODUCTS = {None: (1, 1), "f2": (4, 2), "f4": (6, 4)}  # products and results of minimal filtering
+FILTERING = {"f2": (4, 2), "f4": (6, 4)}
+"""Products and results of minimal filtering of three taps."""
 
 
 class Roles(NamedTuple):
@@ -35,7 +36,7 @@ def roles(problem: Problem, mask: int, pixels: bool, filtering: str | None = Non
     ndim = problem.ndim
     tied = [axis for axis in reversed(range(ndim)) if mask >> (ndim - 1 - axis) & 1]
     free = _free_axis(problem, tied[0], filtering)
-    filtered = filtering is not None and free is not None and len(tied) == 1 and _filters(problem, free)
+    filtered = filtering is not None and free is not None and len(tied) == 1 and filters(problem, free)
     summed = not (pixels and len(tied) == 1 and tied[0] != ndim - 1 and not filtered)
     ring = len(tied) > 1 or not summed
     inner = tied[0] if summed else ndim - 1
@@ -60,21 +61,22 @@ def is_pixels(problem: Problem, orbits: int, lanes: int) -> bool:
 def can_filter(problem: Problem, mask: int) -> bool:
     """Has the scatter of a segment a contracted axis whose three taps can be filtered with fewer products?"""
     found = roles(problem, mask, problem.channels_last, "f2")
-    return found is not None and not found.ring and found.outer is not None and _filters(problem, found.outer)
+    return found is not None and not found.ring and found.outer is not None and filters(problem, found.outer)
 
 
 def _free_axis(problem: Problem, inner: int, filtering: str | None) -> int | None:
     others = [axis for axis in reversed(range(problem.ndim)) if axis != inner]
     if filtering:
-        others.sort(key=lambda axis: not _filters(problem, axis))
-        if others and _filters(problem, others[0]):
+        others.sort(key=lambda axis: not filters(problem, axis))
+        if others and filters(problem, others[0]):
             return others[0]
     if inner == problem.ndim - 1:
         return inner - 1 if problem.ndim > 1 else None
     return 1 if problem.ndim == 3 and inner == 0 else problem.ndim - 1
 
 
-def _filters(problem: Problem, axis: int) -> bool:
+def filters(problem: Problem, axis: int) -> bool:
+    """Has that axis three taps that can be filtered with fewer products?"""
     return (problem.kernel[axis], problem.stride[axis], problem.dilation[axis]) == (3, 1, 1)
 
 
@@ -102,8 +104,8 @@ def counts(
         return None
     inner, outer, deep, summed, ring, folded = found
     kernel, stride, channels = problem.kernel, problem.stride, problem.in_channels // problem.groups
-    filtered = filtering if outer is not None and not ring and _filters(problem, outer) else None
-    made, results = _PRODUCTS[filtered]
+    filtered = filtering if outer is not None and not ring and filters(problem, outer) else None
+    made, results = FILTERING[filtered] if filtered else (1, 1)
     lines, contracted = 1.0, 1.0
     if outer is not None:
         lines = problem.spatial[outer] if ring else -(-problem.out_spatial[outer] // results)
