@@ -65,7 +65,7 @@ TILES: dict[int, _Table] = {
                ((32, 32, 32, 4, 2),)),
     ),
     8: _table(
-        fprop_fold=(((32, 32, 16, 4, 2),), ((32, 32, 16, 4, 2),), ((32, 16, 16, 4, 2),), ((32, 16, 16, 8, 2),)),
+        fprop_fold=(((32, 32, 16, 4, 2),), ((32, 32, 16, 4, 2),), ((32, 16, 16, 8, 2),), ((32, 16, 16, 8, 2),)),
         fprop_direct=(((32, 32, 16, 4, 2),),),
         dgrad=(((32, 32, 16, 4, 2),),) * 4,
         wgrad=(((32, 32, 16, 4, 2),),) * 4,
@@ -81,6 +81,9 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
         4: _table(
             fprop_fold=(_NARROW, ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)), ((32, 16, 32, 4, 2),),
                         ((64, 16, 16, 8, 2),)),
+        ),
+        8: _table(
+            fprop_fold=(((32, 32, 16, 4, 2),), ((32, 32, 16, 4, 2),), ((32, 32, 16, 8, 2),), ((32, 16, 16, 8, 3),)),
         ),
     },
     # 64 KB of shared memory. A wave multiplies 32 × 32 elements, or 16 × 16 where a side is 16: in a tile with fewer
@@ -116,6 +119,15 @@ PACK_BELOW = 16
 COPY_FROM = 8
 # A layer of several ties whose tiles would not fill the device this many times is one launch.
 MERGE_WAVES = 2
+
+# (kernel, bytes of an element) that spill on channels without 16-byte loads unless the contraction is cut to 16 at a
+# time, which halves the addresses. AMD's compiler needs none of that.
+_SHORT = {("wgrad", 2), ("dgrad", 4)}
+SHORT_UNALIGNED = {
+    "sm_80": _SHORT | {("fprop_fold", 2), ("fprop_fold", 4), ("fprop_direct", 4)},
+    "sm_90": _SHORT,
+    "sm_100": _SHORT,
+}
 
 # A product over many positions is split until it fills the device this often, while each part keeps this many steps.
 SPLIT_WAVES, SPLIT_STEPS, SPLIT_LIMIT, SPLIT_ELEMENTS = 2, 8, 64, 2**26
@@ -161,6 +173,7 @@ def select(
     sizes: tuple[int, tuple[int, ...], int],
     repeats: int = 1,
     aligned: bool = True,
+    several_sums: bool = False,
 ) -> Config:
     """The tile with the lowest modelled time.
 
@@ -172,6 +185,7 @@ def select(
         sizes: extent along `m` of a tile, extents along `n` that are blocked one by one, length of the contraction.
         repeats: how often all that is there: phases, groups, taps, splits.
         aligned: do 16-byte loads fit the channels? Without them addresses take the registers of the largest tiles.
+        several_sums: does dgrad sum members in several loops, one for each kind of tie?
     """
     positions, columns, contraction = sizes
 
@@ -186,6 +200,12 @@ def select(
         # Several accumulators leave registers for the addresses of the smallest tile alone.
         kept = candidates[-1:] if (kernel == "fprop_fold" and order > 1) else candidates[1:] or candidates
         candidates = tuple(replace(c, k=min(c.k, 32)) for c in kept)
+    if not aligned and (kernel, itemsize) in SHORT_UNALIGNED.get(arch, ()):
+        candidates = tuple(replace(c, k=16) for c in candidates)
+    elif several_sums and itemsize == 4 and arch == "sm_90":
+        # The sums are operands in registers: with four products a step ptxas serialises them as soon as there are
+        # several loops (C7513), whatever the tile; with two it does not. A third stage keeps as many loads under way.
+        candidates = tuple(replace(c, k=16, stages=3) for c in candidates)
     return min((fit(c, positions, max(columns), contraction) for c in candidates), key=seconds)
 
 

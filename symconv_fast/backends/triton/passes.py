@@ -180,7 +180,8 @@ def dgrad(c: Context, algorithm: str) -> Plan:
     packed = max(s.rows for s in g.segments) < configs.PACK_BELOW
     depth = sum(s.rows for s in g.segments) * (g.taps if packed else 1)
     order = max(s.order for s in g.segments)
-    config = c.config("dgrad", order, (at["total"], (g.channels,), depth), phases * g.groups)
+    several_sums = algorithm == "fold" and sum(s.order > 0 for s in g.segments) > 1
+    config = c.config("dgrad", order, (at["total"], (g.channels,), depth), phases * g.groups, several_sums)
     table, _ = _segments(list(g.segments), config.n, {})
     tiles = -(-at["total"] // config.m)
     launch = Launch(

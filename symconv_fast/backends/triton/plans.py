@@ -128,9 +128,14 @@ class Context:
         return {f"{prefix}_s{key}": value for key, value in zip(keys, values)}
 
     def config(
-        self, kernel: str, order: int, sizes: tuple[int, tuple[int, ...], int], repeats: int
+        self,
+        kernel: str,
+        order: int,
+        sizes: tuple[int, tuple[int, ...], int],
+        repeats: int,
+        several_sums: bool = False,
     ) -> Config:
-        """The tile for a kernel: asked for, else measured, else that of the model; `sizes` as in `configs.select`."""
+        """The tile for a kernel: asked for, else measured, else that of the model; arguments as in `configs.select`."""
         positions, columns, contraction = sizes
         extents = (positions, max(columns), contraction)
         config = self.options.config or configs.measured(
@@ -140,4 +145,4 @@ class Context:
             return configs.fit(config, *extents)
         arch, size = self.options.arch, self.dtype.itemsize
         aligned = all(n * size % 16 == 0 for n in (self.g.channels, self.g.filters))
-        return configs.select(kernel, order, size, arch, sizes, repeats, aligned)
+        return configs.select(kernel, order, size, arch, sizes, repeats, aligned, several_sums)
