@@ -188,7 +188,7 @@ SPECIAL: dict[str, Case] = {
     "scatter, lines across": _case({2: 34}, 19, (13, 40), (3, 5), padding=(1, 2), threads=2, **LAST),
     "scatter, lines across, tiles": _case({2: 50}, 130, (4, 170), (5, 2), padding=(2, 3), batch=1, threads=2, **LAST),
     "scatter, lines across, stride": _case(
-        {2: 20}, 18, (17, 20), 3, padding=4, stride=(3, 2), dilation=(1, 2), **LAST
+        {2: 20}, 18, (17, 20), 3, padding=4, stride=2, dilation=(1, 2), **LAST
     ),
     "scatter, lines across, 3-D": _case({4: 17, 2: 16, 6: 16}, 17, (5, 4, 18), 3, padding=(1, 1, 0), groups=1, **LAST),
     "scatter, 3-D": _case({7: 17, 6: 16, 5: 18, 3: 16, 1: 16}, 17, (5, 4, 18), (3, 3, 2), padding=1, **LAST),
