@@ -14,8 +14,6 @@ constexpr int64_t kBoxBytes = 256 << 10;  // of packed source: a quarter of a se
 // Of the same box in memory with the channels of all blocks: what one block reads, the next one finds there.
 constexpr int64_t kRegionBytes = 512 << 10;
 
-int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
-
 template <class T>
 class Pass {
   using S = Sum<T>;

@@ -17,8 +17,6 @@ constexpr int64_t kRegionBytes = 512 << 10;  // of the same box in memory with t
 // 28 map was 2.6 times torch's.
 constexpr int64_t kChain = 64;
 
-int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
-
 template <class T>
 class Accumulator {
   using S = Sum<T>;

@@ -15,8 +15,6 @@ namespace {
 
 constexpr int64_t kMostLines = 16;  // of results, whose input lines are copied together
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // What the three passes have in common: copies of input lines with zeros on both sides, on which every window
 // lies whole, and runs of taps that follow each other in them.
 template <class T>
@@ -100,12 +98,11 @@ class Direct {
     const T *a = g.a, *b = g.b;
     T* c = g.c;
     for (const ColumnBlock& block : column_blocks(columns, lanes_)) {
-      const int64_t most = kernels_.max_rows[block.vectors], pieces = ceil_div(rows, most);
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
-        g.a = a + r0 * g.lda, g.b = b + block.vector * lanes_, g.c = c + r0 * g.ldc + block.vector * lanes_;
-        kernels_.gemm(static_cast<int>(r1 - r0), block.vectors, g);
-      }
+      g.b = b + block.vector * lanes_;
+      for_pieces(rows, kernels_.max_rows[block.vectors], [&](int64_t r0, int64_t count) {
+        g.a = a + r0 * g.lda, g.c = c + r0 * g.ldc + block.vector * lanes_;
+        kernels_.gemm(static_cast<int>(count), block.vectors, g);
+      });
     }
   }
 
@@ -176,17 +173,15 @@ class DirectFprop : Direct<T> {
     int64_t most = this->kernels_.max_rows[1];
     for (const ColumnBlock& block : blocks)
       most = std::min<int64_t>(most, this->kernels_.max_rows[block.vectors]);
-    const int64_t pieces = ceil_div(p_.out[2], most);
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-      const int64_t r0 = p_.out[2] * piece / pieces, r1 = p_.out[2] * (piece + 1) / pieces;
+    for_pieces(p_.out[2], most, [&](int64_t r0, int64_t count) {
       g.a = lines + r0 * g.lda;
       if (m.bias) segments.a.back() = ones - r0 * g.lda;
       segments.attach(g);
       for (const ColumnBlock& block : blocks) {
         g.b = weights + block.vector * this->lanes_, g.c = line + r0 * g.ldc + block.vector * this->lanes_;
-        this->kernels_.gemm(static_cast<int>(r1 - r0), block.vectors, g);
+        this->kernels_.gemm(static_cast<int>(count), block.vectors, g);
       }
-    }
+    });
   }
 };
 

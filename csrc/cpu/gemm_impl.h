@@ -53,6 +53,8 @@ void gemm_tile(const GemmArgs<W>& g) {
   using A = Sum<W>;
   constexpr int L = Vec<A>::lanes;
   const int64_t lda = g.lda, step = g.a_step, ldb = g.ldb;
+  A* const to = g.c;  // the compiler must take it that stores may change `g`
+  const int64_t ldc = g.ldc;
   bool add = g.add;
   int64_t s = 0, k = 0;  // segment, and the place in it
   do {
@@ -86,7 +88,7 @@ void gemm_tile(const GemmArgs<W>& g) {
 #endif
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < N; ++n) {
-        A* c = g.c + r * g.ldc + n * L;
+        A* c = to + r * ldc + n * L;
         save(c, add ? load(c) + acc[r][n] : acc[r][n]);
       }
     add = true;

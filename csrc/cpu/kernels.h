@@ -8,6 +8,7 @@
 
 #include "depthwise_args.h"
 #include "formats.h"
+#include "sizes.h"
 
 namespace symconv {
 

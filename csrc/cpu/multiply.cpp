@@ -177,10 +177,9 @@ class Multiplier {
     g.lda = pixel, g.a_step = row, g.ldc = r.ld, g.add = x.add;
     for (const ColumnBlock& block : p_.blocks) {
       const int64_t width = block.vectors * p_.lanes, column = block.vector * p_.lanes;
-      const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (pixels + most - 1) / most;
       g.ldb = width;
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t p0 = pixels * piece / pieces, p1 = pixels * (piece + 1) / pieces;
+      for_pieces(pixels, p_.kernels.max_rows[block.vectors], [&](int64_t p0, int64_t rows) {
+        const int64_t p1 = p0 + rows;
         Sum<T>* tile = x.local.result + (whole ? p0 * r.ld + column : 0);
         expect_results(x, p0, p1, column, width);
         for (size_t i = 0; i < x.local.runs.size(); ++i) {
@@ -194,10 +193,10 @@ class Multiplier {
           g.a = x.local.panel + product * step;
           g.b = x.packed + p_.weights.offset[parity] + column * p_.weights.total_rows[parity];
           g.c = tile + (parity * x.phase.tiling.products + product) * r.stride;
-          p_.kernels.gemm(static_cast<int>(p1 - p0), block.vectors, g);
+          p_.kernels.gemm(static_cast<int>(rows), block.vectors, g);
         }
         if (x.last) store_pixels(x, tile, p0, p1, column, width);
-      }
+      });
     }
   }
 
@@ -251,9 +250,7 @@ class Multiplier {
     g.ldb = ld, g.ldc = r.ld, g.add = x.add;
     for (const ColumnBlock& block : column_blocks(pixels, p_.lanes)) {
       const int64_t p0 = block.vector * p_.lanes, p1 = std::min(pixels, p0 + block.vectors * p_.lanes);
-      const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (p_.columns + most - 1) / most;
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t u0 = p_.columns * piece / pieces, u1 = p_.columns * (piece + 1) / pieces;
+      for_pieces(p_.columns, p_.kernels.max_rows[block.vectors], [&](int64_t u0, int64_t rows) {
         Sum<T>* tile = x.local.result + (whole ? u0 * r.ld + p0 : 0);
         for (size_t i = 0; i < x.local.runs.size(); ++i) {
           const size_t parity = i % p_.plan.parities, product = i / p_.plan.parities;
@@ -267,10 +264,10 @@ class Multiplier {
           g.a = x.packed + p_.weights.offset[parity] + u0 * g.lda;
           g.b = (kDepth > 1 ? x.local.zipped : x.local.panel) + product * step;
           g.c = tile + (parity * x.phase.tiling.products + product) * r.stride;
-          p_.kernels.gemm(static_cast<int>(u1 - u0), block.vectors, g);
+          p_.kernels.gemm(static_cast<int>(rows), block.vectors, g);
         }
-        if (x.last) store_planes(x, tile, u0, u1, p0, p1);
-      }
+        if (x.last) store_planes(x, tile, u0, u0 + rows, p0, p1);
+      });
     }
   }
 
@@ -300,17 +297,14 @@ class Multiplier {
     const auto r = p_.results(x.phase);
     const int even = full_parity(p_.plan, parity, false), odd = full_parity(p_.plan, parity, true);
     const int64_t first = block.vector * p_.lanes, width = block.vectors * p_.lanes;
-    const int64_t count = std::min(p_.columns - first, width), most = p_.kernels.mirror_rows;
-    const int64_t pieces = (count + most - 1) / most;
     g.a_step = width;
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-      const int64_t u0 = count * piece / pieces, u1 = count * (piece + 1) / pieces;
+    for_pieces(std::min(p_.columns - first, width), p_.kernels.mirror_rows, [&](int64_t u0, int64_t rows) {
       g.even = x.packed + p_.weights.offset[even] + first * p_.weights.total_rows[even] + u0;
       g.odd = x.packed + p_.weights.offset[odd] + first * p_.weights.total_rows[odd] + u0;
       g.e = x.local.result + even * r.stride + (first + u0) * r.ld + p0;
       g.o = x.local.result + odd * r.stride + (first + u0) * r.ld + p0;
-      p_.kernels.mirror(static_cast<int>(u1 - u0), vectors, g);
-    }
+      p_.kernels.mirror(static_cast<int>(rows), vectors, g);
+    });
   }
 
   // Columns are pixels: stored in runs that are contiguous in the destination.

@@ -64,6 +64,17 @@ SYMCONV_INLINE void reduce_line(const E* const (&in)[F::in][S], P* const (&out)[
   for (int64_t c = 0; c < count; ++c) reduce_at<A, S, kFold, F>(in, out, product_stride, c, 1, ahead);
 }
 
+// Positions far apart, as on a line across the width, are not foreseen by the hardware. Of the lines that are
+// filtered the first ones were the last ones of the step before.
+template <class F, class T, int S>
+SYMCONV_INLINE void ask_for_sources(const Element<T>* const (&in)[F::in][S], const RunArgs<T>& r) {
+  constexpr int64_t bytes = sizeof(Element<T>), far = 2048, ahead = 3;
+  if (r.position_step[F::in - 1][0] * bytes < far) return;
+  for (int l = F::in - F::out; l < F::in; ++l)
+    for (int64_t c = 0; c < r.channels; c += kCacheLine / bytes)
+      __builtin_prefetch(in[l][0] + ahead * r.position_step[l][0] + c);
+}
+
 template <class T, int S, bool kFold, class F>
 void pack_pixels(const RunArgs<T>& r) {
   const Element<T>* in[F::in][S];
@@ -73,6 +84,7 @@ void pack_pixels(const RunArgs<T>& r) {
     for (int l = 0; l < F::in; ++l) in[l][s] = r.source[l][s];
   }
   for (int64_t p = 0; p < r.positions; ++p) {
+    if constexpr (S == 1) ask_for_sources<F>(in, r);
     reduce_line<Sum<T>, S, kFold, F>(in, out, r.product_stride, r.channels, 2 * r.ld);
     for (int s = 0; s < S; ++s) {
       out[s] += r.ld;

@@ -11,8 +11,6 @@ namespace {
 
 constexpr int64_t kMinPixels = 14;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Equal blocks of at most `limit`.
 int64_t even_block(int64_t count, int64_t limit) {
   limit = std::clamp<int64_t>(limit, 1, std::max<int64_t>(count, 1));

@@ -79,9 +79,8 @@ struct Prepared : MultiplyShape {
   }
 
   int64_t panel_ld(const Phase& phase) const {
-    // Rows a power of two apart collide in the first-level cache.
-    if (planes) return (phase.tiling.products * panel_pixels(phase) / lanes | 1) * lanes;
-    const int64_t rows = panel_rows();
+    if (planes) return odd_lines<Word<T>>(phase.tiling.products * panel_pixels(phase));
+    const int64_t rows = panel_rows();  // a power of two apart they would collide in the first-level cache
     return rows % 256 < 16 ? rows + 16 : rows;
   }
 

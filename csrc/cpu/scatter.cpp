@@ -16,17 +16,18 @@ namespace {
 template <class T>
 class Scatterer : public ScatterProducts<T> {
  public:
-  using ScatterProducts<T>::ScatterProducts;
+  Scatterer(const PreparedScatter<T>& prepared, const MultiplyTensors<T>& tensors)
+      : ScatterProducts<T>(prepared, tensors), packer_(prepared, tensors) {}
 
   void operator()() const {
-    const int64_t blocks = q_.groups * p_.blocks;
-    Scratch<Word<T>> weights(p_.weight_words * blocks);
-    const ScatterWeights<T> packer(p_, m_);
-    const int64_t at_a_time = packer.kChannels, pieces = (q_.channels + at_a_time - 1) / at_a_time;
-    parallel_slices(blocks * pieces, p_.threads, [&](int64_t begin, int64_t end, int64_t) {
-      for (int64_t i = begin; i < end; ++i)
-        packer.pack(i / pieces, i % pieces * at_a_time, weights.data() + i / pieces * p_.weight_words);
-    });
+    const int64_t blocks = q_.groups * p_.blocks, pieces = ceil_div(q_.channels, packer_.kChannels);
+    Scratch<Word<T>> weights(p_.packs_blocks() ? 0 : p_.weight_words * blocks);
+    if (!p_.packs_blocks())
+      parallel_slices(blocks * pieces, p_.threads, [&](int64_t begin, int64_t end, int64_t) {
+        for (int64_t i = begin; i < end; ++i)
+          packer_.pack(i / pieces, i % pieces * packer_.kChannels,
+                       weights.data() + i / pieces * p_.weight_words);
+      });
     const int64_t filters = q_.groups * q_.filters;
     Scratch<Sum<T>> bias(m_.bias ? filters + p_.lanes : 0);
     if (m_.bias)
@@ -42,10 +43,7 @@ class Scatterer : public ScatterProducts<T> {
   static_assert(sizeof(Word<T>) == sizeof(Sum<T>) && sizeof(Element<T>) <= sizeof(Sum<T>), "share a buffer");
 
   void run_tasks(const Word<T>* weights, const Sum<T>* bias) const {
-    const int64_t base = p_.tasks();
-    int64_t splits = 1;
-    if (base < 4 * p_.threads)
-      while (base * splits % p_.threads && splits < p_.outer_count) ++splits;
+    const int64_t base = p_.tasks(), splits = p_.splits();
     const int64_t tasks = base * splits, slices = std::min(tasks, p_.threads);
     const int64_t lines = p_.planes ? p_.source_lines(p_.chunk) : 1;
     const int64_t along = p_.most_line();
@@ -53,13 +51,16 @@ class Scatterer : public ScatterProducts<T> {
     const int64_t zipped = kDepth > 1 && p_.planes ? p_.panel_words : 0;
     const int64_t products = p_.product_stride * p_.kept();
     const int64_t ring = p_.ring_lines * p_.sums_member * plan_.line_members() * plan_.parities() + p_.lanes;
-    const int64_t each = round_to(
-        p_.panel_words + zipped + products + ring + 2 * longest + p_.stage_words + p_.turned_words + p_.lanes,
-        p_.lanes);
+    const int64_t block = p_.packs_blocks() ? round_up(p_.weight_words, p_.lanes) : 0;
+    const int64_t each = round_up(block + p_.panel_words + zipped + products + ring + 2 * longest +
+                                      p_.stage_words + p_.turned_words + p_.lanes,
+                                  p_.lanes);
     Scratch<Sum<T>> memory(each * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       Local local;
-      local.products = memory.data() + slice * each;
+      auto* const packed = reinterpret_cast<Word<T>*>(memory.data() + slice * each);
+      int64_t packed_block = -1;
+      local.products = memory.data() + slice * each + block;
       local.ring = local.products + products;
       local.zero_sums = local.ring + ring;
       local.zeros = reinterpret_cast<Element<T>*>(local.zero_sums + longest);
@@ -80,12 +81,18 @@ class Scatterer : public ScatterProducts<T> {
         t.deep = rest % q_.out[plan_.deep], rest /= q_.out[plan_.deep];
         t.image = rest % q_.batch, rest /= q_.batch;
         t.block = rest % p_.blocks, t.group = rest / p_.blocks;
-        local.weights = weights + (t.group * p_.blocks + t.block) * p_.weight_words;
+        const int64_t which = t.group * p_.blocks + t.block;
+        if (p_.packs_blocks() && which != packed_block)
+          for (int64_t c = 0; c < q_.channels; c += packer_.kChannels) packer_.pack(which, c, packed);
+        packed_block = which;
+        local.weights = p_.packs_blocks() ? packed : weights + which * p_.weight_words;
         this->set_spans(t, local);
         plan_.ring ? run_ring(t, local) : run_lines(t, local);
       }
     });
   }
+
+  const ScatterWeights<T> packer_;
 
   // --- the outer axis is contracted: results of a line are complete at once ---
 

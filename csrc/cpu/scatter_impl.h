@@ -1,6 +1,10 @@
 // Sums of shifted products, for two members at once: the second has the products of the mirrored taps.
 // Included by kernels_impl.h, inside its namespace.
 
+// Results of pixels are asked for that many positions before they are stored: lines of them wait for memory
+// in turn otherwise (measured on Zen 3: 1.03 to 1.18 times the speed of a whole forward at 128@112).
+constexpr int64_t kPixelsAhead = 2;
+
 // Sources of S sums of K taps (0: any number), at one row.
 template <class T, int S, int K, bool kMasked>
 struct ShiftedSums {
@@ -103,6 +107,11 @@ SYMCONV_INLINE void store_sums(const ScatterArgs<T>& a) {
     // The last vector of a row overlaps the one before it, where there is one.
     const int64_t vectors = (a.columns + L - 1) / L;
     for (int64_t i = 0; i < vectors; ++i) {
+      if (!kMasked && !a.bias_of_row && i * L * sizeof(Element<T>) % kCacheLine == 0) {
+        for (int l = 0; l < F::out && l < a.lines; ++l)
+          for (int s = 0; s < S; ++s)
+            __builtin_prefetch(out[s] + kPixelsAhead * a.out_step + l * a.line_stride + i * L, 1);
+      }
       const int64_t c = a.columns < L ? 0 : i * L + L > a.columns ? a.columns - L : i * L;
       V<A> bias[S];
 #pragma GCC unroll 4

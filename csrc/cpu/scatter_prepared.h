@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "scatter.h"
+#include "sizes.h"
 #include "weights.h"
 
 namespace symconv {
@@ -39,8 +40,6 @@ struct ScatterSpan {
   int64_t before, after;  // those that do not, on both sides: kept as zeros beside pixels, masked in planes
   int64_t pitch() const { return before + count + after; }
 };
-
-inline int64_t round_to(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 template <class T>
 struct PreparedScatter : ScatterShape {
@@ -113,8 +112,22 @@ struct PreparedScatter : ScatterShape {
     tiles = (along + tile - 1) / tile;
   }
 
-  // Tasks before lines are shared out.
-  int64_t tasks() const { return problem.groups * blocks * problem.batch * problem.out[plan.deep] * tiles; }
+  // Tasks of a block, before lines are shared out, and of all.
+  int64_t block_tasks() const { return problem.batch * problem.out[plan.deep] * tiles; }
+  int64_t tasks() const { return problem.groups * blocks * block_tasks(); }
+
+  // Parts into which the lines of each are cut, where the threads could not share them evenly.
+  int64_t splits() const {
+    int64_t parts = 1;
+    if (tasks() < 4 * threads)
+      while (tasks() * parts % threads && parts < outer_count) ++parts;
+    return parts;
+  }
+
+  // Does each thread pack a block of weights when it comes to it? They are then in its cache, and only a
+  // block is kept. Not where threads share blocks.
+  bool packs_blocks() const { return blocks * problem.groups > threads && alone(blocks) && splits() == 1; }
+  bool alone(int64_t of_group) const { return problem.groups * of_group % threads == 0; }
 
   void choose_orbits() {
     int64_t each = 0;
@@ -127,21 +140,24 @@ struct PreparedScatter : ScatterShape {
               (plan.summed ? problem.kernel[plan.inner] : 1);
     each *= plan.taps(problem) * static_cast<int64_t>(sizeof(Word<T>));
     const int64_t most = std::max<int64_t>(lanes, kBlockBytes / each);
-    blocks = (orbits + most - 1) / most;
+    blocks = ceil_div(orbits, most);
     // Few positions: threads share the orbits, so that each reads weights of its own.
     if (tasks() < threads && problem.out[plan.outer] * problem.out[plan.inner] < 256)
       blocks = std::max(blocks, std::min(threads, orbits / lanes));
     width = blocks > 1 ? even_width(blocks) : orbits;
-    blocks = (orbits + width - 1) / width;
+    blocks = ceil_div(orbits, width);
   }
 
-  // Whole vectors of orbits, in at least so many blocks, with as few as possible left empty: threads would
-  // wait for those of a full block.
+  // Whole vectors of orbits, in at least so many blocks: so that the thread with the most of them is done
+  // first, and that threads have blocks of their own if that costs nothing.
   int64_t even_width(int64_t least) const {
-    int64_t best = 0, empty = 0;
+    int64_t best = 0, shortest = 0;
+    bool best_alone = false;
     for (int64_t n = least; n <= 2 * least; ++n) {
-      const int64_t w = round_to((orbits + n - 1) / n, lanes), left = round_to(orbits, w) - orbits;
-      if (!best || left < empty) best = w, empty = left;
+      const int64_t w = round_up(ceil_div(orbits, n), lanes), made = ceil_div(orbits, w);
+      const int64_t time = w * ceil_div(problem.groups * made * block_tasks(), threads);
+      if (best && (time > shortest || (time == shortest && (best_alone || !alone(made))))) continue;
+      best = w, shortest = time, best_alone = alone(made);
     }
     return best;
   }
@@ -158,8 +174,7 @@ struct PreparedScatter : ScatterShape {
     for (int w = 0; w < plan.weights(); ++w)
       for (size_t l = 0; l < line_classes(); ++l)
         for (size_t c = 0; c < plan.line.classes.size(); ++c) {
-          int64_t ld = round_to(columns(l, c) + (part ? lanes - part : 0), lanes);
-          if (ld % 256 == 0) ld += lanes;
+          const int64_t ld = odd_lines<Word<T>>(columns(l, c) + (part ? lanes - part : 0));
           matrices.push_back({weight_words, ld});
           weight_words += ld * rows * static_cast<int64_t>(terms[plan.folded ? w : 0].size());
           blocks_of.push_back(column_blocks(columns(l, c), lanes));
@@ -200,7 +215,7 @@ struct PreparedScatter : ScatterShape {
     if (stride > 1 && (plan.ring || planes)) most = 1;
     most = std::clamp<int64_t>(most, 1, std::max<int64_t>(1, outer_count));
     // Lines that are packed are packed again for every chunk that reads them.
-    const int64_t wanted = (kChunkPositions + positions - 1) / positions;
+    const int64_t wanted = ceil_div(kChunkPositions, positions);
     chunk = planes ? fullest_chunk(most) : plan.ring || direct ? std::min(most, wanted) : most;
     if (plan.ring) ring_lines = reach() + chunk;
   }
@@ -211,7 +226,7 @@ struct PreparedScatter : ScatterShape {
     double filled = 0;
     for (int64_t lines = 1; lines <= most; ++lines) {
       const double now =
-          static_cast<double>(lines) / static_cast<double>(round_to(most_positions(0) * lines, lanes));
+          static_cast<double>(lines) / static_cast<double>(round_up(most_positions(0) * lines, lanes));
       if (now > filled * 1.01) best = lines, filled = now;
     }
     return best;
@@ -244,7 +259,7 @@ struct PreparedScatter : ScatterShape {
   int64_t panel_rows(size_t c) const { return plan.summed ? most_positions(c) : reads(tile); }
 
   void make_masks() {
-    mask_ld = round_to(problem.out[plan.inner], lanes) + lanes;
+    mask_ld = round_up(problem.out[plan.inner], lanes) + lanes;
     masks.assign(problem.kernel[plan.inner] * mask_ld, 0);
     for (int k = 0; k < problem.kernel[plan.inner]; ++k) {
       const int64_t count = plan.line.classes[plan.line.class_of[k]].count, shift = plan.line.shift[k];
@@ -262,7 +277,7 @@ struct PreparedScatter : ScatterShape {
       Region& r = regions.emplace_back();
       r.panel = panel_words;
       if (planes) {
-        r.panel_ld = apart(round_to(most_positions(c) * lines + kMaxVectors * lanes, lanes));
+        r.panel_ld = odd_lines<Word<T>>(most_positions(c) * lines + kMaxVectors * lanes);
         r.panel_product = slots * rows * r.panel_ld;
       } else {
         r.panel_ld = apart(slots * rows);
@@ -273,10 +288,10 @@ struct PreparedScatter : ScatterShape {
       for (size_t l = 0; l < line_classes(); ++l) most = std::max(most, columns(l, c));
       const ScatterAxis::Class& k = plan.line.classes[c];
       const int64_t margin =
-          planes ? round_to(tile + std::abs(k.low) + std::abs(k.high), lanes) : 0;  // masked
+          planes ? round_up(tile + std::abs(k.low) + std::abs(k.high), lanes) : 0;  // masked
       r.product = product_stride + margin;
       r.product_ld =
-          planes ? apart(round_to(most_positions(c) * chunk, lanes)) : apart(round_to(most, lanes));
+          planes ? apart(round_up(most_positions(c) * chunk, lanes)) : apart(round_up(most, lanes));
       if (!plan.summed) continue;  // products are written to the ring
       product_stride +=
           (planes ? most : chunk * most_positions(c)) * r.product_ld + 2 * margin + kMaxVectors * lanes;
@@ -284,16 +299,16 @@ struct PreparedScatter : ScatterShape {
     if (!plan.ring) return;
     int64_t most = 0;
     for (size_t l = 0; l < line_classes(); ++l) most = std::max(most, outer_taps(l));
-    sums_ld = planes ? round_to(tile, lanes) : apart(round_to(most * width, lanes));
+    sums_ld = planes ? round_up(tile, lanes) : apart(round_up(most * width, lanes));
     sums_member = (planes ? most * width : tile) * sums_ld;
   }
 
   // Source lines of a chunk, [tap of the deep axis][channel][line][position], and one step of result lines,
   // [line][member][orbit][position].
   void place_turned() {
-    stage_ld = apart(round_to((source_lines(chunk) + plan.products()) * most_line(), lanes));
+    stage_ld = apart(round_up((source_lines(chunk) + plan.products()) * most_line(), lanes));
     stage_words = problem.kernel[plan.deep] * problem.channels * stage_ld + lanes;
-    turned_ld = round_to(tile, lanes);
+    turned_ld = round_up(tile, lanes);
     turned_words = kLinesOut[plan.filtering] * plan.members() * orbits * turned_ld;
   }
 

@@ -107,12 +107,10 @@ class ScatterProducts : public ScatterSource<T> {
         local.segments[l].attach(g);
         g.b = local.weights + matrix.offset + block.vector * p_.lanes;
         Sum<T>* to = line_products(lines, l, c, w, local) + span.before * g.ldc + block.vector * p_.lanes;
-        const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (positions + most - 1) / most;
-        for (int64_t piece = 0; piece < pieces; ++piece) {
-          const int64_t p0 = positions * piece / pieces, p1 = positions * (piece + 1) / pieces;
+        for_pieces(positions, p_.kernels.max_rows[block.vectors], [&](int64_t p0, int64_t count) {
           g.a = origin + p0 * g.lda, g.c = to + p0 * g.ldc;
-          p_.kernels.gemm(static_cast<int>(p1 - p0), block.vectors, g);
-        }
+          p_.kernels.gemm(static_cast<int>(count), block.vectors, g);
+        });
       }
   }
 
@@ -137,14 +135,12 @@ class ScatterProducts : public ScatterSource<T> {
     segments.attach(g);
     const Word<T>* b = (kDepth > 1 ? local.zipped : local.panel) + r.panel + filtered * r.panel_product;
     for (const ColumnBlock& block : column_blocks(local.spans[c].count * lines.count, p_.lanes)) {
-      const int64_t most = p_.kernels.max_rows[block.vectors], pieces = (rows + most - 1) / most;
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
+      g.b = b + block.vector * p_.lanes;
+      for_pieces(rows, p_.kernels.max_rows[block.vectors], [&](int64_t r0, int64_t count) {
         g.a = local.weights + matrix.offset + r0;
-        g.b = b + block.vector * p_.lanes;
         g.c = products(c, w, local) + r0 * g.ldc + block.vector * p_.lanes;
-        p_.kernels.gemm(static_cast<int>(r1 - r0), block.vectors, g);
-      }
+        p_.kernels.gemm(static_cast<int>(count), block.vectors, g);
+      });
     }
   }
 

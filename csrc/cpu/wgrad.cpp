@@ -19,8 +19,6 @@ constexpr int64_t kOrbitsPerPart = 16;
 constexpr int64_t kTilePixels = 128;       // positions that one tile should have at least,
 constexpr int64_t kTileBytes = 384 << 10;  // in a panel of this size
 
-int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
-
 // One phase of one part of the orbits, with the place of its accumulator.
 struct PhaseWork {
   Phase phase;
@@ -65,7 +63,7 @@ class Accumulator {
         for (const PhaseWork& work : work_[part]) accumulate(*plans_[part], work, group, split, into, local);
       }
     });
-    const int64_t blocks = (p_.channels + kBlock - 1) / kBlock;
+    const int64_t blocks = ceil_div(p_.channels, kBlock);
     parallel_slices(p_.groups * blocks, thread_count(p_.macs()), [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t i = begin; i < end; ++i)
         reduce(acc.data() + i / blocks * splits_ * elements_, i / blocks, i % blocks * kBlock);
@@ -107,9 +105,9 @@ class Accumulator {
     for (int axis = 0; axis < kAxes; ++axis)
       if (axis != axis_) slots *= p_.kernel[axis];
     if (can_filter(p_, axis_)) slots *= kLinesIn[w_.filtering];
-    const int64_t least = (slots * kTilePixels + kTileBytes - 1) / kTileBytes;
+    const int64_t least = ceil_div(slots * kTilePixels, kTileBytes);
     const int64_t per_split = want / splits_;
-    int64_t parts = std::max(per_split, (least + per_split - 1) / per_split * per_split);
+    int64_t parts = std::max(per_split, round_up(least, per_split));
     parts_ = static_cast<int>(std::clamp<int64_t>(parts, 1, most_parts));
   }
 
@@ -148,14 +146,13 @@ class Accumulator {
       work.acc_ld = apart(round_up(p_.channels, lanes_));
       work.shift_stride = total * work.acc_ld;
     } else {
-      work.panel_ld = round_up(total, lanes_) + (total % 256 < 16 ? lanes_ : 0);
+      work.panel_ld = odd_lines<Stored<T>>(total);
       work.panel_stride = halo * work.panel_ld;
       work.shift_stride = round_up(total, lanes_);
       work.acc_ld = apart(work.shift_stride * static_cast<int64_t>(work.taps.size()));
     }
     const bool channels = rows_of_channels();
-    work.row_ld = channels ? round_up(p_.channels, lanes_) : round_up(pixels, lanes_) + lanes_;
-    if (channels && !w_.planes) work.row_ld = apart(work.row_ld);
+    work.row_ld = channels ? odd_lines<Stored<T>>(p_.channels) : round_up(pixels, lanes_) + lanes_;
     work.row_stride = (channels ? pixels : p_.channels) * work.row_ld;
     elements_ +=
         w_.planes ? work.shift_stride * static_cast<int64_t>(work.taps.size()) : work.acc_ld * p_.channels;
@@ -302,14 +299,12 @@ class Accumulator {
     const Word<T>* b =
         kDepth > 1 ? local.zipped + at / kDepth * g.ldb : as_words((w_.planes ? input : panel) + at * g.ldb);
     for (const ColumnBlock& block : column_blocks(columns, lanes_)) {
-      const int64_t most = kernels_.max_rows[block.vectors], pieces = (rows + most - 1) / most;
-      for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
+      g.b = b + block.vector * lanes_;
+      for_pieces(rows, kernels_.max_rows[block.vectors], [&](int64_t r0, int64_t count) {
         g.a = a + r0 * g.lda;
-        g.b = b + block.vector * lanes_;
         g.c = acc + r0 * g.ldc + block.vector * lanes_;
-        kernels_.gemm(static_cast<int>(r1 - r0), block.vectors, g);
-      }
+        kernels_.gemm(static_cast<int>(count), block.vectors, g);
+      });
     }
   }
 
