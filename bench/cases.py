@@ -253,7 +253,10 @@ class Bench:
         tensors = self.x.nbytes + self.upstream.nbytes
         return Comparison(
             name=case.name,
-            facts={**case.facts(), **chosen(self), "orbit": self.orbit, "unique": self.layer.unique_out_channels},
+            facts={
+                **case.facts(), **chosen(self), "orbit": self.orbit, "unique": self.layer.unique_out_channels,
+                "filter_bytes": self.expanded.nbytes,
+            },
             calls={name: row.call(case.direction) for name, row in rows.items()},
             rivals=tuple(name for name in rows if name.startswith("expanded/") or name == "separate"),
             check=self.check,

@@ -41,23 +41,24 @@ class Cpu:
     def peak_extra_bytes(self, call: Call) -> int:
         """Most bytes that one call held at a time beyond what it returned.
 
-        Counts every allocation through torch's CPU allocator, that of native scratch included, as the profiler sees
-        it.
+        Counts every allocation through torch's CPU allocator, as the profiler sees it: native scratch too, which the
+        thread keeps after the call.
         """
         call()
         cpu = dispatch.available().get("cpu")
-        if cpu is not None:
-            cpu.clear_workspace()  # else what is kept from the call before would not be counted
+        clear = cpu.clear_workspace if cpu is not None else lambda: None
+        clear()  # else what is kept from the call before would not be counted
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         ) as profile:
-            kept = call()
+            returned = call()
+            clear()  # else what is kept would count as returned
         events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         held = peak = 0
         for event in sorted(events, key=lambda event: event.start_ns()):
             held += event.nbytes()
             peak = max(peak, held)
-        del kept
+        del returned
         return peak - held
 
     def describe(self) -> dict[str, object]:

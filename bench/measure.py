@@ -10,6 +10,7 @@ import functools
 import gc
 import os
 import platform
+import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -84,8 +85,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time the calls in turns, so that whatever else the machine does hits all of them alike.
 
-    A round gives every call `repeats` runs, one if the rounds would not fit into the time; the order moves on by one
-    from round to round, so that none is always behind the same other.
+    A round gives every call `repeats` runs, one if the rounds would not fit into the time, in an order that is drawn
+    anew: what a call finds in the caches is what the one before it left there.
 
     Args:
         calls: functions without arguments, by name.
@@ -96,7 +97,7 @@ def interleave(
         once: nanoseconds of one call; by default those of the CPU's clock.
     """
     once = once or device("cpu").once
-    names = list(calls)
+    names, shuffle = list(calls), random.Random(0).shuffle
     for call in calls.values():
         once(call), once(call)
     single = max(1e-9, sum(once(call) for call in calls.values()) * 1e-9)
@@ -107,9 +108,9 @@ def interleave(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for turn in range(rounds):
-            for step in range(len(names)):
-                name = names[(turn + step) % len(names)]
+        for _ in range(rounds):
+            shuffle(names)
+            for name in names:
                 samples[name].extend(once(calls[name]) for _ in range(repeats))
     finally:
         if collecting:

@@ -265,12 +265,37 @@ def below_region(rows: list[Row]) -> str:
     return origin(rows) + f"\n{len(lines)} of {len(rows)} cases are below 1.00.\n\n" + _table(head, lines)
 
 
+def memory_region(rows: list[Row]) -> str:
+    """Layers that hold more than a tenth of their activations at the peak of a call, the largest share first."""
+    known = [row for row in rows if row["family"] != "model" and row["peak_extra_bytes"] is not None]
+    if not known:
+        return "Memory was not measured in this run.\n"
+    large = [row for row in known if row["peak_extra_bytes"] > MEMORY * row["activation_bytes"]]
+    beyond_torch = sum(row["peak_extra_bytes"] > (row["baseline_peak_extra_bytes"] or 0) for row in large)
+    beyond_filters = sum(row["peak_extra_bytes"] > row["filter_bytes"] for row in large)
+    head = ["case", "runs on", "extra KiB", "of activations", "torch's extra KiB", "expanded filters KiB"]
+    lines = [
+        [
+            words(row), f"{row['backend']} {row['algorithm']}", f"{row['peak_extra_bytes'] / 1024:.0f}",
+            f"{row['peak_extra_bytes'] / row['activation_bytes']:.0%}",
+            f"{(row['baseline_peak_extra_bytes'] or 0) / 1024:.0f}", f"{row['filter_bytes'] / 1024:.0f}",
+        ]
+        for row in sorted(large, key=lambda row: row["activation_bytes"] / row["peak_extra_bytes"])
+    ]  # fmt: skip
+    return (
+        f"{origin(rows)}\n{len(large)} of {len(known)} cases hold more than {MEMORY:.0%} of their activations, "
+        f"{beyond_torch} of them more than torch's convolution does, {beyond_filters} more than the expanded filters.\n\n"
+        + _table(head, lines)
+    )
+
+
 REGIONS: dict[str, Callable[[list[Row]], str]] = {
     "means": means_region,
     "targets": targets_region,
     "shapes": shapes_region,
     "models": models_region,
     "below": below_region,
+    "memory": memory_region,
 }
 
 

@@ -27,6 +27,7 @@ MEASURE = """
 import json
 from bench import cases, measure, models, peaks
 from bench.case import Case
+from bench.device import device
 from bench.shapes import Shape
 import torch
 
@@ -78,6 +79,11 @@ def once(call):
     return 1_000_000
 calls = {"a": lambda: "a", "b": lambda: "b"}
 timing = measure.interleave(calls, seconds=0.06, once=once)
+def mebibyte_for_a_kibibyte():
+    held = torch.empty(1 << 18)
+    return torch.empty(1 << 8)
+
+show("memory", lambda: {"bytes": device("cpu").peak_extra_bytes(mebibyte_for_a_kibibyte)})
 show("interleave", lambda: {"order": "".join(taken), "p50": timing["a"].p50})
 taken.clear()
 measure.interleave(calls, seconds=0.001, once=once)
@@ -109,9 +115,13 @@ def test_measures_right_results(results, kind, direction):
     assert row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
     assert row["gmacs_dense"] == pytest.approx(row["limit"] * row["gmacs_folded"])
     assert row["limit"] == (2 if kind else 4)
-    assert row["peak_extra_bytes"] >= 0
+    assert row["peak_extra_bytes"] > 0  # at least the packed weight
     assert row["peak_gflops"] > 0
     assert {"expand inside", "ordinary", "ours"} <= set(timings)
+
+
+def test_extra_memory_is_what_is_held_beyond_the_result(results):
+    assert results["memory"]["bytes"] == 1 << 20
 
 
 def test_counts_multiplications_and_bytes(results):
@@ -163,11 +173,16 @@ def test_refuses_wrong_networks(results):
 
 
 def test_calls_are_timed_in_turns(results):
-    # Three warm-up runs of each, then rounds of three runs each that begin with another one every time.
-    assert results["interleave"]["order"].startswith("aabbab" + "aaabbb" + "bbbaaa" + "aaabbb")
+    # Three warm-up runs of each, then rounds of three runs each in an order that is drawn anew.
+    warm, rounds = results["interleave"]["order"][:6], results["interleave"]["order"][6:]
+    assert warm == "aabbab"
+    assert {rounds[i : i + 6] for i in range(0, len(rounds), 6)} == {"aaabbb", "bbbaaa"}
     assert results["interleave"]["order"].count("a") == 3 + 3 * 10
     assert results["interleave"]["p50"] == pytest.approx(1.0)
-    assert results["interleave slow"]["order"] == "aabbab" + 3 * "abba"
+    warm, rounds = results["interleave slow"]["order"][:6], results["interleave slow"]["order"][6:]
+    assert warm == "aabbab"
+    assert len(rounds) == 12
+    assert {rounds[i : i + 2] for i in range(0, 12, 2)} <= {"ab", "ba"}
 
 
 def test_refuses_threads_that_are_not_pinned():

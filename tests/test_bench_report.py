@@ -85,6 +85,18 @@ def test_text_lists_what_is_less_exact_and_what_takes_memory():
     assert "more extra memory" not in plain
 
 
+def test_memory_table_compares_with_the_activations_torch_and_the_filters():
+    one, two, three = (row | {"peak_extra_bytes": extra} for row, extra in zip(some_rows(), (10, 40, 60)))
+    text = report.memory_region([one, two, three | {"baseline_peak_extra_bytes": 70}])
+    assert "2 of 3 cases hold more than 10%" in text
+    assert "1 of them more than torch's" in text
+    assert "1 more than the expanded filters" in text
+    assert text.index("1x512@7") < text.index("4x128@28")  # 60 and 40 of 100 bytes
+    assert "4x64@56" not in text.split("\n\n")[2]
+    unknown = [row | {"peak_extra_bytes": None} for row in some_rows()]
+    assert "not measured" in report.memory_region(unknown)
+
+
 def test_text_says_when_the_machine_was_busy():
     first, *rest = some_rows()
     assert "BUSY" in report.text([first, *rest, row("9x9@9", 1.0, load=3.1)])
