@@ -173,6 +173,26 @@ def fit() -> None:
             f"{newest['date'][:10]}"
         )
     write(rates, factors, machines)
+    cpu_cost.RATES.update(rates)
+    for capability in rates:
+        tell_regret([row for row in rows if row["capability"] == capability])
+
+
+def tell_regret(rows: list[dict[str, Any]]) -> None:
+    """Print how much longer what the rates choose takes than the quickest algorithm that was measured."""
+    passes: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        passes[json.dumps(row["case"]), row["op"]][row["algorithm"].replace("f2", "winograd")] = row
+    lost = []
+    for (case, op), measured in passes.items():
+        cpu_cost.CAPABILITY = next(iter(measured.values()))["capability"]
+        problem, _ = problem_of(json.loads(case))
+        chosen = min(measured, key=lambda algorithm: cpu.estimate(problem, op, algorithm))
+        lost.append(measured[chosen]["ns"] / min(row["ns"] for row in measured.values()) - 1)
+    print(
+        f"{rows[0]['capability']}: on {len(lost)} passes what is chosen takes {np.mean(lost):.1%} longer in the mean than "
+        f"the quickest, more than 10 % longer on {sum(loss > 0.1 for loss in lost)}"
+    )
 
 
 def stand_ins() -> list[dict[str, Any]]:

@@ -161,6 +161,13 @@ class DirectFprop : Direct<T> {
     return {last * p_.kernel[2] * p_.kernel[1], last * p_.kernel[2], last};
   }
 
+  // Filters of the positions that are multiplied next: stores that miss the caches wait for each other.
+  void ask_for_results(const T* at, int64_t ld, int64_t positions) const {
+    for (int64_t i = 0; i < positions; ++i)
+      for (int64_t f = 0; f < p_.filters; f += kCacheLine / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(at + i * ld + f, 1);
+  }
+
   // Straight into the result, a few positions of all filters at a time, so that stores go through memory in
   // order. The row of ones, if there is a bias, is the last segment: it does not move with the positions.
   void multiply(const MultiplyTensors<T>& m, const Chunk& c, int64_t o, const T* lines, int64_t ones,
@@ -174,6 +181,7 @@ class DirectFprop : Direct<T> {
     for (const ColumnBlock& block : blocks)
       most = std::min<int64_t>(most, this->kernels_.max_rows[block.vectors]);
     for_pieces(p_.out[2], most, [&](int64_t r0, int64_t count) {
+      ask_for_results(line + (r0 + count) * g.ldc, g.ldc, std::min(count, p_.out[2] - r0 - count));
       g.a = lines + r0 * g.lda;
       if (m.bias) segments.a.back() = ones - r0 * g.lda;
       segments.attach(g);
