@@ -190,8 +190,8 @@ def tell_regret(rows: list[dict[str, Any]]) -> None:
         chosen = min(measured, key=lambda algorithm: cpu.estimate(problem, op, algorithm))
         lost.append(measured[chosen]["ns"] / min(row["ns"] for row in measured.values()) - 1)
     print(
-        f"{rows[0]['capability']}: on {len(lost)} passes what is chosen takes {np.mean(lost):.1%} longer in the mean than "
-        f"the quickest, more than 10 % longer on {sum(loss > 0.1 for loss in lost)}"
+        f"{rows[0]['capability']}: on {len(lost)} passes what is chosen takes {np.mean(lost):.1%} longer in the mean "
+        f"than the quickest, more than 10 % longer on {sum(loss > 0.1 for loss in lost)}"
     )
 
 

@@ -284,8 +284,8 @@ def memory_region(rows: list[Row]) -> str:
     ]  # fmt: skip
     return (
         f"{origin(rows)}\n{len(large)} of {len(known)} cases hold more than {MEMORY:.0%} of their activations, "
-        f"{beyond_torch} of them more than torch's convolution does, {beyond_filters} more than the expanded filters.\n\n"
-        + _table(head, lines)
+        f"{beyond_torch} of them more than torch's convolution does, {beyond_filters} more than the expanded "
+        "filters.\n\n" + _table(head, lines)
     )
 
 

@@ -26,7 +26,8 @@ def row(shape: str, ratio: float, **other: object) -> rows.Row:
         "algorithm": "fold", "limit": 2, "error": 1.0, "ms_p50": 1.0, "baseline": "expanded/contiguous",
         "baseline_ms": ratio, "ratio": ratio, "fraction": ratio / 2, "gmacs_folded": 1.0, "gmacs_dense": 2.0,
         "gflops_dense": 4.0, "gbytes": 3.0, "flops_per_byte": 8.0, "peak_gflops": 5.0, "peak_gbytes": 1.0,
-        "peak_by": "matmul", "peak_extra_bytes": 10, "baseline_peak_extra_bytes": 0, "activation_bytes": 100, "filter_bytes": 50,
+        "peak_by": "matmul", "peak_extra_bytes": 10, "baseline_peak_extra_bytes": 0, "activation_bytes": 100,
+        "filter_bytes": 50,
         "timings": {"ours": [0.99, 1.0, 1.01], "expanded/contiguous": [0.99 * ratio, ratio, 1.01 * ratio]},
         "load": 0.1, "device": "a CPU", "threads": 2, "torch": "2", "git": "abc", "date": "2026-01-02T03:04:05+00:00",
     }  # fmt: skip
