@@ -253,19 +253,21 @@ class Explanation:
         p = self.problem
         kind = "transposed convolution" if p.transposed else "convolution"
         layout = "channels last" if p.channels_last else "contiguous"
+        names = (c.algorithm for report in self.passes for c in report.candidates)
+        width = max(map(len, ("algorithm", *names)))
         lines = [
             f"{kind} {p.input_shape} -> {p.output_shape}, kernel {p.kernel}, "
             f"{str(p.dtype)[6:]} on {p.device}, {layout}",
             f"{p.unique} rows of weight for {p.out_channels} filters; multiply-accumulates a pass: "
             f"{p.macs_folded:,} folded, {p.macs_dense:,} dense; {p.bytes:,} bytes",
-            f"{'pass':<6} {'backend':<10} {'algorithm':<10} {'':<7} estimate or reason",
+            f"{'pass':<6} {'backend':<10} {'algorithm':<{width}} {'':<7} estimate or reason",
         ]
         for report in self.passes:
             for c in report.candidates:
                 chosen = (c.backend, c.algorithm) == (report.backend, report.algorithm)
                 why = c.reason if c.seconds is None else f"{c.seconds * 1e6:,.1f} us"
                 lines.append(
-                    f"{report.op:<6} {c.backend:<10} {c.algorithm:<10} {'chosen' if chosen else '':<7} {why}"
+                    f"{report.op:<6} {c.backend:<10} {c.algorithm:<{width}} {'chosen' if chosen else '':<7} {why}"
                 )
             if report.error:
                 lines.append(f"{report.op:<6} error: {report.error}")
@@ -282,9 +284,16 @@ def explain(layer: Any, x: Tensor | None = None) -> Explanation:
     Returns:
         An `Explanation`: for fprop, dgrad and wgrad the backend and algorithm chosen, every other candidate with its
         estimate (seconds) or the reason why it cannot run, multiply-accumulates folded and dense, and bytes.
+
+    Raises:
+        TypeError: `layer` is neither, or x is missing. Whatever calling the layer with `x` raises.
     """
     if isinstance(layer, Problem):
         problem, weight_last = layer, layer.channels_last
+    elif not hasattr(layer, "problem"):
+        raise TypeError(
+            f"explain takes SymmetricConv1d/2d/3d, SymmetricConvTranspose1d/2d/3d or a Problem, got {type(layer).__name__}"
+        )
     elif x is None:
         raise TypeError("explain(layer, x) needs the input x of the layer; only a Problem goes without")
     else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import activation as activations
 from . import eager, ops
 from .native import suggests_channels_last
-from .problem import Problem, ShapeError
+from .problem import Problem, ShapeError, check_tensors
 from .symmetry import Symmetry, SymmetryLike, compute_rows, resolve_rows
 from .ties import Ties
 
@@ -47,9 +47,11 @@ class Call(NamedTuple):
         return output.squeeze(0) if self.unbatched else output
 
     def problem(self) -> Problem:
-        """The same as a `Problem`, computing nothing."""
+        """The same as a `Problem`, computing nothing; raises what the operator would."""
         x, layout = self.input, suggests_channels_last(self.input)
-        return Problem.create((x.shape, self.weight.shape), self.static, layout, x.dtype, x.device.type)
+        problem = Problem.create((x.shape, self.weight.shape), self.static, layout, x.dtype, x.device.type)
+        check_tensors(x, self.weight, self.bias, problem.out_channels)
+        return problem
 
 
 def symmetric_conv1d(

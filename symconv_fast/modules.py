@@ -152,7 +152,7 @@ class _Symmetric(nn.modules.conv._ConvNd):
         return run(*self._arguments(input, weight, bias))
 
     def problem(self, x: Tensor) -> Problem:
-        """The `Problem` that an input `x` poses; see `symconv_fast.explain`."""
+        """The `Problem` that an input `x` poses, or what calling the layer raises; see `symconv_fast.explain`."""
         return prepare(*self._arguments(x, self.weight, self.bias)).problem()
 
     def extra_repr(self) -> str:
@@ -178,7 +178,7 @@ class _SymmetricTransposed(_Symmetric):
         return ndim, input, self._own("weight"), self._own("bias"), *args
 
     def problem(self, x: Tensor) -> Problem:
-        """The `Problem` that an input `x` poses; see `symconv_fast.explain`."""
+        """The `Problem` that an input `x` poses, or what calling the layer raises; see `symconv_fast.explain`."""
         return prepare(*self._transposed_arguments(x, None), transposed=True).problem()
 
 

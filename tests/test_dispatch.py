@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -341,6 +342,28 @@ def test_explain_of_every_kind_of_layer():
         assert sf.explain(padded, torch.randn(4, 6, 7)).problem.dtype == torch.bfloat16
     with pytest.raises(TypeError, match="needs the input"):
         sf.explain(up)
+
+
+@pytest.mark.parametrize("layer", [sf.SymmetricConv2d, sf.SymmetricConvTranspose2d])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.float64, torch.bfloat16])
+def test_explain_raises_what_the_call_raises(layer, dtype):
+    layer, x = layer(4, 8, 3, symmetry="h"), torch.ones(1, 4, 6, 6).to(dtype)
+    with pytest.raises((TypeError, RuntimeError)) as called:
+        layer(x)
+    with pytest.raises(type(called.value), match=re.escape(str(called.value))):
+        sf.explain(layer, x)
+
+
+def test_explain_takes_no_other_layer():
+    with pytest.raises(TypeError, match=r"SymmetricConv1d/2d/3d, SymmetricConvTranspose.*, got Conv2d"):
+        sf.explain(torch.nn.Conv2d(4, 8, 3), torch.ones(1, 4, 6, 6))
+
+
+def test_columns_of_explain_line_up(fake):
+    fake.ALGORITHMS = ("fold", "an_algorithm_with_a_long_name")
+    header, *rows = str(sf.explain(*layer_and_input())).splitlines()[2:]
+    start = header.index("estimate")
+    assert all(row[start - 1] == " " and row[start] != " " for row in rows)
 
 
 # --- python -m symconv_fast ----------------------------------------------------------------------------------------
