@@ -1,11 +1,16 @@
-"""`python -m symconv_fast`: versions, native modules, and a numeric self-check of every backend present."""
+"""`python -m symconv_fast`: versions, native modules, and a numeric self-check of every backend present.
+
+One line a backend, algorithm, pass and dtype; `--verbose` prints every single check as well.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import math
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,12 +24,30 @@ NATIVE_MODULES = ("_cpu",)
 
 
 class Case(NamedTuple):
-    """A layer to check: title, symmetry, spatial sizes of its input and of its kernel."""
+    """A layer to check: title, symmetry, spatial sizes of its input and of its kernel, what is unusual about it.
+
+    `channels` are those of the input, `filters` those of the output.
+    """
 
     title: str
     counts: dict[str, int]
     spatial: tuple[int, ...]
     kernel: tuple[int, ...]
+    channels: int = 20
+    filters: int = 36
+    stride: int = 1
+    groups: int = 1
+    transposed: bool = False
+
+
+class Check(NamedTuple):
+    """One problem run in one way: "backend/algorithm pass dtype"; a check that raised has an infinite error."""
+
+    way: str
+    problem: str
+    error: float
+    outcome: str
+    passed: bool
 
 
 # Odd sizes, more than one image, an asymmetric kernel where the dims allow it: what goes wrong goes wrong here.
@@ -35,20 +58,64 @@ _CASES = (
     Case("hvz", {"hvz": 32}, (5, 6, 7), (3, 3, 3)),
     Case("mixed", {"h": 8, "v": 4, "hv": 16}, (9, 11), (5, 3)),
     Case("h 1-D", {"h": 16}, (37,), (5,)),
+    Case("stride 2", {"h": 8, "hv": 16}, (9, 11), (3, 3), stride=2),
+    Case("transposed", {"h": 8, "hv": 16}, (5, 6), (3, 3), stride=2, transposed=True),
+    Case("groups", {"h": 16, "hv": 16}, (9, 11), (3, 3), groups=2),
+    Case("depthwise", {"h": 36}, (9, 11), (5, 3), channels=18, groups=18),
+    # Whole vectors of filters, and few channels: what the algorithm `direct` takes.
+    Case("C = 3", {"h": 16}, (9, 11), (3, 3), channels=3, filters=32),
 )
 # Largest error that passes, relative to the largest value: the sums are of a few hundred terms.
-_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Print the report; 0 if every check passed, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m symconv_fast", description="Versions and a numeric self-check."
+    )
+    parser.add_argument("--verbose", action="store_true", help="print every single check")
+    verbose = parser.parse_args(arguments).verbose
     print_versions()
-    failures = 0
-    for line, passed in self_check():
-        print(f"{'PASS' if passed else 'FAIL'}  {line}")
-        failures += not passed
-    print(f"{failures} checks failed" if failures else "all checks passed")
+    ways: dict[str, list[Check]] = {}
+    for check in self_check():
+        ways.setdefault(check.way, []).append(check)
+        if verbose:
+            print(f"{_verdict(check.passed)}  {check.way}, {check.problem}: {check.outcome}")
+    for way in filter(ways.__contains__, _all_ways()):
+        print(summary(way, ways[way]))
+    total = sum(map(len, ways.values()))
+    failures = sum(not check.passed for checks in ways.values() for check in checks)
+    print(f"{failures} of {total} checks failed" if failures else f"all {total} checks passed")
     return 1 if failures else 0
+
+
+def summary(way: str, checks: list[Check]) -> str:
+    """One line for all problems that ran in one way: how many, and the worst, by name where it failed."""
+    worst = max(checks, key=lambda c: (not c.passed, math.inf if math.isnan(c.error) else c.error))
+    failures = sum(not check.passed for check in checks)
+    if failures:
+        return (
+            f"FAIL  {way}: {failures} of {len(checks)} problems, the worst: {worst.problem}: {worst.outcome}"
+        )
+    return f"PASS  {way}: {len(checks)} problems, worst {worst.outcome}"
+
+
+def _all_ways() -> Iterator[str]:
+    """In the order in which they are printed."""
+    for name, module in dispatch.available().items():
+        for algorithm in module.ALGORITHMS:
+            for op in OPS:
+                for dtype in _TOLERANCE:
+                    yield _way(name, algorithm, op, dtype)
+
+
+def _way(backend: str, algorithm: str, op: str, dtype: torch.dtype) -> str:
+    return f"{backend}/{algorithm} {op} {str(dtype)[6:]}"
+
+
+def _verdict(passed: bool) -> str:
+    return "PASS" if passed else "FAIL"
 
 
 def print_versions() -> None:
@@ -74,41 +141,46 @@ def print_versions() -> None:
         )
 
 
-def self_check() -> Iterator[tuple[str, bool]]:
-    """(what was checked and its error, passed) for each backend, algorithm, tie, pass, dtype and layout that runs."""
+def self_check() -> Iterator[Check]:
+    """Every backend, algorithm and pass that can run each problem, dtype and layout."""
     for case in _CASES:
         for dtype in _TOLERANCE:
             for channels_last in (False, True) if len(case.spatial) > 1 else (False,):
                 yield from _check_case(case, dtype, channels_last)
 
 
-def _check_case(case: Case, dtype: torch.dtype, last: bool) -> Iterator[tuple[str, bool]]:
+def _check_case(case: Case, dtype: torch.dtype, last: bool) -> Iterator[Check]:
     problem = _problem(case, dtype, last)
     tensors = _tensors(problem)
     exact = _expected(problem, tensors)
+    title = f"{case.title}, {'channels last' if last else 'contiguous'}"
     for name, module in dispatch.available().items():
         for op in OPS:
             for algorithm in module.ALGORITHMS:
                 if module.can_run(problem, op, algorithm) is not None:
                     continue
-                layout = "channels last" if last else "contiguous"
-                what = f"{name}/{algorithm} {op} {case.title}, {str(dtype)[6:]}, {layout}"
+                way = _way(name, algorithm, op, dtype)
                 try:
                     result = _run(module, problem, op, algorithm, tensors)
                 except Exception as failure:  # a report must reach its end
                     message = (str(failure).splitlines() or [""])[0]
-                    yield f"{what}: {type(failure).__name__}: {message}", False
+                    yield Check(way, title, math.inf, f"{type(failure).__name__}: {message}", False)
                     continue
                 error = float((result.double() - exact[op]).abs().max() / exact[op].abs().max())
-                yield f"{what}: relative error {error:.1e}", error <= _TOLERANCE[dtype]
+                yield Check(way, title, error, f"relative error {error:.1e}", error <= _TOLERANCE[dtype])
 
 
 def _problem(case: Case, dtype: torch.dtype, last: bool) -> Problem:
     ndim = len(case.spatial)
-    ties = Symmetry(case.counts, ndim=ndim).resolve(ndim, 36)
-    one, zero, padding = (1,) * ndim, (0,) * ndim, tuple(k // 2 for k in case.kernel)
-    sizes = (2, 20, *case.spatial), (ties.unique, 20, *case.kernel)
-    return Problem.create(sizes, (ties.flat, one, padding, one, zero, False, 1, last), last, dtype, "cpu")
+    ties = Symmetry(case.counts, ndim=ndim).resolve(ndim, case.filters, case.groups)
+    stride, one, zero = (case.stride,) * ndim, (1,) * ndim, (0,) * ndim
+    padding = tuple(k // 2 for k in case.kernel)
+    if case.transposed:
+        weight = (case.channels, ties.unique // case.groups, *case.kernel)
+    else:
+        weight = (ties.unique, case.channels // case.groups, *case.kernel)
+    static = (ties.flat, stride, padding, one, zero, case.transposed, case.groups, last)
+    return Problem.create(((2, case.channels, *case.spatial), weight), static, last, dtype, "cpu")
 
 
 def _tensors(problem: Problem) -> dict[str, Tensor]:
@@ -140,11 +212,13 @@ def _expected(problem: Problem, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     x, w, b, gy = (tensors[name].detach().clone().double() for name in ("x", "w", "b", "gy"))
     x, w = x.requires_grad_(), w.requires_grad_()
     p = problem
-    filters = p.layer_ties.expand(w)
-    y = torch.convolution(x, filters, b, p.stride, p.padding, p.dilation, False, p.output_padding, p.groups)
+    filters = p.layer_ties.expand(w, 1 if p.transposed else 0)
+    y = torch.convolution(
+        x, filters, b, p.stride, p.padding, p.dilation, p.transposed, p.output_padding, p.groups
+    )
     gx, gw = torch.autograd.grad(y, [x, w], gy)
     return {"fprop": y.detach(), "dgrad": gx, "wgrad": gw}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -292,7 +292,8 @@ def explain(layer: Any, x: Tensor | None = None) -> Explanation:
         problem, weight_last = layer, layer.channels_last
     elif not hasattr(layer, "problem"):
         raise TypeError(
-            f"explain takes SymmetricConv1d/2d/3d, SymmetricConvTranspose1d/2d/3d or a Problem, got {type(layer).__name__}"
+            "explain takes SymmetricConv1d/2d/3d, SymmetricConvTranspose1d/2d/3d or a Problem, "
+            f"got {type(layer).__name__}"
         )
     elif x is None:
         raise TypeError("explain(layer, x) needs the input x of the layer; only a Problem goes without")

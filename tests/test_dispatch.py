@@ -372,31 +372,54 @@ def test_columns_of_explain_line_up(fake):
 def test_self_check_passes_here(capsys):
     assert report.main() == 0
     out = capsys.readouterr().out
-    for backend in dispatch.available():
+    lines = [line for line in out.splitlines() if line.startswith("PASS  ")]
+    ways = [line.removeprefix("PASS  ").split(":")[0] for line in lines]
+    assert len(set(ways)) == len(ways)
+    assert all(re.search(r": \d+ problems?, worst relative error \S+$", line) for line in lines)
+    for backend, module in dispatch.available().items():
         for op in OPS:
-            for tie in ("h", "v", "hv", "hvz", "mixed"):
-                assert any(
-                    line.startswith(f"PASS  {backend}/") and f" {op} {tie}, " in line
-                    for line in out.splitlines()
-                )
+            for dtype in ("float32", "float64", "bfloat16", "float16"):
+                assert any(f"{backend}/{a} {op} {dtype}" in ways for a in module.ALGORITHMS)
     assert "FAIL" not in out
     assert f"torch {torch.__version__}" in out
 
 
+def test_self_check_runs_every_algorithm():
+    ran = {(*check.way.split()[:2], check.problem) for check in report.self_check()}
+    for backend, module in dispatch.available().items():
+        assert {way.split("/")[1] for way, *_ in ran if way.startswith(f"{backend}/")} == set(
+            module.ALGORITHMS
+        )
+        for op in OPS:
+            problems = {p.split(",")[0] for way, o, p in ran if way.startswith(f"{backend}/") and o == op}
+            assert problems == {case.title for case in report._CASES}
+
+
+def test_self_check_prints_every_check_when_asked(fake, capsys):
+    assert report.main(["--verbose"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for layout in ("contiguous", "channels last"):
+        wanted = f"PASS  fake/fold dgrad bfloat16, depthwise, {layout}: relative error"
+        assert sum(line.startswith(wanted) for line in lines) == 1
+
+
 @pytest.mark.parametrize("damage", [1e-3, float("nan")])
-def test_self_check_fails_when_one_number_is_wrong(fake, monkeypatch, capsys, damage):
+def test_self_check_fails_when_one_number_is_wrong(fake, capsys, damage):
     def broken(problem, algorithm, *tensors):
         grad = reference.wgrad(problem, "expand", *tensors)
-        grad[(0,) * grad.dim()] += damage * grad.abs().max()
+        if problem.groups == 2 and problem.dtype == torch.float32 and problem.channels_last:
+            grad[(0,) * grad.dim()] += damage * grad.abs().max()
         return grad
 
     fake.wgrad = broken
     assert report.main() == 1
     lines = capsys.readouterr().out.splitlines()
     failed = [line for line in lines if line.startswith("FAIL")]
-    assert failed
-    assert all("fake/" in line and " wgrad " in line and "relative error" in line for line in failed)
-    assert lines[-1] == f"{len(failed)} checks failed"
+    assert len(failed) == len(fake.ALGORITHMS)
+    for line, algorithm in zip(failed, fake.ALGORITHMS):
+        start = f"FAIL  fake/{algorithm} wgrad float32: 1 of 21 problems, the worst: groups, channels last: relative"
+        assert line.startswith(start)
+    assert re.fullmatch(r"2 of \d+ checks failed", lines[-1])
 
 
 def test_self_check_survives_a_backend_that_raises(fake, capsys):
@@ -404,10 +427,11 @@ def test_self_check_survives_a_backend_that_raises(fake, capsys):
         raise MemoryError("no room\nat all")
 
     fake.fprop = broken
-    assert report.main() == 1
+    assert report.main(["--verbose"]) == 1
     lines = capsys.readouterr().out.splitlines()
+    assert "FAIL  fake/direct fprop float64, hvz, contiguous: MemoryError: no room" in lines
     assert any(
-        line.startswith("FAIL  fake/direct fprop hvz, ") and line.endswith(": MemoryError: no room")
+        re.match("FAIL  fake/direct fprop float64: 21 of 21 .*: MemoryError: no room$", line)
         for line in lines
     )
 
@@ -422,4 +446,4 @@ def test_self_check_as_a_program():
         check=False,
     )
     assert found.returncode == 0, found.stdout + found.stderr
-    assert found.stdout.rstrip().endswith("all checks passed")
+    assert re.fullmatch(r"all \d+ checks passed", found.stdout.splitlines()[-1])
