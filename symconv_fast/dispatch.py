@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import settings
+from . import backends, settings
 from .activation import activate
 from .problem import OPS, Problem, suggests_channels_last
 
@@ -27,7 +27,7 @@ ENV_ALGORITHM = "SYMCONV_FAST_ALGORITHM"
 
 
 class Backend(Protocol):
-    """What a module in symconv_fast.backends must have; `unavailable() -> str | None` may be there as well."""
+    """What a module in symconv_fast.backends must have."""
 
     NAME: str
     ALGORITHMS: tuple[str, ...]
@@ -85,14 +85,13 @@ _environment = Pin(
 @cache
 def load(name: str) -> Any | str:
     """The module of a backend, or, as text, why it is not available. Quiet: who needs it gives the reason."""
-    try:
-        module = importlib.import_module(f"symconv_fast.backends.{name}")
-        reason = module.unavailable() if hasattr(module, "unavailable") else None
-    except ImportError as error:
-        reason = str(error)
-    return (
-        module if reason is None else f"the {name} backend is not available in this installation ({reason})"
-    )
+    reason = backends.missing(name)
+    if reason is None:
+        try:
+            return importlib.import_module(f"symconv_fast.backends.{name}")
+        except ImportError as error:
+            reason = str(error)
+    return f"the {name} backend is not available in this installation ({reason})"
 
 
 def available() -> dict[str, Any]:
@@ -187,7 +186,7 @@ def candidates(problem: Problem, op: str, pin: Pin | None = None) -> list[Candid
     for name in BACKENDS:
         if pin and pin.name not in (None, name):
             continue
-        module = load(name)
+        module = _load_for(problem, name)
         if isinstance(module, str):
             found.append(Candidate(name, "-", module, None))
             continue
@@ -199,6 +198,12 @@ def candidates(problem: Problem, op: str, pin: Pin | None = None) -> list[Candid
             seconds = None if settled else module.estimate(problem, op, algorithm)
             found.append(Candidate(name, algorithm, reason, seconds))
     return found
+
+
+def _load_for(problem: Problem, name: str) -> Any | str:
+    """`load`, or why the backend is not even imported: it runs nothing on the device of the problem."""
+    reason = None if backends.missing(name) else backends.misplaced(name, problem.device)
+    return load(name) if reason is None else reason
 
 
 def _is_empty(problem: Problem) -> bool:

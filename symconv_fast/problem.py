@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -258,6 +258,12 @@ class Problem:
     device: str
     channels_last: bool
     input_channels_last: bool
+    out_spatial: tuple[int, ...] = field(init=False, compare=False, repr=False)
+    """Spatial sizes of the layer's output; kept, since estimates ask for them dozens of times."""
+
+    def __post_init__(self) -> None:
+        sizes = (self.spatial, self.kernel, self.stride, self.padding, self.dilation, self.output_padding)
+        object.__setattr__(self, "out_spatial", tuple(out_spatial(*sizes, self.transposed)))
 
     @classmethod
     def create(
@@ -299,12 +305,6 @@ class Problem:
     def ndim(self) -> int:
         """Spatial dims: 1, 2 or 3."""
         return len(self.kernel)
-
-    @property
-    def out_spatial(self) -> tuple[int, ...]:
-        """Spatial sizes of the layer's output."""
-        sizes = (self.spatial, self.kernel, self.stride, self.padding, self.dilation, self.output_padding)
-        return tuple(out_spatial(*sizes, self.transposed))
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import torch
 import symconv_fast as sf
 from symconv_fast import __main__ as report
 from symconv_fast import dispatch
-from symconv_fast.backends import reference
+from symconv_fast.backends import cpu_cost, reference
 from symconv_fast.problem import OPS
 
 ROOT = Path(__file__).parent.parent
@@ -272,6 +272,49 @@ def test_without_the_native_module_it_works_and_says_so_once():
     assert messages[0].count("the cpu backend is not available") == 1
     # Who asked for the reference is not told.
     assert "not available" not in run_script(HIDE_NATIVE, SYMCONV_FAST_BACKEND="reference")
+
+
+def test_the_triton_backend_is_not_imported_for_a_layer_on_the_cpu():
+    """Importing it takes as long as a thousand small layers; here as if torch had a GPU."""
+    code = (
+        "import sys, torch; torch.version.cuda, torch.cuda.is_available = '13.0', lambda: True; "
+        "import symconv_fast as sf; layer, x = sf.SymmetricConv2d(4, 8, 3, symmetry='h'), torch.ones(1, 4, 5, 5); "
+        "layer(x).sum().backward(); print(sf.explain(layer, x)); print('symconv_fast.backends.triton' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("TRITON_INTERPRET", None)
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1] == "False"
+    assert re.search(r"fprop +triton +- .*the tensors are on the CPU", found.stdout)
+
+
+def test_torchs_time_is_estimated_once_a_choice(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        cpu_cost, "torch_counts", lambda problem, f=cpu_cost.torch_counts: asked.append(1) or f(problem)
+    )
+    layer, x = layer_and_input()
+    problem = layer.problem(x)
+    for op in OPS:
+        cpu_cost._torch_seconds.cache_clear()
+        asked.clear()
+        dispatch.candidates(problem, op)
+        assert len(asked) == 1
+
+
+def test_torchs_time_depends_on_the_threads():
+    layer, x = layer_and_input()
+    problem, threads = layer.problem(x), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = cpu_cost.torch_seconds(problem, "fprop")
+        torch.set_num_threads(2)
+        assert cpu_cost.torch_seconds(problem, "fprop") < one
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_pinning_a_backend_that_is_not_there_raises_with_the_reason():

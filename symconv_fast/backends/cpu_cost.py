@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -292,6 +293,12 @@ def call_seconds(problem: Problem, op: str, algorithm: str) -> float:
 
 def torch_seconds(problem: Problem, op: str) -> float:
     """Estimate for the reference: expanded filters and torch's convolution, in the type in which it is asked."""
+    return _torch_seconds(problem, op, CAPABILITY, torch.get_num_threads())
+
+
+@lru_cache(maxsize=64)
+def _torch_seconds(problem: Problem, op: str, capability: str, threads: int) -> float:
+    # Three backends go by this estimate for one choice. The last two arguments are part of the key alone.
     asked = asked_in(problem, op)
     wide = 1.0 if asked == problem.dtype else _WIDE[asked]
     seconds = _seconds(torch_counts(problem), torch_kind(problem, op), replace(problem, dtype=asked), op)

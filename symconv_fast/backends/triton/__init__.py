@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
+from .. import misplaced
 from . import interpreted, model, run
 from .geometry import geometry
 
@@ -18,28 +19,16 @@ ALGORITHMS = ("fold", "direct")
 _LEAST_CAPABILITY = (8, 0)
 
 
-def unavailable() -> str | None:
-    """Why no problem can run here, or None."""
-    if interpreted.ACTIVE:
-        return None
-    if torch.version.cuda is None and torch.version.hip is None:
-        return "this torch is built without CUDA and ROCm"
-    if not torch.cuda.is_available():
-        return "torch finds no GPU"
-    return None
-
-
 def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     """Why not, or None. Every geometry and dtype runs; depthwise layers have `direct` alone."""
-    if problem.device == "cpu":
-        if not interpreted.ACTIVE:
-            return "the tensors are on the CPU (set TRITON_INTERPRET=1 to run the kernels there, slowly, for tests)"
-    elif problem.device != "cuda":
-        return f"the tensors are on {problem.device}, not on a CUDA or ROCm GPU"
-    elif not torch.version.hip and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
-        return "the GPU is older than compute capability 8.0"
-    elif _cannot_compile(problem, op, algorithm):
-        return "Triton 3.6 cannot compile this gradient for sm_100 where several ties meet"
+    reason = misplaced(NAME, problem.device)
+    if reason is not None:
+        return reason
+    if problem.device == "cuda":
+        if not torch.version.hip and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
+            return "the GPU is older than compute capability 8.0"
+        if _cannot_compile(problem, op, algorithm):
+            return "Triton 3.6 cannot compile this gradient for sm_100 where several ties meet"
     if algorithm == "fold" and geometry(problem).depthwise:
         return "a depthwise layer has nothing to contract but its taps, so folding saves nothing there"
     return None
