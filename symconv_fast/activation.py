@@ -13,9 +13,9 @@ ACTIVATIONS = {
 """torch's operators, the second in place; GELU is the exact one, with erf. Kernels number them from 1 on, in order."""
 
 
-def check(name: str) -> None:
+def check(name: object) -> None:
     """Raises ValueError for what is not one of the names."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ValueError(f"activation={name!r} is not valid; give None, 'relu', 'silu' or 'gelu'")
 
 

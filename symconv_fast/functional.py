@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Union
 
 import torch
@@ -221,10 +222,12 @@ def prepare(
     transposed: bool = False,
 ) -> Call:
     """Check the arguments of a layer and turn them into those of the operator; nothing is computed but padding."""
+    groups = _positive(groups)
     unbatched = input.dim() == ndim + 1
-    if unbatched:
-        input = input.unsqueeze(0)
     _check_dims(ndim, input, weight, unbatched)
+    if unbatched:
+        _check_unbatched(input, weight, groups, transposed)
+        input = input.unsqueeze(0)
     ties = symmetry if isinstance(symmetry, Ties) else _resolve(symmetry, ndim, weight, groups, transposed)
     _check_weight(ties, weight, groups, transposed)
     stride, dilation = _tuple(stride, ndim, "stride"), _tuple(dilation, ndim, "dilation")
@@ -244,7 +247,7 @@ def prepare(
 
 
 def _check_dims(ndim: int, input: Tensor, weight: Tensor, unbatched: bool) -> None:
-    if input.dim() != ndim + 2:
+    if not unbatched and input.dim() != ndim + 2:
         raise ShapeError(
             f"expected {ndim + 1}-D (unbatched) or {ndim + 2}-D (batched) input to a {ndim}-D convolution, "
             f"but got input of shape {list(input.shape)}"
@@ -252,6 +255,16 @@ def _check_dims(ndim: int, input: Tensor, weight: Tensor, unbatched: bool) -> No
     if weight.dim() != ndim + 2:
         raise ShapeError(
             f"expected weight with {ndim + 2} dims for a {ndim}-D convolution, got shape {list(weight.shape)}"
+        )
+
+
+def _check_unbatched(input: Tensor, weight: Tensor, groups: int, transposed: bool) -> None:
+    """The operator checks channels too, but would name a shape with a batch dimension that nobody gave."""
+    channels = weight.shape[0] if transposed else weight.shape[1] * groups
+    if input.shape[0] != channels:
+        raise ShapeError(
+            f"given groups={groups} and weight of shape {list(weight.shape)}, expected unbatched input of shape "
+            f"({channels}, ...), but got {list(input.shape)} with {input.shape[0]} channels instead"
         )
 
 
@@ -272,23 +285,46 @@ def _check_weight(ties: Ties, weight: Tensor, groups: int, transposed: bool) -> 
 
 
 def _resolve(symmetry: SymmetryLike, ndim: int, weight: Tensor, groups: int, transposed: bool) -> Ties:
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups={groups!r} must be a positive int")
     rows = weight.shape[1] * groups if transposed else weight.shape[0]
     resolve = compute_rows if torch.compiler.is_compiling() else resolve_rows
     return resolve(Symmetry(symmetry, ndim=ndim).counts, ndim, rows, groups)
+
+
+def _positive(groups: Any) -> int:
+    """`groups`, checked; NumPy's integers are integers."""
+    if isinstance(groups, bool) or not hasattr(groups, "__index__") or groups < 1:
+        raise ValueError(f"groups={groups!r} must be a positive int, such as 1")
+    return groups if isinstance(groups, int) else operator.index(groups)
 
 
 def _tuple(value: Any, ndim: int, name: str) -> tuple[int, ...]:
     """An int for all dims, or one a dim, as torch's functions take them."""
     if isinstance(value, int):
         return (value,) * ndim
-    values = tuple(value)
+    values = ints(value, name)
     if len(values) == 1:
         return values * ndim
     if len(values) != ndim:
         raise ShapeError(f"{name}={value} must be an int or {ndim} ints")
     return values
+
+
+def ints(value: Any, name: str) -> tuple[int, ...]:
+    """The argument `name`, an int or a sequence of them, as a tuple of whatever length.
+
+    Raises:
+        TypeError: it is something else, floats and text included.
+    """
+    if isinstance(value, (tuple, list)) and all(isinstance(v, (int, torch.SymInt)) for v in value):
+        return tuple(value)
+    try:
+        values = tuple(value) if isinstance(value, Iterable) else (value,)
+        return tuple(operator.index(v) for v in values)
+    except TypeError:
+        text = ", 'same' or 'valid'" if name == "padding" else ""
+        raise TypeError(
+            f"{name}={value!r} must be an int or a tuple of ints, such as {name}=1{text}"
+        ) from None
 
 
 def _named_padding(

@@ -12,12 +12,23 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from .eager import recall_layer
-from .functional import IntOrInts, prepare, run
+from .functional import IntOrInts, ints, prepare, run
 from .problem import Problem
 from .symmetry import Symmetry, SymmetryLike
 from .ties import Ties
 
 _Layer = TypeVar("_Layer", bound="_Symmetric")
+
+
+_SIZES = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+_TRANSPOSED_SIZES = (*_SIZES[:5], "output_padding", "groups", "dilation")
+
+
+def _check_sizes(names: tuple[str, ...], values: tuple[Any, ...]) -> None:
+    """torch's constructors check values, but take floats and text: raises TypeError for what is no integer."""
+    for name, value in zip(names, values):
+        if not (name == "padding" and isinstance(value, str)):
+            ints(value, name)
 
 
 @lru_cache(maxsize=1024)
@@ -203,6 +214,7 @@ class SymmetricConv1d(_Symmetric, nn.Conv1d):
         dtype: Any = None,
     ) -> None:
         size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        _check_sizes(_SIZES, size)
         nn.Conv1d.__init__(self, *size, bias, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
@@ -240,6 +252,7 @@ class SymmetricConv2d(_Symmetric, nn.Conv2d):
         dtype: Any = None,
     ) -> None:
         size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        _check_sizes(_SIZES, size)
         nn.Conv2d.__init__(self, *size, bias, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
@@ -265,6 +278,7 @@ class SymmetricConv3d(_Symmetric, nn.Conv3d):
         dtype: Any = None,
     ) -> None:
         size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        _check_sizes(_SIZES, size)
         nn.Conv3d.__init__(self, *size, bias, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
@@ -291,6 +305,7 @@ class SymmetricConvTranspose1d(_SymmetricTransposed, nn.ConvTranspose1d):
         dtype: Any = None,
     ) -> None:
         size = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
+        _check_sizes(_TRANSPOSED_SIZES, (*size, dilation))
         nn.ConvTranspose1d.__init__(self, *size, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
@@ -320,6 +335,7 @@ class SymmetricConvTranspose2d(_SymmetricTransposed, nn.ConvTranspose2d):
         dtype: Any = None,
     ) -> None:
         size = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
+        _check_sizes(_TRANSPOSED_SIZES, (*size, dilation))
         nn.ConvTranspose2d.__init__(self, *size, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 
@@ -346,6 +362,7 @@ class SymmetricConvTranspose3d(_SymmetricTransposed, nn.ConvTranspose3d):
         dtype: Any = None,
     ) -> None:
         size = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
+        _check_sizes(_TRANSPOSED_SIZES, (*size, dilation))
         nn.ConvTranspose3d.__init__(self, *size, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
 

@@ -183,6 +183,15 @@ def test_input_of_other_channels():
             sf.SymmetricConv2d(4, 8, 3, symmetry="h")(torch.randn(2, 5, 6, 6))
 
 
+@pytest.mark.parametrize("cls", [sf.SymmetricConv2d, sf.SymmetricConvTranspose2d])
+def test_unbatched_input_of_other_channels_is_named_as_it_was_given(cls):
+    for error in (ValueError, RuntimeError):
+        with pytest.raises(
+            error, match=r"unbatched input of shape \(4, \.\.\.\), but got \[5, 6, 6\] with 5 channels"
+        ):
+            cls(4, 8, 3, symmetry="h")(torch.randn(5, 6, 6))
+
+
 # --- dtype and device ----------------------------------------------------------------------------------------------
 
 
@@ -221,7 +230,7 @@ def test_unsupported_dtypes(dtype):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_quantised_tensors():
     x = torch.quantize_per_tensor(X, 0.1, 0, torch.quint8)
-    with pytest.raises((TypeError, NotImplementedError), match="supported"):
+    with pytest.raises(TypeError, match="quint8 is not supported; supported dtypes: float16"):
         SF.symmetric_conv2d(x, W, symmetry="hv")
 
 
@@ -256,6 +265,61 @@ def test_integers_out_of_range(name, value):
 def test_integers_of_other_forms(kwargs, message):
     with pytest.raises(ValueError, match=message):
         SF.symmetric_conv2d(X, W, symmetry="hv", **kwargs)
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+@pytest.mark.parametrize(
+    "value", [1.5, None, (1.0, 1.0), (1.0,), (1, None), ("1", "1"), torch.tensor(0.5), object()]
+)
+def test_what_is_no_integer_is_named(name, value):
+    message = rf"^{name}={re.escape(repr(value))} must be an int or a tuple of ints, such as {name}=1"
+    with pytest.raises(TypeError, match=message):
+        SF.symmetric_conv2d(X, W, symmetry="hv", **{name: value})
+    with pytest.raises(TypeError, match=message):
+        SF.symmetric_conv_transpose2d(X, W, symmetry="hv", **{name: value})
+    for cls in (sf.SymmetricConv2d, sf.SymmetricConvTranspose2d):
+        with pytest.raises(TypeError, match=message):
+            cls(4, 8, 3, symmetry="hv", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["stride", "dilation"])
+def test_text_is_no_integer(name):
+    with pytest.raises(TypeError, match=f"{name}='1' must be an int or a tuple of ints"):
+        SF.symmetric_conv2d(X, W, symmetry="hv", **{name: "1"})
+    with pytest.raises(TypeError, match=f"{name}='1' must be an int or a tuple of ints"):
+        sf.SymmetricConv2d(4, 8, 3, symmetry="hv", **{name: "1"})
+
+
+def test_the_other_integers_of_a_layer_are_named():
+    for name in ("in_channels", "out_channels", "kernel_size", "groups"):
+        arguments = {"in_channels": 4, "out_channels": 8, "kernel_size": 3} | {name: 2.0}
+        for cls in (sf.SymmetricConv2d, sf.SymmetricConvTranspose2d):
+            with pytest.raises(TypeError, match=f"{name}=2.0 must be an int"):
+                cls(**arguments, symmetry="h")
+    with pytest.raises(TypeError, match=r"output_padding=0\.5 must be an int"):
+        sf.SymmetricConvTranspose2d(4, 8, 3, output_padding=0.5, symmetry="h")
+    with pytest.raises(TypeError, match=r"output_padding=0\.5 must be an int"):
+        SF.symmetric_conv_transpose2d(X, W, output_padding=0.5, symmetry="hv")
+
+
+@pytest.mark.parametrize("symmetry", ["hv", Symmetry("hv").resolve(2, 16)])
+@pytest.mark.parametrize("groups", [1.0, "1", None, True, (1,)])
+def test_groups_that_are_no_integer(groups, symmetry):
+    with pytest.raises(ValueError, match=re.escape(f"groups={groups!r} must be a positive int, such as 1")):
+        SF.symmetric_conv2d(X, W, groups=groups, symmetry=symmetry)
+
+
+def test_integers_of_numpy_are_integers():
+    one, plain = np.int64(1), SF.symmetric_conv2d(X, W, stride=1, groups=1, symmetry="hv")
+    for stride in (one, (one, one), np.array([1, 1]), torch.tensor([1, 1]), [1, 1]):
+        assert torch.equal(SF.symmetric_conv2d(X, W, stride=stride, groups=one, symmetry="hv"), plain)
+
+
+@pytest.mark.parametrize("activation", [["relu"], "elu", 1, torch.relu])
+def test_activations_that_do_not_exist(activation):
+    message = re.escape(f"activation={activation!r} is not valid; give None, 'relu', 'silu' or 'gelu'")
+    with pytest.raises(ValueError, match=message):
+        SF.symmetric_conv2d(X, W, symmetry="hv", activation=activation)
 
 
 def test_output_padding_as_large_as_the_stride():
