@@ -34,6 +34,9 @@ class _Package(_ModuleType):
     def allow_winograd(self, level: str | bool) -> None:
         settings.set_winograd(level)
 
+    def __dir__(self) -> list[str]:
+        return sorted([*super().__dir__(), "allow_winograd"])
+
 
 _sys.modules[__name__].__class__ = _Package
 

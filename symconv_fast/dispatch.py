@@ -78,7 +78,7 @@ PINNED: ContextVar[Pin | None] = ContextVar("symconv_fast_pinned", default=None)
 _environment = Pin(
     os.environ.get(ENV_BACKEND) or None,
     os.environ.get(ENV_ALGORITHM) or None,
-    f"{ENV_BACKEND}/{ENV_ALGORITHM}",
+    "/".join(name for name in (ENV_BACKEND, ENV_ALGORITHM) if os.environ.get(name)),
 )
 
 
@@ -212,9 +212,11 @@ def _is_empty(problem: Problem) -> bool:
 
 
 def _check_names(pin: Pin) -> None:
+    # Of an origin in two variables the first has the backend and the second the algorithm.
+    origins = pin.origin.split("/")
     if pin.name is not None and pin.name not in BACKENDS:
         raise ValueError(
-            f"{pin.origin}: backend {pin.name!r} does not exist; there are: {', '.join(BACKENDS)}"
+            f"{origins[0]}: backend {pin.name!r} does not exist; there are: {', '.join(BACKENDS)}"
         )
     if pin.algorithm is None:
         return
@@ -222,7 +224,7 @@ def _check_names(pin: Pin) -> None:
     names = sorted({a for module in modules for a in module.ALGORITHMS})
     if modules and pin.algorithm not in names:
         raise ValueError(
-            f"{pin.origin}: algorithm {pin.algorithm!r} does not exist; there are: {', '.join(names)}"
+            f"{origins[-1]}: algorithm {pin.algorithm!r} does not exist; there are: {', '.join(names)}"
         )
 
 

@@ -43,10 +43,6 @@ class _Symmetric(nn.modules.conv._ConvNd):
     `weight` (the reduced weight) and `bias` are the only parameters; there are no buffers and no cached filters.
     """
 
-    symmetry: Symmetry
-    """The tie as it was given."""
-    ties: Ties
-    """The tie resolved for this layer."""
     share_bias: bool
     _is_own: bool
     """Is this one of the classes of this module, whose `forward` does nothing that a subclass could change?"""
@@ -57,10 +53,12 @@ class _Symmetric(nn.modules.conv._ConvNd):
 
     def _tie(self, symmetry: SymmetryLike, share_bias: bool, device: Any, dtype: Any) -> None:
         """Turn a torch layer that was built on the meta device into a tied layer with real parameters."""
-        self.symmetry = Symmetry(symmetry, ndim=len(self.kernel_size))
-        self.ties = self.symmetry.resolve(len(self.kernel_size), self.out_channels, self.groups)
+        ndim = len(self.kernel_size)
+        given = Symmetry(symmetry, ndim=ndim)
+        ties = given.resolve(ndim, self.out_channels, self.groups)
+        self.__dict__.update(symmetry=given, ties=ties)
         self.share_bias = share_bias
-        rows = self.ties.unique
+        rows = ties.unique
         if self.transposed:
             shape = (self.in_channels, rows // self.groups, *self.kernel_size)
         else:
@@ -70,6 +68,33 @@ class _Symmetric(nn.modules.conv._ConvNd):
             length = rows if share_bias else self.out_channels
             self.bias = nn.Parameter(torch.empty(length, device=device, dtype=dtype))
         self.reset_parameters()
+
+    # Both are in the instance's `__dict__`, where pickling, `deepcopy` and native code find them.
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The tie as it was given."""
+        return self.__dict__["symmetry"]
+
+    @symmetry.setter
+    def symmetry(self, value: object) -> None:
+        self._refuse("symmetry")
+
+    @property
+    def ties(self) -> Ties:
+        """The tie resolved for this layer."""
+        return self.__dict__["ties"]
+
+    @ties.setter
+    def ties(self, value: object) -> None:
+        self._refuse("ties")
+
+    def _refuse(self, name: str) -> None:
+        cls = type(self).__name__
+        raise AttributeError(
+            f"{cls}.{name} is read-only, since the weight was made for it; make a new layer, for example with "
+            f"{cls}.from_conv(layer.to_conv(), symmetry)"
+        )
 
     @property
     def unique_out_channels(self) -> int:

@@ -219,6 +219,30 @@ def test_copies(cls, how):
     assert other.weight.data_ptr() != layer.weight.data_ptr()
 
 
+@pytest.mark.parametrize("name", ["symmetry", "ties"])
+@pytest.mark.parametrize("cls", [sf.SymmetricConv2d, sf.SymmetricConvTranspose2d])
+def test_ties_cannot_be_assigned(cls, name):
+    """The weight is made for them; `symmetry` would no longer say what the layer computes."""
+    layer = cls(4, 16, 3, symmetry="hv")
+    before, x = getattr(layer, name), torch.randn(1, 4, 5, 5)
+    y = layer(x)
+    for value in (getattr(cls(4, 16, 3, symmetry="h"), name), before):
+        with pytest.raises(
+            AttributeError, match=rf"{cls.__name__}\.{name} is read-only.*{cls.__name__}\.from_conv\("
+        ):
+            setattr(layer, name, value)
+    with pytest.raises(AttributeError):
+        delattr(layer, name)
+    for other in (layer, copy.deepcopy(layer), copy.copy(layer), pickle.loads(pickle.dumps(layer))):
+        assert getattr(other, name) == before
+        assert torch.equal(other(x), y)
+
+
+def test_the_switch_of_the_package_can_be_found():
+    assert "allow_winograd" in dir(sf)
+    assert {"SymmetricConv2d", "explain", "__version__"} <= set(dir(sf))
+
+
 def test_state_dict_saves_and_loads_with_weights_only():
     layer, other = (sf.SymmetricConv2d(4, 16, 3, symmetry="hv") for _ in range(2))
     buffer = io.BytesIO()
