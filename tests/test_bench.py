@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_rows import row, run_python
+from fake_rows import row, run_python
 from torch import nn
 
 from bench import device, networks, peaks, plan, report, rows, shapes, targets

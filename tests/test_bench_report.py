@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from bench_rows import ROOT, row, run_python, some_rows
+from fake_rows import ROOT, row, run_python, some_rows
 
 from bench import case, compare, plan, report, rows, targets
 

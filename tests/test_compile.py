@@ -53,14 +53,19 @@ def assert_same(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
         assert u.stride() == v.stride()
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("name", "channels_last"),
+    [
+        (name, last)
+        for name, (_, shape) in LAYERS.items()
+        for last in (False, True)
+        if not last or len(shape) > 3
+    ],
+)
 def test_one_graph_forward_and_backward_without_recompilation(name, channels_last):
     make, shape = LAYERS[name]
     layer, x = make(), torch.randn(shape)
     if channels_last:
-        if len(shape) < 4:
-            return
         x = x.contiguous(memory_format=torch.channels_last if len(shape) == 4 else torch.channels_last_3d)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter)

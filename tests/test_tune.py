@@ -92,14 +92,43 @@ def test_the_module_that_is_written_is_the_table(tmp_path, measured):
     assert planned(TARGET, "Some GPU") == ODD
 
 
-def test_the_table_in_the_repository_names_tiles_that_exist():
-    """Empty until a GPU was measured; then every row must be one that `configs.measured` can read."""
-    for entry in tuned.TUNED:
-        found = configs.measured(
-            entry["device"], entry["dtype"], entry["kernel"], entry["order"], tuple(entry["sizes"])
+def legible(entry: dict[str, object]) -> bool:
+    """Can `configs.measured` read a row of its table, and is its tile one that a kernel can have?"""
+    found = configs.measured(
+        entry["device"], entry["dtype"], entry["kernel"], entry["order"], tuple(entry["sizes"])
+    )
+    sides = () if found is None else (found.m, found.n, found.k)
+    return (
+        bool(sides)
+        and all(v >= 16 and v & (v - 1) == 0 for v in sides)
+        and entry["arch"] in configs.ARCHITECTURES
+    )
+
+
+def test_a_table_that_was_written_is_legible(tmp_path, measured):
+    rows = tmp_path / "rows.jsonl"
+    kernels = ("fprop_fold", "fprop_direct", "dgrad", "wgrad")
+    rows.write_text(
+        "".join(
+            json.dumps(row(kernel=kernel, order=o, tie=tie)) + "\n"
+            for kernel in kernels
+            for o, tie in enumerate(("free", "h"))
         )
-        assert found is not None
-        assert entry["arch"] in configs.ARCHITECTURES
+    )
+    table = tiles.table(rows)
+    measured(*table)
+    assert len(table) == 8
+    assert all(legible(entry) for entry in table)
+    bad = [row(arch="sm_1"), row(replace(ODD, m=24)), row(replace(ODD, k=8))]
+    for entry in bad:
+        measured(entry)
+        assert not legible(entry)
+
+
+def test_the_table_in_the_repository_is_legible():
+    if not tuned.TUNED:
+        pytest.skip("no GPU has been measured, so the table is empty")
+    assert all(legible(entry) for entry in tuned.TUNED)
 
 
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
