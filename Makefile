@@ -1,5 +1,5 @@
-# One command for each job: make demo, make test, make bench, make bench-report, make aot, make gpu,
-#   make sanitize, make lint, make clean.
+# One command for each job: make build (what make alone does), demo, test, sanitize; bench, bench-full, bench-report;
+#   aot, gpu, gpu-rehearse; lint, format; clean.
 #
 # VENV=.venv    the environment that is made, once, with pip. `make VENV= test` uses the current Python as it is: nothing
 #               is installed and the network is not touched.
@@ -17,9 +17,9 @@ GPU_ARGS ?=
 RESULTS ?= bench/results/reference-cpu.jsonl
 
 # Triton is the version that torch 2.11 carries: whether a tile spills depends on the compiler.
-BUILD_TOOLS := "setuptools>=64" wheel ninja numpy
-TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" "triton==3.6.0; platform_system == 'Linux'"
-DEMO_TOOLS := scikit-learn tqdm matplotlib
+BUILD_TOOLS := "setuptools>=70.1" ninja numpy
+TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" tqdm scipy "triton==3.6.0; platform_system == 'Linux'"
+DEMO_TOOLS := scikit-learn matplotlib
 LINT_TOOLS := ruff==0.17.5 clang-format==23.1.5 mypy==2.4.1
 
 NATIVE := $(wildcard csrc/*/*.cpp csrc/*/*.h)
@@ -59,8 +59,9 @@ aot: $(ENVIRONMENT)
 	$(PY) -m tools.aot --jobs 2 $(AOT_ARGS)
 
 # All that needs a GPU, in order of value, within GPU_ARGS="--minutes 30"; and the same on a CPU, to see that it runs.
+# Machines with a GPU may have no network: where no environment was made, the current Python is used as it is.
 gpu:
-	PYTHON=$(PY) bench/gpu.sh $(GPU_ARGS)
+	PYTHON=$(if $(wildcard $(PY)),$(PY),$(PYTHON)) bench/gpu.sh $(GPU_ARGS)
 
 gpu-rehearse: build/.built
 	PYTHON=$(PY) bench/gpu.sh --rehearse --only facts,smoke,baseline,rate,tune

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,63 @@ def test_version_is_in_one_place():
     text = (ROOT / "symconv_fast/_version.py").read_text()
     assert f'"{symconv_fast.__version__}"' in text
     assert f"## [{symconv_fast.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_snippets_of_the_readme_run_as_they_are_written(tmp_path):
+    """From the top, as a reader would paste them."""
+    pytest.importorskip("symconv_fast._cpu", reason="one snippet pins the native backend, which is not built")
+    snippets = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert len(snippets) == 4
+    done = python("-c", "\n".join(snippets), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_that_documents_link_to_are_there():
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_source_distribution_is_complete(tmp_path):
+    """Whatever the repository tracks, but for its own settings of git and of continuous integration."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs git and the repository")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    for name in listed:
+        if (ROOT / name).exists():  # else it was removed, and not committed yet
+            (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / "copy" / name)
+    done = python(
+        "setup.py", "-q", "sdist", "--dist-dir", str(tmp_path), cwd=tmp_path / "copy", SYMCONV_FAST_NO_CPU="1"
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.split("/", 1)[-1] for name in packed.getnames()}
+    missing = [
+        n for n in listed if n not in names and (ROOT / n).exists() and not n.startswith((".git", ".ci/"))
+    ]
+    assert not missing
+
+
+def test_the_makefile_names_its_targets():
+    text = (ROOT / "Makefile").read_text()
+    header = text[: text.index("\n#\n")]
+    targets = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()) - {"all", "FORCE"}
+    assert targets == {t for t in targets if re.search(rf"\b{t}\b(?!-)", header)}
+
+
+def test_make_gpu_needs_no_environment():
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    command = ["make", "-n", "gpu", "VENV=no-such-environment", "PYTHON=some-python"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "PYTHON=some-python bench/gpu.sh" in done.stdout
 
 
 def test_pins_of_the_style_tools_agree():
