@@ -64,8 +64,6 @@ def parallel_jobs() -> int:
 
 def compile_flags() -> list[str]:
     """Flags without -march=native and -ffast-math: what is built here must run, with the same numbers, elsewhere."""
-    if sys.platform == "win32":
-        return ["/O2", "/openmp"]
     flags = ["-O3", "-g0", "-Wall", "-fvisibility=hidden"]
     if sys.platform.startswith("linux"):
         flags.append(
@@ -76,6 +74,8 @@ def compile_flags() -> list[str]:
 
 def why_not_compile() -> str | None:
     """A reason why compiling cannot work on this machine, or None."""
+    if sys.platform == "win32":
+        return "its sources are written for GCC and Clang, whose vector types MSVC does not have"
     from torch.utils import cpp_extension as torch_build
 
     compiler = torch_build.get_cxx_compiler()

@@ -149,11 +149,6 @@ def _real_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: A
 # silently gives zeros. ctx holds no tensors but those of save_for_backward, only sizes and flags.
 
 
-def _either_last(a: Tensor, b: Tensor) -> bool:
-    """torch's rule for the layout of a convolution's result."""
-    return suggests_channels_last(a) or suggests_channels_last(b)
-
-
 def _wanted(ctx: Any, place: int) -> bool:
     """Does the running backward pass ask for the gradient of the tensor argument at `place`?
 

@@ -101,6 +101,11 @@ def test_jobs_follow_memory(memory, jobs):
     assert ask_setup(question) == str(jobs)
 
 
+def test_msvc_is_not_even_asked():
+    reason = ask_setup("setup.sys.platform = 'win32'\nprint(setup.why_not_compile())")
+    assert "GCC and Clang" in reason
+
+
 def test_no_flag_ties_the_build_to_this_machine():
     flags = ask_setup("print(*setup.compile_flags())").split()
     assert "-O3" in flags
