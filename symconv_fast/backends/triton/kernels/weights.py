@@ -81,10 +81,10 @@ def reduce_splits(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum of the partial results [SPLITS][G][TAPS][U][C] in fixed order, in the strides and dtype of the gradient."""
-    at = wide(tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # `configs.splits` keeps `total` far below 2^31
     inside = at < total
-    acc = tl.load(partial + at, mask=inside, other=0.0)
-    here = at
+    here = wide(at)
+    acc = tl.load(partial + here, mask=inside, other=0.0)
     for _ in range(1, SPLITS):
         here += p_ss
         acc += tl.load(partial + here, mask=inside, other=0.0)
@@ -92,5 +92,5 @@ def reduce_splits(
     at = at // C
     u = at % U
     at = at // U
-    place = at // TAPS * o_sg + at % TAPS * o_st + u * o_su + c * o_sc
+    place = wide(at // TAPS) * o_sg + wide(at % TAPS) * o_st + wide(u) * o_su + wide(c) * o_sc
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=inside)
