@@ -42,27 +42,20 @@ def test_compiles_without_spills_and_serialisation(name: str) -> None:
     assert made.shared > 0
 
 
-def test_a_known_finding_passes_and_any_other_does_not() -> None:
-    (arch, name, dtype, precision), (known, *_) = next(iter(aot.KNOWN.items()))
-    same = report(arch=arch, name=name, dtype=dtype, precision=precision)
-    for failures, passes in (
-        ([known], True),
-        ([known, "no matrix product"], False),
-        (["1 bytes spilled"], False),
-    ):
-        made = aot.forgive(replace(same, failures=list(failures)))
-        assert (made.failures == []) == passes
-        assert bool(made.known) == passes
-    assert aot.forgive(replace(same, name="another", failures=[known])).failures == [known]
-
-
-def test_known_findings_are_of_entries_that_exist() -> None:
-    there = {
-        (entry.arch, entry.name, entry.dtype, entry.precision)
-        for arch in {key[0] for key in aot.KNOWN}
-        for entry in aot.entries(arch)
-    }
-    assert set(aot.KNOWN) <= there
+def test_what_the_backend_refuses_is_not_compiled() -> None:
+    """Only that: the forward fold of an octuple where no tile fits the registers, and it has no plan either."""
+    problem = aot.table_problem(3, aot.torch.float64)
+    for arch in aot.TARGETS:
+        options = aot.Options(arch=arch)
+        compiled = any(e.name.startswith("fprop_fold 3") and e.dtype == "float64" for e in aot.entries(arch))
+        why = aot.refusal(problem, "fprop", "fold", options)
+        assert compiled == (why is None), arch
+        assert aot.refusal(problem, "fprop", "direct", options) is None
+        if why is not None:
+            with pytest.raises(ValueError, match="no tile of 3 tied axes in float64 fits the registers"):
+                aot.plan(problem, "fprop", "fold", options=options)
+            tile = aot.configs.Config(16, 16, 16, 4, 1)
+            assert aot.plan(problem, "fprop", "fold", options=replace(options, config=tile)).launches
 
 
 def test_the_quick_ones_are_of_every_architecture_and_pass() -> None:
@@ -157,12 +150,14 @@ def test_every_tile_of_the_table_is_compiled(arch: str) -> None:
     entries = list(aot.entries(arch))
     assert {entry.launch.kernel for entry in entries} == set(kernels.__all__)
     for itemsize, table in configs.TILES.items():
-        for kernel, order in table:
-            for tile in configs.tiles(kernel, order, itemsize, arch):
-                name = f"{kernel} {order} {tile.m}x{tile.n}x{tile.k}"
-                types = {entry.dtype for entry in entries if entry.name == name}
-                wanted = {str(dtype)[6:] for dtype in aot.PRECISIONS if dtype.itemsize == itemsize}
-                assert types >= wanted, name
+        for dtype in (dtype for dtype in aot.PRECISIONS if dtype.itemsize == itemsize):
+            for precision in aot.precisions(dtype, arch):
+                name = str(dtype)[6:]
+                product = configs.product_of(name, precision)
+                made = {e.name for e in entries if e.dtype == name and e.precision in ("", precision)}
+                for kernel, order in table:
+                    for tile in configs.tiles(kernel, order, itemsize, arch, product):
+                        assert f"{kernel} {order} {tile.m}x{tile.n}x{tile.k}" in made, product
 
 
 def test_command_line_names_what_is_wrong() -> None:

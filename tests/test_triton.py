@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -232,11 +233,21 @@ def test_import_survives_without_triton() -> None:
 
 
 def test_tables_are_legal() -> None:
-    """Every architecture has tiles for every kernel, tie and size of element: powers of two of at least 16."""
+    """Every architecture has tiles for every kernel, tie and type: powers of two of at least 16, or 8 columns."""
+    products = {2: ("bfloat16", "float16"), 4: ("tf32", "ieee", "tf32x3"), 8: ("float64",)}
+    named = {"fprop_fold": 4, "fprop_direct": 1, "dgrad": 4, "wgrad": 4, "dgrad_direct": 4, "wgrad_direct": 4}
+    none = set()
     for arch in configs.ARCHITECTURES:
-        for itemsize in (2, 4, 8):
-            for kernel, orders in (("fprop_fold", 4), ("fprop_direct", 1), ("dgrad", 4), ("wgrad", 4)):
-                for order in range(orders):
-                    for c in configs.tiles(kernel, order, itemsize, arch):
-                        assert all(v >= 16 and v & (v - 1) == 0 for v in (c.m, c.n, c.k)), (arch, kernel, c)
+        for itemsize, names in products.items():
+            for kernel, orders in named.items():
+                for order, product, mixed in itertools.product(range(orders), names, (False, True)):
+                    found = configs.tiles(kernel, order, itemsize, arch, product, mixed)
+                    for c in found:
+                        assert min(c.m, 2 * c.n, c.k) >= 16, (arch, kernel, c)
+                        assert all(v & (v - 1) == 0 for v in (c.m, c.n, c.k)), (arch, kernel, c)
                         assert c.warps in (4, 8)
+                    if not found:
+                        none.add((arch, kernel, order, product))
+    assert none == {
+        (arch, "fprop_fold", 3, product) for arch in ("sm_80", "sm_90") for product in ("float64", "tf32x3")
+    }

@@ -159,16 +159,44 @@ def test_two_groups_of_warps_do_not_share_64_rows():
     assert configs.fit(Config(64, 32, 32, 8, 2), 64, 32, 64).warps == 8  # of the table, and compiled as it is
 
 
-def test_what_triton_cannot_compile_is_refused(monkeypatch):
+def test_what_has_no_tile_is_refused(monkeypatch):
     from symconv_fast.backends import triton as backend
 
-    ties = ((1, 32), (3, 32))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (10, 0))
-    monkeypatch.setattr(backend.run, "architecture", lambda device: "sm_100")
-    for problem, refused in (
-        (replace(TARGET.problem, ties=ties, unique=64), True),
-        (TARGET.problem, False),
-        (replace(TARGET.problem, ties=ties, unique=64, dtype=torch.float32), False),
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    monkeypatch.setattr(backend.run, "architecture", lambda device: "sm_80")
+    octuple = {
+        "kernel": (3, 3, 3),
+        "spatial": (8, 8, 8),
+        "stride": (1,) * 3,
+        "padding": (1,) * 3,
+        "dilation": (1,) * 3,
+    }
+    for ties, dtype, refused in (
+        (((7, 32), (0, 32)), torch.float64, True),
+        (((7, 32), (0, 32)), torch.float32, False),
+        (((3, 32), (0, 32)), torch.float64, False),
     ):
-        assert bool(backend.can_run(problem, "dgrad", "direct")) == refused
+        problem = replace(TARGET.problem, ties=ties, unique=64, dtype=dtype, **octuple)
+        assert bool(backend.can_run(problem, "fprop", "fold")) == refused
+        assert backend.can_run(problem, "fprop", "direct") is None
         assert backend.can_run(problem, "dgrad", "fold") is None
+
+
+def test_members_of_a_direct_gradient_fit_tensor_memory():
+    """Each product of a step has its columns: with 128 a tile, those of a quadruple are more than there are."""
+    sizes = (100_000, (256,), 256)
+    for kernel in ("dgrad", "wgrad"):
+        for order in (2, 3):
+            assert configs.select(f"{kernel}_direct", order, 2, "sm_100", sizes).n == 64
+            assert configs.select(kernel, order, 2, "sm_100", sizes).n == 128
+
+
+def test_ties_that_share_a_launch_have_smaller_tiles():
+    sizes = (100_000, (256,), 256)
+    for kernel, order, itemsize, arch in (
+        ("fprop_fold", 2, 2, "sm_90"),
+        ("dgrad_direct", 1, 2, "sm_80"),
+        ("dgrad", 2, 4, "sm_80"),
+    ):
+        mixed, alone = (configs.select(kernel, order, itemsize, arch, sizes, mixed=m) for m in (True, False))
+        assert mixed.m * mixed.n < alone.m * alone.n

@@ -35,9 +35,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from symconv_fast.backends.triton import configs
-from symconv_fast.backends.triton.launch import Launch, Options, plan
+from symconv_fast.backends.triton.launch import Launch, Options, plan, refusal
 from symconv_fast.problem import Problem
-from tools.aot_known import KNOWN
 
 
 @dataclass(frozen=True)
@@ -98,15 +97,13 @@ class Report:
     products: dict[str, int] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    known: str = ""
-    """A finding that `aot_known` lets pass; it is then no failure."""
 
     @property
     def line(self) -> str:
         """One line of the listing."""
         made = " ".join(f"{name} {count}" for name, count in self.products.items() if count) or "no products"
         tile = "x".join(str(self.tile[key]) for key in ("BM", "BN", "BK") if key in self.tile)
-        verdict = "; ".join(self.failures) or (f"known, {self.known}" if self.known else "ok")
+        verdict = "; ".join(self.failures) or "ok"
         return (
             f"{self.arch:<7} {self.name:<34} {self.dtype} {self.precision} {tile} warps {self.tile['warps']} "
             f"stages {self.tile['stages']}: {self.registers} registers, {self.spill_bytes} B spilled, "
@@ -148,6 +145,8 @@ def table_problem(order: int, dtype: torch.dtype) -> Problem:
 GEOMETRIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "1-D, 5 taps": (("fold",), {"ties": {1: 128}, "channels": 128, "spatial": (2000,), "kernel": 5}),
     "v": (("fold",), {"ties": {2: 64}, "channels": 128, "spatial": (28, 28)}),
+    "hv": (("direct",), {"ties": {3: 64}, "channels": 128, "spatial": (28, 28)}),
+    "hvz": (("direct",), {"ties": {7: 64}, "channels": 128, "spatial": (16, 16, 16)}),
     "stride 2": (("fold",), {"ties": {1: 64}, "channels": 128, "spatial": (56, 56), "stride": 2}),
     "even kernel": (("fold",), {"ties": {3: 32}, "channels": 128, "spatial": (28, 28), "kernel": 4}),
     "7 x 7 stem, C = 3": (
@@ -197,10 +196,10 @@ def entries(arch: str) -> Iterator[Entry]:
     """Everything that is compiled for an architecture."""
     for itemsize, table in configs.TILES.items():
         for kernel, order in table:
-            tiles = configs.tiles(kernel, order, itemsize, arch)
             for dtype in (dtype for dtype in PRECISIONS if dtype.itemsize == itemsize):
                 for precision in precisions(dtype, arch):
-                    for tile in tiles:
+                    product = configs.product_of(str(dtype)[6:], precision)
+                    for tile in configs.tiles(kernel, order, itemsize, arch, product):
                         yield from _table_entries(arch, kernel, order, dtype, precision, tile)
     for row in configs.TUNED:
         dtype, tile = getattr(torch, row["dtype"]), configs.Config(**row["config"])
@@ -211,8 +210,9 @@ def entries(arch: str) -> Iterator[Entry]:
             problem = make_problem(dtype=dtype, **arguments)
             options = Options(arch=arch, precision=precisions(dtype, arch)[0])
             for op, algorithm in ((op, a) for op in ("fprop", "dgrad", "wgrad") for a in algorithms):
-                for launch in plan(problem, op, algorithm, options=options).launches:
-                    yield _entry(f"{name} {op} {algorithm}", arch, dtype, options.precision, launch)
+                if refusal(problem, op, algorithm, options) is None:
+                    for launch in plan(problem, op, algorithm, options=options).launches:
+                        yield _entry(f"{name} {op} {algorithm}", arch, dtype, options.precision, launch)
 
 
 def _table_entries(
@@ -262,7 +262,7 @@ def compile_entry(entry: Entry) -> Report:
     ) as error:  # whatever a compiler raises is a finding, and the others must still be compiled
         text = (str(error).strip().splitlines() or [""])[-1]
         report.failures.append(f"does not compile: {type(error).__name__}: {text[:200]}")
-        return forgive(report)
+        return report
     report.shared = compiled.metadata.shared
     report.tensor_columns = getattr(compiled.metadata, "tmem_size", 0) or 0
     if target.gpu.backend == "cuda":
@@ -270,14 +270,6 @@ def compile_entry(entry: Entry) -> Report:
     else:
         _read_gcn(report, compiled.asm["amdgcn"], target)
     report.failures += find_failures(report)
-    return forgive(report)
-
-
-def forgive(report: Report) -> Report:
-    """Known findings are no failures."""
-    found = "; ".join(report.failures)
-    if found in KNOWN.get((report.arch, report.name, report.dtype, report.precision), ()):
-        report.known, report.failures = found, []
     return report
 
 

@@ -12,6 +12,7 @@ from ...problem import Problem
 from .. import misplaced
 from . import interpreted, model, run
 from .geometry import geometry
+from .launch import Options, refusal
 
 NAME = "triton"
 ALGORITHMS = ("fold", "direct")
@@ -20,25 +21,19 @@ _LEAST_CAPABILITY = (8, 0)
 
 
 def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
-    """Why not, or None. Every geometry and dtype runs; depthwise layers have `direct` alone."""
+    """Why not, or None. Every geometry and dtype runs; depthwise layers, and what has no tile, have `direct` alone."""
     reason = misplaced(NAME, problem.device)
     if reason is not None:
         return reason
     if problem.device == "cuda":
         if not torch.version.hip and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
             return "the GPU is older than compute capability 8.0"
-        if _cannot_compile(problem, op, algorithm):
-            return "Triton 3.6 cannot compile this gradient for sm_100 where several ties meet"
+        options = Options(arch=run.architecture(torch.device(problem.device)), precision=run.precision())
+        if why := refusal(problem, op, algorithm, options):
+            return why
     if algorithm == "fold" and geometry(problem).depthwise:
         return "a depthwise layer has nothing to contract but its taps, so folding saves nothing there"
     return None
-
-
-def _cannot_compile(problem: Problem, op: str, algorithm: str) -> bool:
-    """tools/aot_known.py has the compiler's own words."""
-    if (op, algorithm) != ("dgrad", "direct") or problem.dtype.itemsize != 2 or len(problem.ties) == 1:
-        return False
-    return run.architecture(torch.device(problem.device)) == "sm_100"
 
 
 def estimate(problem: Problem, op: str, algorithm: str) -> float:

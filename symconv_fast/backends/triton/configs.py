@@ -1,7 +1,7 @@
 """Tables: tile sizes by kernel, tie, type and architecture, thresholds and nominal rates. Data and its lookup only.
 
-No figure here was measured on a GPU. All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 (2026-11-21, Triton
-3.6); what spills there is listed in tools/aot_known.py. Rates are the vendors' data sheets.
+No figure here was measured on a GPU. All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 (2026-11-27, Triton
+3.6): none spills. Rates are the vendors' data sheets.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ def _table(**rows: tuple[tuple[tuple[int, int, int, int, int], ...], ...]) -> _T
         (kernel, order): tuple(Config(*tile) for tile in tiles)
         for kernel, orders in rows.items()
         for order, tiles in enumerate(orders)
+    }
+
+
+def _rows(**rows: dict[int, tuple[tuple[int, int, int, int, int], ...]]) -> _Table:
+    """The same of some numbers of tied axes only."""
+    return {
+        (kernel, order): tuple(Config(*tile) for tile in tiles)
+        for kernel, orders in rows.items()
+        for order, tiles in orders.items()
     }
 
 
@@ -76,14 +85,19 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
     "sm_80": {
         2: _table(
             fprop_fold=(_WIDE, ((128, 64, 32, 8, 3), *_MIDDLE[1:]),
-                        ((128, 32, 32, 8, 2), (64, 32, 32, 8, 2), (32, 16, 32, 4, 2)), ((64, 16, 32, 8, 2),)),
+                        ((128, 32, 32, 8, 2), (64, 32, 16, 4, 2), (32, 16, 32, 4, 2)), ((64, 16, 32, 8, 2),)),
         ),
         4: _table(
             fprop_fold=(_NARROW, ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)), ((32, 16, 32, 4, 2),),
                         ((64, 16, 16, 8, 2),)),
         ),
-        8: _table(
-            fprop_fold=(((32, 32, 16, 4, 2),), ((32, 32, 16, 4, 2),), ((32, 32, 16, 8, 2),), ((32, 16, 16, 8, 3),)),
+        8: _rows(fprop_fold={2: ((32, 32, 16, 8, 2),)}),
+    },
+    # Each member's product of a step has columns of tensor memory of its own: with 128 there are more than 512.
+    "sm_100": {
+        2: _rows(
+            dgrad_direct={2: ((128, 64, 32, 8, 2), (64, 64, 32, 8, 2)), 3: ((64, 64, 32, 8, 2),)},
+            wgrad_direct={2: ((128, 64, 32, 8, 2), (64, 64, 32, 8, 2)), 3: ((64, 64, 32, 8, 2),)},
         ),
     },
     # 64 KB of shared memory. A wave multiplies 32 × 32 elements, or 16 × 16 where a side is 16: in a tile with fewer
@@ -107,6 +121,65 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
     },
 }  # fmt: skip
 
+# What spills in one way of multiplying alone, by architecture and `product_of`. Without a tile the launch is refused:
+# eight operands of 16 × 16 in registers, in float64 or as the parts of "tf32x3", spill with every tile.
+PRODUCT_TILES: dict[tuple[str, str], _Table] = {
+    ("sm_80", "tf32"): _rows(fprop_fold={3: ((128, 8, 16, 8, 2),)}, wgrad_direct={3: ((32, 32, 32, 8, 2),)}),
+    ("sm_80", "tf32x3"): _rows(
+        fprop_fold={1: ((64, 64, 16, 8, 2), (32, 32, 16, 4, 2)), 2: ((64, 16, 16, 8, 2),), 3: ()},
+        dgrad={3: ((32, 32, 32, 8, 2),)},
+        wgrad={2: ((64, 32, 32, 4, 2), (32, 32, 16, 4, 2))},
+    ),
+    ("sm_80", "float64"): _rows(fprop_fold={3: ()}),
+    ("sm_90", "tf32"): _rows(wgrad_direct={3: ((32, 32, 32, 8, 2),)}),
+    ("sm_90", "ieee"): _rows(
+        dgrad={3: ((32, 32, 32, 8, 2),)},
+        wgrad={2: ((64, 32, 32, 8, 2), (32, 32, 32, 4, 2))},
+    ),
+    ("sm_90", "tf32x3"): _rows(
+        fprop_fold={
+            1: ((64, 64, 32, 8, 2), (32, 32, 16, 4, 2)),
+            2: ((64, 32, 16, 8, 2), (64, 16, 16, 8, 2)),
+            3: (),
+        },
+        dgrad={3: ((32, 32, 32, 8, 2),)},
+    ),
+    ("sm_90", "float64"): _rows(fprop_fold={2: ((16, 32, 16, 4, 2),), 3: ()}),
+    ("sm_100", "float16"): _rows(fprop_fold={3: ((64, 32, 32, 8, 3), (32, 16, 32, 8, 2))}),
+    ("sm_100", "ieee"): _rows(
+        fprop_fold={
+            1: ((64, 64, 16, 8, 2), (32, 32, 32, 4, 2)),
+            2: ((64, 32, 16, 8, 2), (64, 16, 16, 8, 2)),
+            3: ((32, 16, 16, 8, 2),),
+        },
+        wgrad={2: ((64, 32, 32, 8, 2), (32, 32, 32, 4, 2))},
+    ),
+    ("sm_100", "tf32x3"): _rows(
+        fprop_fold={
+            1: ((64, 64, 32, 8, 2), (32, 32, 16, 4, 2)),
+            2: ((64, 32, 16, 8, 2), (64, 16, 16, 8, 2)),
+        },
+        dgrad={3: ((32, 32, 32, 8, 2),)},
+        wgrad={0: ((64, 64, 32, 8, 3), (32, 32, 32, 4, 3))},
+    ),
+    ("sm_100", "float64"): _rows(fprop_fold={3: ((16, 16, 16, 8, 2),)}),
+}
+# What spills where several ties share a launch, by architecture and bytes of an element: each has loops of its own, and
+# what is computed ahead of one lives through the others.
+MIXED_TILES: dict[tuple[str, int], _Table] = {
+    ("sm_80", 2): _rows(
+        fprop_fold={2: ((128, 32, 16, 8, 2), (64, 32, 16, 4, 2))},
+        dgrad_direct=dict.fromkeys((1, 2, 3), ((64, 64, 32, 8, 3), (64, 64, 16, 4, 3))),
+    ),
+    ("sm_80", 4): _rows(dgrad={1: ((64, 32, 32, 4, 2),), 2: ((64, 32, 32, 4, 2),), 3: ((64, 32, 16, 4, 2),)}),
+    ("sm_90", 2): _rows(fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))}),
+    ("sm_90", 4): _rows(dgrad_direct={2: ((64, 64, 32, 8, 2), (64, 32, 32, 4, 2))}),
+    ("sm_100", 2): _rows(
+        fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))},
+        dgrad_direct={1: ((128, 64, 32, 8, 2), (64, 64, 32, 8, 2))},
+    ),
+}
+
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 32}
 # A multiprocessor: multiply-adds a clock by bytes of an element, and what the second-level cache gives it (model).
 PRODUCTS_PER_CLOCK = {2: 2048, 4: 1024, 8: 128}
@@ -124,7 +197,7 @@ MERGE_WAVES = 2
 # time, which halves the addresses. AMD's compiler needs none of that.
 _SHORT = {("wgrad", 2), ("dgrad", 4)}
 SHORT_UNALIGNED = {
-    "sm_80": _SHORT | {("fprop_fold", 2), ("fprop_fold", 4), ("fprop_direct", 4)},
+    "sm_80": _SHORT | {("fprop_fold", 2), ("fprop_fold", 4), ("fprop_direct", 4), ("dgrad_direct", 2)},
     "sm_90": _SHORT,
     "sm_100": _SHORT,
 }
@@ -145,19 +218,36 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def tiles(kernel: str, order: int, itemsize: int, arch: str) -> tuple[Config, ...]:
-    """Candidates for a kernel, the largest first. Under the interpreter large ones, since operations count there."""
+def product_of(dtype: str, precision: str) -> str:
+    """How a type is multiplied, as in PRODUCT_TILES: its name, in float32 the precision."""
+    return precision if dtype == "float32" else dtype
+
+
+def tiles(
+    kernel: str, order: int, itemsize: int, arch: str, product: str = "", mixed: bool = False
+) -> tuple[Config, ...]:
+    """Candidates for a kernel, the largest first; none where all spill. Under the interpreter large ones, since
+    operations count there.
+
+    A gradient by "direct" is `kernel` with that appended, as in "dgrad_direct"; arguments as in `select`.
+    """
     if arch == "interpreter":
-        return (Config(32, 32, 256, 4, 1) if kernel == "wgrad" else Config(512, 32, 64, 4, 1),)
-    own = OWN_TILES.get(arch, {}).get(itemsize, {})
-    return own.get((kernel, order)) or TILES[itemsize][kernel, order]
+        return (Config(32, 32, 256, 4, 1) if kernel.startswith("wgrad") else Config(512, 32, 64, 4, 1),)
+    tables = (
+        MIXED_TILES.get((arch, itemsize), {}) if mixed else {},
+        PRODUCT_TILES.get((arch, product), {}),
+        OWN_TILES.get(arch, {}).get(itemsize, {}),
+        TILES[itemsize],
+    )
+    names = kernel, kernel.removesuffix("_direct")
+    return next(table[name, order] for table in tables for name in names if (name, order) in table)
 
 
 def fit(config: Config, positions: int, columns: int, contraction: int) -> Config:
-    """The tile cut to the problem, never below 16, which is the least that matrix units take."""
+    """The tile cut to the problem, never below 16, which is the least that matrix units take in most types."""
 
     def cut(size: int, needed: int) -> int:
-        return max(16, min(size, power_of_two(needed)))
+        return max(min(16, size), min(size, power_of_two(needed)))
 
     m = cut(config.m, positions)
     # A group of four warps multiplies 64 rows; two groups on the same rows are serialised (C7515).
@@ -174,11 +264,13 @@ def select(
     repeats: int = 1,
     aligned: bool = True,
     several_sums: bool = False,
+    product: str = "",
+    mixed: bool = False,
 ) -> Config:
     """The tile with the lowest modelled time.
 
     Args:
-        kernel: its name; `order` is the number of tied axes.
+        kernel: its name, with "_direct" for a gradient by that algorithm; `order` is the number of tied axes.
         order: number of tied axes.
         itemsize: bytes of an element.
         arch: one of ARCHITECTURES, or "interpreter".
@@ -186,6 +278,8 @@ def select(
         repeats: how often all that is there: phases, groups, taps, splits.
         aligned: do 16-byte loads fit the channels? Without them addresses take the registers of the largest tiles.
         several_sums: does dgrad sum members in several loops, one for each kind of tie?
+        product: how values are multiplied, as `product_of` names it.
+        mixed: do several ties share the launch?
     """
     positions, columns, contraction = sizes
 
@@ -195,12 +289,13 @@ def select(
         step = max(c.m * c.n / PRODUCTS_PER_CLOCK[itemsize], (c.m + c.n) * itemsize / CACHE_BYTES_PER_CLOCK)
         return rounds * -(-contraction // c.k) * c.k * step
 
-    candidates = tiles(kernel, order, itemsize, arch)
-    if not aligned and (itemsize == 2 or kernel in ("dgrad", "wgrad")) and arch != "interpreter":
+    candidates = tiles(kernel, order, itemsize, arch, product, mixed)
+    if not aligned and (itemsize == 2 or kernel.startswith(("dgrad", "wgrad"))) and arch != "interpreter":
         # Several accumulators leave registers for the addresses of the smallest tile alone.
         kept = candidates[-1:] if (kernel == "fprop_fold" and order > 1) else candidates[1:] or candidates
         candidates = tuple(replace(c, k=min(c.k, 32)) for c in kept)
-    if not aligned and (kernel, itemsize) in SHORT_UNALIGNED.get(arch, ()):
+    names = {kernel, kernel.removesuffix("_direct")}
+    if not aligned and any((name, itemsize) in SHORT_UNALIGNED.get(arch, ()) for name in names):
         candidates = tuple(replace(c, k=16) for c in candidates)
     elif several_sums and itemsize == 4 and arch == "sm_90":
         # The sums are operands in registers: with four products a step ptxas serialises them as soon as there are

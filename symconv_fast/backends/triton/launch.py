@@ -23,6 +23,7 @@ __all__ = [
     "default_layout",
     "innermost",
     "plan",
+    "refusal",
     "rows_innermost",
 ]
 
@@ -45,9 +46,26 @@ def plan(
         algorithm: "fold" or "direct".
         layout: strides of the tensors as the kernels are given them; those of `default_layout` if left out.
         options: architecture, precision of float32, activation, tile.
+
+    Raises:
+        ValueError: what `refusal` says, unless `options` has a tile.
     """
+    why = refusal(problem, op, algorithm, options or Options())
+    if why is not None:
+        raise ValueError(why)
     chosen = layout or default_layout(problem, op, algorithm)
     return _plan(problem, op, algorithm, tuple(chosen.items()), options or Options())
+
+
+def refusal(problem: Problem, op: str, algorithm: str, options: Options) -> str | None:
+    """Why there is no plan, or None: no tile of the tables fits the registers of the architecture."""
+    if (op, algorithm) != ("fprop", "fold") or options.config is not None:
+        return None
+    product = configs.product_of(str(problem.dtype)[6:], options.precision)
+    for order in sorted({s.order for s in geometry(problem).segments}):
+        if not configs.tiles("fprop_fold", order, problem.dtype.itemsize, options.arch, product):
+            return f"no tile of {order} tied axes in {product} fits the registers of {options.arch}"
+    return None
 
 
 @lru_cache(maxsize=4096)

@@ -62,7 +62,7 @@ def fprop_direct(c: Context) -> Plan:
     g = c.g
     at, phases = _destination(c, g.y, g.transposed)
     depth = g.channels if g.channels >= configs.PACK_BELOW else g.channels * g.taps
-    config = c.config("fprop_direct", 0, (at["total"], (g.filters,), depth), phases * g.groups)
+    config = c.config("fprop_direct", (), (at["total"], (g.filters,), depth), phases * g.groups)
     scalars, constants, programs = _fprop_arguments(c, config, g.channels)
     table, _ = _segments(list(g.segments), config.n, {})
     launch = Launch(
@@ -91,8 +91,8 @@ def fprop_fold(c: Context) -> Plan:
     depth = g.channels if g.channels >= configs.PACK_BELOW else g.channels * g.taps
     parts = []
     for segments in _partition(c, at["total"] * phases * g.groups):
-        order, columns = max(s.order for s in segments), tuple(s.rows for s in segments)
-        config = c.config("fprop_fold", order, (at["total"], columns, depth), phases * g.groups)
+        columns = tuple(s.rows for s in segments)
+        config = c.config("fprop_fold", segments, (at["total"], columns, depth), phases * g.groups)
         parts.append((segments, config))
 
     packed = g.channels < configs.PACK_BELOW
@@ -126,7 +126,7 @@ def _partition(c: Context, positions: int) -> list[list[Segment]]:
     by_order: dict[int, list[Segment]] = {}
     for s in c.g.segments:
         by_order.setdefault(s.order, []).append(s)
-    tile = configs.tiles("fprop_fold", max(by_order), c.dtype.itemsize, c.options.arch)[0]
+    tile = configs.tiles("fprop_fold", max(by_order), c.dtype.itemsize, c.options.arch, c.product)[0]
     programs = -(-positions // tile.m) * sum(-(-s.rows // tile.n) for s in c.g.segments)
     if programs <= configs.MERGE_WAVES * configs.MULTIPROCESSORS[c.options.arch]:
         return [list(c.g.segments)]
@@ -179,9 +179,7 @@ def dgrad(c: Context, algorithm: str) -> Plan:
     at, phases = _destination(c, g.x, not g.transposed)
     packed = max(s.rows for s in g.segments) < configs.PACK_BELOW
     depth = sum(s.rows for s in g.segments) * (g.taps if packed else 1)
-    order = max(s.order for s in g.segments)
-    several_sums = algorithm == "fold" and sum(s.order > 0 for s in g.segments) > 1
-    config = c.config("dgrad", order, (at["total"], (g.channels,), depth), phases * g.groups, several_sums)
+    config = c.config("dgrad", g.segments, (at["total"], (g.channels,), depth), phases * g.groups, algorithm)
     table, _ = _segments(list(g.segments), config.n, {})
     tiles = -(-at["total"] // config.m)
     launch = Launch(
@@ -202,14 +200,13 @@ def wgrad(c: Context, algorithm: str) -> Plan:
     """One launch for all segments; where the positions are split, a second one adds the parts in fixed order."""
     g = c.g
     positions = g.batch * math.prod(g.x)
-    order = max(s.order for s in g.segments)
     widest = max(s.rows for s in g.segments)
     repeats = (
         g.taps
         * g.groups
         * configs.splits(1, positions // 32, math.prod(c.problem.weight_shape), c.options.arch)
     )
-    config = c.config("wgrad", order, (widest, (g.channels,), positions), repeats)
+    config = c.config("wgrad", g.segments, (widest, (g.channels,), positions), repeats, algorithm)
     table, blocks = _segments(list(g.segments), config.m, {})
     programs = g.taps * g.groups * blocks * -(-g.channels // config.n)
     steps = -(-positions // config.k)

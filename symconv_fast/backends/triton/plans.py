@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from ...problem import Problem
 from . import configs, kernels
 from .configs import Config
-from .geometry import Geometry, Strides
+from .geometry import Geometry, Segment, Strides
 
 _POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
 LIMIT = 2**31
@@ -127,17 +127,26 @@ class Context:
         values = dict(self.layout)[name]
         return {f"{prefix}_s{key}": value for key, value in zip(keys, values)}
 
+    @property
+    def product(self) -> str:
+        """How values are multiplied, as the tables of tiles name it."""
+        return configs.product_of(str(self.dtype)[6:], self.options.precision)
+
     def config(
         self,
         kernel: str,
-        order: int,
+        segments: Sequence[Segment],
         sizes: tuple[int, tuple[int, ...], int],
         repeats: int,
-        several_sums: bool = False,
+        algorithm: str = "fold",
     ) -> Config:
-        """The tile for a kernel: asked for, else measured, else that of the model; arguments as in `configs.select`."""
+        """The tile for a kernel: asked for, else measured, else that of the model; arguments as in `configs.select`.
+
+        `segments` are those of which the launch knows the ties.
+        """
         positions, columns, contraction = sizes
         extents = (positions, max(columns), contraction)
+        order = max((s.order for s in segments), default=0)
         config = self.options.config or configs.measured(
             self.options.device, str(self.dtype)[6:], kernel, order, extents
         )
@@ -145,4 +154,9 @@ class Context:
             return configs.fit(config, *extents)
         arch, size = self.options.arch, self.dtype.itemsize
         aligned = all(n * size % 16 == 0 for n in (self.g.channels, self.g.filters))
-        return configs.select(kernel, order, size, arch, sizes, repeats, aligned, several_sums)
+        direct = algorithm == "direct"
+        several = kernel == "dgrad" and not direct and sum(s.order > 0 for s in segments) > 1
+        name = kernel + "_direct" if direct else kernel
+        return configs.select(
+            name, order, size, arch, sizes, repeats, aligned, several, self.product, len(segments) > 1
+        )
