@@ -24,7 +24,9 @@ QUICK = {entry.arch + " " + entry.name: entry for entry in aot.quick_entries()}
 
 def report(**found: object) -> aot.Report:
     """A faultless report of a half-precision product on sm_90, but for what is given."""
-    good = aot.Report("x", "sm_90", "fprop_fold", "bfloat16", "", {"warps": 8, "stages": 3}, 200, 0, 1000)
+    good = aot.Report(
+        "x", "sm_90", "fprop_fold", "bfloat16", "", {"BM": 64, "warps": 8, "stages": 3}, 200, 0, 1000
+    )
     good.products = {"wgmma.mma_async": 6}
     return replace(good, **found)
 
@@ -71,8 +73,12 @@ def test_the_quick_ones_are_of_every_architecture_and_pass() -> None:
         ({"messages": ["ptxas info : (C7510) Potential Performance Loss"]}, r"serialised \(C7510\)"),
         ({"shared": (227 << 10) + 1}, "of shared memory, more than 232448"),
         ({"arch": "gfx942", "shared": 65537}, "of shared memory, more than 65536"),
-        ({"arch": "sm_100", "tensor_columns": 1024}, "1024 columns of tensor memory"),
+        (
+            {"arch": "sm_100", "tensor_columns": 1024, "products": {"tcgen05.mma": 4}},
+            "1024 columns of tensor memory",
+        ),
         ({"products": {"wgmma.mma_async": 0, "mma.sync": 0}}, "no matrix product"),
+        ({"products": {"wgmma.mma_async": 0, "mma.sync": 8}}, "no wgmma.mma_async"),
     ],
 )
 def test_what_must_not_be_is_found(found: dict[str, object], text: str) -> None:

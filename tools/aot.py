@@ -8,7 +8,8 @@ each launch is compiled for sm_80, sm_90, sm_100 and gfx942. It fails (exit code
     serialised           ptxas lets matrix products wait for each other ("C75xx", from a second `ptxas -v` on the PTX)
     shared memory        more than a block of the device can have: compiling does not notice
     tensor memory        more than 512 columns on sm_100: the "compiled" kernel would only trap
-    no matrix product    a product that has matrix instructions for its type, compiled without
+    no matrix product    a product that has matrix instructions for its type, compiled without; in 16-bit types from
+                         64 rows on, without wgmma (sm_90) or tcgen05 (sm_100)
 
 Nothing here says how fast a kernel is, or whether it is right.
 """
@@ -57,6 +58,7 @@ TARGETS = {
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 << 10, ("v_mfma",)),
 }
 TENSOR_COLUMNS = 512
+GROUP_ROWS = 64  # that four warps multiply together on sm_90 and sm_100
 
 # Precisions of a product by type on NVIDIA, where "ieee" has no matrix instructions in float32.
 PRECISIONS: dict[torch.dtype, tuple[str, ...]] = {
@@ -328,6 +330,8 @@ def find_failures(report: Report) -> list[str]:
         found.append(f"{report.tensor_columns} columns of tensor memory, more than {TENSOR_COLUMNS}")
     if expects_products(report) and not any(report.products.values()):
         found.append("no matrix product")
+    elif expects_wide_products(report) and not report.products.get(target.products[0]):
+        found.append(f"no {target.products[0]}")
     return found
 
 
@@ -335,6 +339,13 @@ def expects_products(report: Report) -> bool:
     """Has the type matrix instructions, and does the kernel multiply matrices?"""
     scalar = report.dtype == "float64" or (report.dtype == "float32" and report.precision == "ieee")
     return report.kernel in PRODUCTS and (not scalar or TARGETS[report.arch].gpu.backend == "hip")
+
+
+def expects_wide_products(report: Report) -> bool:
+    """Are there 16-bit rows enough for the instructions of a whole group of four warps, where there are such?"""
+    whole_group = report.tile.get("BM", 0) >= GROUP_ROWS and report.tile["warps"] >= 4
+    several = len(TARGETS[report.arch].products) > 1
+    return expects_products(report) and several and whole_group and report.dtype in ("bfloat16", "float16")
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
