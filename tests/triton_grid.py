@@ -250,17 +250,9 @@ def all_checks() -> Iterator[tuple[str, Check]]:
             "sm_90",
         ),
     )
-    yield (
-        "tiles of gfx942, fold, octuples",
-        partial(
-            other_tiles,
-            replace(special["few orbits, octuple"], spatial=(3, 4, 5)),
-            "fprop",
-            "fold",
-            torch.float16,
-            "gfx942",
-        ),
-    )
+    for arch, dtype in (("gfx942", torch.float16), ("sm_80", torch.float32)):  # the latter has 8 columns
+        case = replace(special["few orbits, octuple"], spatial=(3, 4, 5))
+        yield f"tiles of {arch}, fold, octuples", partial(other_tiles, case, "fprop", "fold", dtype, arch)
     yield "one launch a number of tied axes", partial(one_launch_a_tie, special["mixed 2-D"], 3)
     for function in (F.relu, F.silu, F.gelu):
         for algorithm in ALGORITHMS:

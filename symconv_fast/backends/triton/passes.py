@@ -126,7 +126,9 @@ def _partition(c: Context, positions: int) -> list[list[Segment]]:
     by_order: dict[int, list[Segment]] = {}
     for s in c.g.segments:
         by_order.setdefault(s.order, []).append(s)
-    tile = configs.tiles("fprop_fold", max(by_order), c.dtype.itemsize, c.options.arch, c.product)[0]
+    tiles = configs.tiles("fprop_fold", max(by_order), c.dtype.itemsize, c.options.arch, c.product)
+    tile = next(iter(tiles), c.options.config)
+    assert tile is not None, "refused without a tile"
     programs = -(-positions // tile.m) * sum(-(-s.rows // tile.n) for s in c.g.segments)
     if programs <= configs.MERGE_WAVES * configs.MULTIPROCESSORS[c.options.arch]:
         return [list(c.g.segments)]
