@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -272,13 +273,17 @@ class Explanation:
         for report in self.passes:
             for c in report.candidates:
                 chosen = (c.backend, c.algorithm) == (report.backend, report.algorithm)
-                why = c.reason if c.seconds is None else f"{c.seconds * 1e6:,.1f} us"
+                why = c.reason if c.seconds is None else _estimate(c.seconds)
                 lines.append(
                     f"{report.op:<6} {c.backend:<10} {c.algorithm:<{width}} {'chosen' if chosen else '':<7} {why}"
                 )
             if report.error:
                 lines.append(f"{report.op:<6} error: {report.error}")
         return "\n".join(lines)
+
+
+def _estimate(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f} us" if math.isfinite(seconds) else "not measured on this kind of device"
 
 
 def explain(layer: Any, x: Tensor | None = None) -> Explanation:

@@ -198,7 +198,11 @@ SPECIAL: dict[str, Case] = {
     "direct, stride 2": _case({3: 8}, 1, (40, 37), 7, padding=3, stride=2, threads=2, **LAST),
     "direct, dilation and groups": _case({1: 16, 2: 16}, 8, (20, 31), (3, 2), padding=2, dilation=2, groups=2, **LAST),
     "direct, large map": _case({1: 16}, 2, (71, 80), 3, padding=(0, 5), batch=1, threads=3, **LAST),
+    "direct, mixed": _case({1: 5, 2: 4, 3: 3, 0: 2}, 2, (19, 23), (3, 4), padding=2, threads=2, **LAST),
     "direct, 3-D": _case({7: 4}, 3, (5, 6, 9), 3, padding=(1, 0, 2), stride=(2, 1, 1), threads=2, **LAST),
+    "direct, 3-D, mixed": _case(
+        {5: 2, 6: 1, 7: 2, 0: 4}, 4, (6, 5, 11), (3, 2, 3), padding=1, dilation=(1, 2, 1), threads=2, **LAST
+    ),
     "gradient of a sum": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("contiguous", "contiguous", "scalar")),
     "stride 0 everywhere": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("expanded", "scalar", "expanded")),
     "slices among NaN": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("sliced",) * 3),

@@ -4,158 +4,46 @@
 #include <algorithm>
 #include <vector>
 
+#include "direct_lines.h"
 #include "expand.h"
-#include "scratch.h"
 #include "segments.h"
-#include "weights.h"
 
 namespace symconv {
 
 namespace {
 
-constexpr int64_t kMostLines = 16;  // of results, whose input lines are copied together
-
-// What the three passes have in common: copies of input lines with zeros on both sides, on which every window
-// lies whole, and runs of taps that follow each other in them.
 template <class T>
-class Direct {
+class DirectFprop : DirectLines<T> {
  public:
-  explicit Direct(const Problem& p)
-      : p_(p), kernels_(select_kernels<T>()), lanes_(kernels_.lanes), threads_(thread_count(p.macs())) {
-    const int64_t reach = p.dilation[2] * (p.kernel[2] - 1) + 1;
-    const int64_t positions = std::max(p.in[2] + p.padding[2], p.stride[2] * (p.out[2] - 1) + reach);
-    line_ = positions * p.channels;
-    run_ = p.dilation[2] == 1 ? p.kernel[2] * p.channels : p.channels;
-    taps_ = p.kernel[0] * p.kernel[1] * p.kernel[2] * p.channels;
-    const int64_t lines = p.batch * p.groups * p.out[0] * p.out[1];
-    chunk_ = std::clamp<int64_t>(threads_ > 1 ? ceil_div(lines, 4 * threads_) : lines, 1, kMostLines);
-  }
+  using DirectLines<T>::DirectLines;
 
- protected:
-  // Result lines [begin, end) of one image, group and result plane.
-  struct Chunk {
-    int64_t group, image, plane, begin, end;
-  };
-  int64_t chunks(int64_t planes, int64_t lines) const {
-    return p_.groups * p_.batch * planes * ceil_div(lines, chunk_);
-  }
-  Chunk chunk(int64_t i, int64_t planes, int64_t lines) const {
-    const int64_t parts = ceil_div(lines, chunk_), part = i % parts;
-    i /= parts;
-    const int64_t plane = i % planes, image = i / planes % p_.batch;
-    return {i / planes / p_.batch, image, plane, lines * part / parts, lines * (part + 1) / parts};
-  }
-
-  bool inside(int axis, int64_t at) const { return at >= 0 && at < p_.in[axis]; }
-  int64_t source(int axis, int64_t result, int64_t tap) const {
-    return p_.stride[axis] * result + p_.dilation[axis] * tap - p_.padding[axis];
-  }
-
-  // Copied lines of a chunk, by plane of the kernel.
-  int64_t copied_lines() const {
-    return (chunk_ - 1) * p_.stride[1] + p_.dilation[1] * (p_.kernel[1] - 1) + 1;
-  }
-  int64_t copy_elements() const { return p_.kernel[0] * copied_lines() * line_; }
-  int64_t copied(const Chunk& c, int64_t plane, int64_t line) const {
-    return (plane * copied_lines() + line - source(1, c.begin, 0)) * line_;
-  }
-
-  void copy_lines(const Chunk& c, const View<const T>& input, T* to) const {
-    const int64_t first = source(1, c.begin, 0), last = source(1, c.end - 1, p_.kernel[1] - 1);
-    for (int64_t plane = 0; plane < p_.kernel[0]; ++plane) {
-      const int64_t deep = source(0, c.plane, plane);
-      for (int64_t line = first; line <= last && inside(0, deep); ++line)
-        if (inside(1, line))
-          copy_line(input.data + c.image * input.batch_stride + c.group * p_.channels * input.channel_stride +
-                        deep * input.stride[0] + line * input.stride[1],
-                    input, to + copied(c, plane, line));
-    }
-  }
-
-  void copy_line(const T* from, const View<const T>& input, T* to) const {
-    const int64_t before = p_.padding[2] * p_.channels, size = p_.in[2] * p_.channels;
-    std::fill(to, to + before, T(0));
-    if (input.stride[2] == p_.channels && (input.channel_stride == 1 || p_.channels == 1)) {
-      std::copy_n(from, size, to + before);
-    } else {
-      for (int64_t i = 0; i < p_.in[2]; ++i)
-        for (int64_t c = 0; c < p_.channels; ++c)
-          to[before + i * p_.channels + c] = from[i * input.stride[2] + c * input.channel_stride];
-    }
-    std::fill(to + before + size, to + line_, T(0));
-  }
-
-  // Calls f(first tap row, offset from a line's start) for every run of taps of one line of the kernel.
-  template <class F>
-  void for_runs(int64_t plane, int64_t row, const F& f) const {
-    const int64_t first = (plane * p_.kernel[1] + row) * p_.kernel[2] * p_.channels;
-    const int64_t runs = p_.kernel[2] * p_.channels / run_;
-    for (int64_t i = 0; i < runs; ++i) f(first + i * run_, i * p_.dilation[2] * p_.channels);
-  }
-
-  // The product for all pieces of `rows` rows and `columns` columns.
-  void gemm(GemmArgs<T> g, int64_t rows, int64_t columns) const {
-    const T *a = g.a, *b = g.b;
-    T* c = g.c;
-    for (const ColumnBlock& block : column_blocks(columns, lanes_)) {
-      g.b = b + block.vector * lanes_;
-      for_pieces(rows, kernels_.max_rows[block.vectors], [&](int64_t r0, int64_t count) {
-        g.a = a + r0 * g.lda, g.c = c + r0 * g.ldc + block.vector * lanes_;
-        kernels_.gemm(static_cast<int>(count), block.vectors, g);
-      });
-    }
-  }
-
-  const Problem& p_;
-  const Kernels<T>& kernels_;
-  int lanes_;
-  int64_t threads_, line_, run_, taps_, chunk_;
-};
-
-template <class T>
-class DirectFprop : Direct<T> {
- public:
-  using Direct<T>::Direct;
-
-  // [tap and channel][filter], and the bias as one more row, which meets a line of ones.
+  // The right side is [tap and channel][filter].
   void operator()(const MultiplyTensors<T>& m) const {
-    const int64_t filters = p_.filters, size = (this->taps_ + 1) * filters;
+    const int64_t filters = p_.filters, size = this->taps_ * filters;
     Scratch<T> weights(size * p_.groups);
     const WeightView<T> view{weights.data(), 1, filters, tap_strides(p_.channels * filters)};
     expand<T>(p_, m.weight, m.weight_group_stride, view, size);
-    for (int64_t g = 0; g < p_.groups && m.bias; ++g)
-      std::copy_n(m.bias + g * filters, filters, weights.data() + (g + 1) * size - filters);
     const int64_t tasks = this->chunks(p_.out[0], p_.out[1]), slices = std::min(tasks, this->threads_);
-    const int64_t ones = this->kernels_.max_rows[1] * p_.stride[2] * p_.channels;
-    const int64_t each = this->copy_elements() + ones;
+    const int64_t each = this->copy_elements() + this->line_;
     Scratch<T> memory(each * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
-      T* lines = memory.data() + slice * each;
-      std::fill(lines + each - ones, lines + each, T(1));
-      GemmSegments segments;
+      T *lines = memory.data() + slice * each, *zeros = lines + this->copy_elements();
+      std::fill(zeros, lines + each, T(0));
+      std::vector<int64_t> offset(this->taps_);
       for (int64_t i = begin; i < end; ++i) {
         const Chunk c = this->chunk(i, p_.out[0], p_.out[1]);
         this->copy_lines(c, m.source, lines);
         for (int64_t o = c.begin; o < c.end; ++o) {
-          segments.clear();
-          for (int64_t d = 0; d < p_.kernel[0]; ++d)
-            for (int64_t h = 0; h < p_.kernel[1]; ++h) {
-              const int64_t line = this->source(1, o, h);
-              if (!this->inside(0, this->source(0, c.plane, d)) || !this->inside(1, line)) continue;
-              this->for_runs(d, h, [&](int64_t tap, int64_t at) {
-                segments.add(this->copied(c, d, line) + at, tap * filters, this->run_);
-              });
-            }
-          if (m.bias) segments.add(0, this->taps_ * filters, 1);
-          multiply(m, c, o, lines, each - ones, segments, weights.data() + c.group * size);
+          list_taps(c, o, zeros - lines, offset.data());
+          multiply(m, c, o, lines, offset, weights.data() + c.group * size);
         }
       }
     });
   }
 
  private:
-  using typename Direct<T>::Chunk;
-  using Direct<T>::p_;
+  using typename DirectLines<T>::Chunk;
+  using DirectLines<T>::p_;
 
   Triple tap_strides(int64_t last) const {
     return {last * p_.kernel[2] * p_.kernel[1], last * p_.kernel[2], last};
@@ -168,13 +56,27 @@ class DirectFprop : Direct<T> {
         __builtin_prefetch(at + i * ld + f, 1);
   }
 
+  // Where each tap and channel reads in the copied lines; outside the map a line of zeros.
+  void list_taps(const Chunk& c, int64_t o, int64_t zeros, int64_t* offset) const {
+    for (int64_t d = 0; d < p_.kernel[0]; ++d)
+      for (int64_t h = 0; h < p_.kernel[1]; ++h) {
+        const int64_t line = this->source(1, o, h);
+        const bool there = this->inside(0, this->source(0, c.plane, d)) && this->inside(1, line);
+        const int64_t first = there ? this->copied(c, d, line) : zeros;
+        for (int64_t w = 0; w < p_.kernel[2]; ++w)
+          for (int64_t i = 0; i < p_.channels; ++i) *offset++ = first + w * p_.dilation[2] * p_.channels + i;
+      }
+  }
+
   // Straight into the result, a few positions of all filters at a time, so that stores go through memory in
-  // order. The row of ones, if there is a bias, is the last segment: it does not move with the positions.
-  void multiply(const MultiplyTensors<T>& m, const Chunk& c, int64_t o, const T* lines, int64_t ones,
-                GemmSegments& segments, const T* weights) const {
-    GemmArgs<T> g{};
+  // order.
+  void multiply(const MultiplyTensors<T>& m, const Chunk& c, int64_t o, const T* lines,
+                const std::vector<int64_t>& offset, const T* weights) const {
+    TapsArgs<T> g{};
+    g.offset = offset.data(), g.taps = this->taps_;
     g.lda = p_.stride[2] * p_.channels, g.ldb = p_.filters, g.ldc = m.out.stride[2];
-    T* line = m.out.data + c.image * m.out.batch_stride + c.group * p_.filters + c.plane * m.out.stride[0] +
+    const int64_t first = c.group * p_.filters;
+    T* line = m.out.data + c.image * m.out.batch_stride + first + c.plane * m.out.stride[0] +
               o * m.out.stride[1];
     const std::vector<ColumnBlock> blocks = column_blocks(p_.filters, this->lanes_);
     int64_t most = this->kernels_.max_rows[1];
@@ -183,20 +85,20 @@ class DirectFprop : Direct<T> {
     for_pieces(p_.out[2], most, [&](int64_t r0, int64_t count) {
       ask_for_results(line + (r0 + count) * g.ldc, g.ldc, std::min(count, p_.out[2] - r0 - count));
       g.a = lines + r0 * g.lda;
-      if (m.bias) segments.a.back() = ones - r0 * g.lda;
-      segments.attach(g);
       for (const ColumnBlock& block : blocks) {
-        g.b = weights + block.vector * this->lanes_, g.c = line + r0 * g.ldc + block.vector * this->lanes_;
-        this->kernels_.gemm(static_cast<int>(count), block.vectors, g);
+        const int64_t column = block.vector * this->lanes_;
+        g.b = weights + column, g.c = line + r0 * g.ldc + column;
+        g.start = m.bias ? m.bias + first + column : nullptr;
+        this->kernels_.taps(static_cast<int>(count), block.vectors, g);
       }
     });
   }
 };
 
 template <class T>
-class DirectDgrad : Direct<T> {
+class DirectDgrad : DirectLines<T> {
  public:
-  using Direct<T>::Direct;
+  using DirectLines<T>::DirectLines;
 
   // Products of every upstream gradient with [filter][tap and channel], added to the lines that the taps
   // read.
@@ -224,8 +126,8 @@ class DirectDgrad : Direct<T> {
   }
 
  private:
-  using typename Direct<T>::Chunk;
-  using Direct<T>::p_;
+  using typename DirectLines<T>::Chunk;
+  using DirectLines<T>::p_;
 
   // Here a chunk's lines and planes are those of the input. From the result planes that tap plane `d` joins.
   void add_plane(const MultiplyTensors<T>& m, const Chunk& c, int64_t d, const T* weights, int64_t ld,
@@ -273,9 +175,9 @@ class DirectDgrad : Direct<T> {
 };
 
 template <class T>
-class DirectWgrad : Direct<T> {
+class DirectWgrad : DirectLines<T> {
  public:
-  using Direct<T>::Direct;
+  using DirectLines<T>::DirectLines;
 
   // Rows are taps and channels, columns filters, positions the contraction; sums of each thread by
   // themselves, added in fixed order.
@@ -306,8 +208,8 @@ class DirectWgrad : Direct<T> {
   }
 
  private:
-  using typename Direct<T>::Chunk;
-  using Direct<T>::p_;
+  using typename DirectLines<T>::Chunk;
+  using DirectLines<T>::p_;
 
   void add(const View<const T>& grad, const Chunk& c, int64_t d, int64_t h, const T* lines,
            GemmSegments& segments, T* sums) const {

@@ -107,3 +107,57 @@ void gemm(int rows, int vectors, const GemmArgs<W>& g) {
   if (vectors == 2) return gemm_rows<W, 2, SYMCONV_ROWS2>(rows, g);
   gemm_rows<W, 3, SYMCONV_ROWS3>(rows, g);
 }
+
+// The same tile with an offset for every k. Chains end as those above do.
+template <class T, int R, int N>
+void taps_tile(const TapsArgs<T>& g) {
+  constexpr int L = Vec<T>::lanes;
+  const int64_t lda = g.lda, ldb = g.ldb, ldc = g.ldc, *offset = g.offset;
+  T* const to = g.c;
+  const T *const left = g.a, *b = g.b;
+  int64_t rest = g.taps;
+  V<T> acc[R][N];
+  for (int n = 0; n < N; ++n) {
+    const V<T> start = g.start ? load(g.start + n * L) : V<T>{};
+    for (int r = 0; r < R; ++r) acc[r][n] = start;
+  }
+  for (bool add = false;; add = true) {
+    const int64_t count = rest < kChain ? rest : kChain;
+    for (int64_t k = 0; k < count; ++k) {
+      const T* a[(R + 4) / 5];
+#pragma GCC unroll 6
+      for (int i = 0; i < (R + 4) / 5; ++i) a[i] = left + offset[k] + 5 * i * lda;
+      V<T> bv[N];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) bv[n] = load(b + n * L);
+#pragma GCC unroll 28
+      for (int r = 0; r < R; ++r) {
+        const T x = a[r / 5][(r % 5) * lda];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) acc[r][n] += x * bv[n];
+      }
+      b += ldb;
+    }
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) {
+        T* c = to + r * ldc + n * L;
+        save(c, add ? load(c) + acc[r][n] : acc[r][n]);
+        acc[r][n] = V<T>{};
+      }
+    rest -= count, offset += count;
+    if (rest == 0) return;
+  }
+}
+
+template <class T, int N, int R>
+inline void taps_rows(int rows, const TapsArgs<T>& g) {
+  if (rows == R) return taps_tile<T, R, N>(g);
+  if constexpr (R > 1) taps_rows<T, N, R - 1>(rows, g);
+}
+
+template <class T>
+void taps(int rows, int vectors, const TapsArgs<T>& g) {
+  if (vectors == 1) return taps_rows<T, 1, SYMCONV_ROWS1>(rows, g);
+  if (vectors == 2) return taps_rows<T, 2, SYMCONV_ROWS2>(rows, g);
+  taps_rows<T, 3, SYMCONV_ROWS3>(rows, g);
+}

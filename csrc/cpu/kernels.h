@@ -45,6 +45,21 @@ struct GemmArgs {
   bool half;  // pairs: one more row after the last segment, the first half of a word that is not counted in k
 };
 
+// C[rows, vectors * lanes] = start + sum over taps k of A[rows, offset[k]] * B[k, vectors * lanes]: the matrix
+// kernel for contractions so short that segments would cost more than they multiply.
+template <class T>
+struct TapsArgs {
+  const T* a;
+  const int64_t* offset;  // one for each tap
+  int64_t taps;
+  int64_t lda;
+  const T* b;
+  int64_t ldb;
+  const T* start;  // of each column; null for zeros
+  T* c;
+  int64_t ldc;
+};
+
 // E[rows, vectors * lanes] (+)= sum over segments s of A_s * (B_s + B'_s), and O the same of B_s - B'_s. Rows
 // of the left sides follow each other in memory, so that those of one k fill a run; a segment without B' has
 // a part in E alone.
@@ -180,6 +195,7 @@ struct Kernels {
   int lanes;                      // elements of a vector
   int max_rows[kMaxVectors + 1];  // rows of a matrix tile by its number of vectors
   void (*gemm)(int rows, int vectors, const GemmArgs<Word<T>>&);
+  void (*taps)(int rows, int vectors, const TapsArgs<T>&);            // not for 16-bit types
   int mirror_rows, mirror_vectors;                                    // of a tile, at most
   void (*mirror)(int rows, int vectors, const MirrorArgs<Word<T>>&);  // null where it would not pay
   // By filtering and log2 of the number of sources; null where no axis would be left to filter along.
@@ -199,6 +215,8 @@ struct Kernels {
                      int64_t positions, T* out, int64_t out_stride);
   // out[i % residues * pitch + i / residues] = line[i]
   void (*split_line)(const T* line, int64_t positions, int64_t residues, T* out, int64_t pitch);
+  // a + b and a - b; not for 16-bit types
+  void (*add_subtract)(const T* a, const T* b, int64_t count, T* sum, T* difference);
   void (*zip)(const ZipArgs&);  // pairs only
   DepthwiseKernels<T> depthwise;
 };

@@ -6,6 +6,7 @@
 
 #include "depthwise.h"
 #include "direct.h"
+#include "direct_fold.h"
 #include "kernels.h"
 #include "scatter.h"
 #include "views.h"
@@ -178,16 +179,24 @@ void run_depthwise_wgrad(const Problem& p, const at::Tensor& gy, const at::Tenso
                       weight_group_stride(gw, p.groups)});
 }
 
+// Tied axes that a direct algorithm folds, as direct_fold_fprop() takes them; -1 for another algorithm.
+int direct_axes(const std::string& algorithm) {
+  if (algorithm == "direct") return 0;
+  if (algorithm == "direct_lines") return 6;
+  return algorithm == "direct_fold" ? 7 : -1;
+}
+
 template <class T>
 void check_direct(const Problem& p, const at::Tensor& last) {
   TORCH_CHECK(direct_applies<T>(p) && last.stride(1) == 1, "algorithm direct does not apply to this layer");
 }
 
 template <class T>
-void run_direct_fprop(const Problem& p, const at::Tensor& x, const at::Tensor& w,
+void run_direct_fprop(const Problem& p, int axes, const at::Tensor& x, const at::Tensor& w,
                       const std::optional<at::Tensor>& bias, const at::Tensor& y) {
   check_direct<T>(p, y);
-  direct_fprop<T>(p, forward_tensors<T>(p, x, w, bias, y));
+  const MultiplyTensors<T> tensors = forward_tensors<T>(p, x, w, bias, y);
+  axes ? direct_fold_fprop<T>(p, axes, tensors) : direct_fprop<T>(p, tensors);
 }
 
 template <class T>
@@ -232,8 +241,8 @@ at::Tensor with_contiguous_channels(const at::Tensor& t) {
 void native_fprop(const NativePass& pass, const at::Tensor& x, const at::Tensor& w,
                   const std::optional<at::Tensor>& bias, const at::Tensor& y) {
   const Problem& p = pass.problem;
-  if (pass.algorithm == "direct") {
-    SYMCONV_DISPATCH_DIRECT(y, run_direct_fprop<scalar>(p, x, w, bias, y));
+  if (const int axes = direct_axes(pass.algorithm); axes >= 0) {
+    SYMCONV_DISPATCH_DIRECT(y, run_direct_fprop<scalar>(p, axes, x, w, bias, y));
   } else if (pass.depthwise) {
     SYMCONV_DISPATCH(y, run_depthwise<scalar>(p, true, x, w, bias, y));
   } else {

@@ -47,8 +47,8 @@ class Preparations {
   std::vector<std::pair<Key, std::shared_ptr<const void>>> known_;
 };
 
-// Algorithms are "fold", "f2", "f4" and "direct", forward also "scatter", "scatter_f2" and "scatter_f4";
-// depthwise layers have kernels of their own for all of them.
+// Algorithms are "fold", "f2", "f4" and "direct", forward also "scatter", "scatter_f2", "scatter_f4",
+// "direct_fold" and "direct_lines"; depthwise layers have kernels of their own for all of them.
 struct NativePass {
   const Problem& problem;
   const std::string& algorithm;

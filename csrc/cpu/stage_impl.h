@@ -92,3 +92,18 @@ void split_line(const T* line, int64_t positions, int64_t residues, T* out, int6
   for (int64_t r = 0; r < residues; ++r)
     for (int64_t i = 0; i * residues + r < positions; ++i) out[r * pitch + i] = line[i * residues + r];
 }
+
+// Results may lie where a and b do.
+template <class T>
+void add_subtract(const T* a, const T* b, int64_t count, T* sum, T* difference) {
+  constexpr int L = Vec<T>::lanes;
+  int64_t i = 0;
+  for (; i + L <= count; i += L) {
+    const V<T> x = load(a + i), y = load(b + i);
+    save(sum + i, x + y), save(difference + i, x - y);
+  }
+  for (; i < count; ++i) {
+    const T x = a[i], y = b[i];
+    sum[i] = x + y, difference[i] = x - y;
+  }
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor
 
 from .. import _cpu, settings  # type: ignore[attr-defined]
 from ..problem import Problem, allocate
-from . import cpu_cost, cpu_depthwise, cpu_scatter, torch_conv
+from . import cpu_cost, cpu_depthwise, cpu_direct, cpu_scatter, torch_conv
 
 NAME = "cpu"
-ALGORITHMS = ("fold", "winograd", "scatter", "scatter_winograd", "direct", "expand")
+ALGORITHMS = ("fold", "winograd", "scatter", "scatter_winograd", *cpu_direct.ALGORITHMS, "expand")
 
 # Estimates are off by 20 % at times; losing against torch is worse than leaving a small gain.
 # 16-bit types pack few orbits or channels one by one, and there the estimates are worse.
@@ -20,7 +21,7 @@ _MARGIN, _MARGIN_NARROW, _NARROW = 1.1, 1.5, 8
 # Most rows of the fit are older than what a pass keeps from call to call: an 8 x 8 x 8 input then took 7.7 us, now 5.3.
 _KEPT_SECONDS = 2.4e-6
 
-_DIRECT_CHANNELS = 4  # as in csrc/cpu/direct.h
+_DEPTHWISE = "a depthwise layer (one input channel in each group) has kernels of its own"
 _VECTOR_BYTES = {"avx512_bf16": 64, "avx512": 64, "avx2": 32, "baseline": 16}
 
 
@@ -33,8 +34,8 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
 
     `fold` runs every geometry; `scatter`, forward, those where mirrored taps share their products, in a result that
     lies as the input does. `winograd` and `scatter_winograd` are the same with minimal filtering: float32 with three
-    taps at stride 1 on an axis that is not tied. `direct`, each filter by itself, is for up to four input channels;
-    `expand`, a native copy of the filters and torch's convolution, for layers where none of them pays.
+    taps at stride 1 on an axis that is not tied. `direct`, each filter by itself, `direct_fold` and
+    `direct_lines`, which fold whole lines forward, are for up to four input channels (`cpu_direct`); `expand`, a native copy of the filters and torch's convolution, for layers where none of them pays.
     """
     if problem.device != "cpu":
         return f"the tensors are on {problem.device}, not on the CPU"
@@ -44,24 +45,10 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
             return reason
     if algorithm.endswith("winograd"):
         return _why_no_winograd(problem, op, algorithm)
-    if algorithm == "direct":
-        return _why_no_direct(problem, op)
-    return None
-
-
-def _why_no_direct(problem: Problem, op: str) -> str | None:
-    last = problem.channels_last if op == "fprop" else problem.input_channels_last
-    if problem.transposed or cpu_depthwise.applies(problem):
-        return "a transposed or depthwise layer"
-    if problem.dtype not in (torch.float32, torch.float64):
-        return f"float32 and float64 alone, not {str(problem.dtype)[6:]}"
-    if problem.in_channels > _DIRECT_CHANNELS * problem.groups:
-        return f"more than {_DIRECT_CHANNELS} input channels in a group"
-    if problem.ndim == 1 or not last:
-        return "the output is not channels_last"
-    lanes = _VECTOR_BYTES[_cpu.isa()] // problem.dtype.itemsize
-    if problem.out_channels // problem.groups % lanes:
-        return f"the filters of a group do not fill vectors of {lanes}"
+    if algorithm in cpu_direct.ALGORITHMS:
+        if cpu_depthwise.applies(problem):
+            return _DEPTHWISE
+        return cpu_direct.why_not(problem, op, algorithm, _VECTOR_BYTES[_cpu.isa()])
     return None
 
 
@@ -71,7 +58,7 @@ def _why_no_scatter(problem: Problem, op: str) -> str | None:
     if problem.transposed:
         return "a transposed layer gathers forward"
     if cpu_depthwise.applies(problem):
-        return "a depthwise layer (one input channel in each group) has kernels of its own"
+        return _DEPTHWISE
     if not any(cpu_scatter.roles(problem, mask, problem.channels_last) for mask, _ in problem.ties):
         return (
             "no tie whose mirrored taps share their products in this layout, or a kernel of more than 49 taps"
@@ -83,7 +70,7 @@ def _why_no_winograd(problem: Problem, op: str, algorithm: str) -> str | None:
     if settings.winograd() is False:
         return "symconv_fast.allow_winograd is False"
     if cpu_depthwise.applies(problem):
-        return "a depthwise layer (one input channel in each group) has kernels of its own"
+        return _DEPTHWISE
     if problem.dtype != torch.float32:
         return f"minimal filtering is for float32, not for {str(problem.dtype)[6:]}"
     if algorithm == "winograd":
@@ -96,7 +83,7 @@ def _why_no_winograd(problem: Problem, op: str, algorithm: str) -> str | None:
 
 
 def estimate(problem: Problem, op: str, algorithm: str) -> float:
-    """Seconds, from the fitted models of `cpu_cost` and `cpu_depthwise`."""
+    """Seconds, from the fitted models of `cpu_cost` and `cpu_depthwise`; infinite where nothing was measured."""
     if cpu_depthwise.applies(problem):
         if algorithm == "expand":
             return cpu_depthwise.torch_seconds(problem, op)
@@ -107,6 +94,8 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
     narrow = problem.dtype.itemsize == 2 and least < _NARROW
     margin = _MARGIN_NARROW if narrow else _MARGIN
     name = _native_name(algorithm)
+    if not cpu_cost.is_measured(problem, op, name):
+        return math.inf
     call = cpu_cost.call_seconds(problem, op, name)  # is known well, and all of the time of a tiny layer
     kept = _KEPT_SECONDS if algorithm in ("fold", "winograd") and op != "wgrad" else 0.0
     return call - kept + margin * (cpu_cost.native_seconds(problem, op, name) - call)

@@ -15,7 +15,7 @@ import torch
 
 from ..problem import Problem
 from ..symmetry import orbit_size
-from . import cpu_scatter
+from . import cpu_direct, cpu_scatter
 from .cpu_rates import FACTORS, RATES
 from .cpu_scatter import FILTERING
 from .torch_conv import asked_in
@@ -156,14 +156,15 @@ def filtered(problem: Problem, op: str, c: Contraction) -> bool:
 def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]:
     """Work of one pass by a native algorithm, by the names in FEATURES.
 
-    That is "fold", "f2", "f4" or "direct", or forward "scatter", "scatter_f2" or "scatter_f4", where segments that
+    That is "fold", "f2", "f4" or one of `cpu_direct`, or forward "scatter", "scatter_f2" or "scatter_f4", where segments that
     cannot be scattered are folded.
     """
-    if algorithm == "direct":
-        return _direct_counts(problem, op)
     counts = dict.fromkeys(FEATURES, 0.0)
     counts["call"] = 1
     counts["activations"] = _activations(problem)
+    if algorithm in cpu_direct.ALGORITHMS:
+        work = cpu_direct.work(problem, op, algorithm, lanes(problem))
+        return counts | {f"pixels/{name}": value for name, value in work.items()}
     scatter, filtering = scatters(algorithm), algorithm.removeprefix("scatter").removeprefix("_")
     for c in contractions(problem, op):
         if scatter:
@@ -173,22 +174,6 @@ def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]
                     counts[name] += value
                 continue
         _add(counts, problem, op, filtering if scatter else algorithm, c)
-    return counts
-
-
-def _direct_counts(problem: Problem, op: str) -> dict[str, float]:
-    """Each filter by itself: columns are filters, but taps in the gradient of the input, which adds them one by one."""
-    counts, width = dict.fromkeys(FEATURES, 0.0), lanes(problem)
-    taps = problem.in_channels // problem.groups * math.prod(problem.kernel)
-    pixels = problem.batch * problem.groups * math.prod(problem.out_spatial)
-    filters = problem.out_channels // problem.groups
-    counts["call"], counts["activations"] = 1, _activations(problem)
-    columns, rows = (-(-taps // width), filters) if op == "dgrad" else (filters / width, taps)
-    counts["pixels/multiply_adds"] = pixels * columns * rows
-    counts["pixels/results"] = pixels * columns if op != "wgrad" else 0.0
-    counts["pixels/panel"] = pixels * taps if op == "dgrad" else 0.0
-    counts["pixels/runs"] = pixels / problem.out_spatial[-1] * math.prod(problem.kernel[:-1])
-    counts["pixels/weights"] = math.prod(problem.expanded_shape)
     return counts
 
 
@@ -260,6 +245,11 @@ def native_kind(problem: Problem, op: str, algorithm: str) -> str:
     if filtering in FILTERING:
         return f"{family + '_' if family else ''}winograd/{op}"
     return f"{algorithm}/{op}"
+
+
+def is_measured(problem: Problem, op: str, algorithm: str) -> bool:
+    """Are there rates for a native algorithm on this kind of CPU?"""
+    return native_kind(problem, op, algorithm) in RATES[_measured_as()]
 
 
 def torch_kind(problem: Problem, op: str) -> str:

@@ -1,0 +1,113 @@
+// Copies of input lines with zeros on both sides, and runs of taps in them: what all `direct` passes share.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels.h"
+#include "multiply.h"
+#include "scratch.h"
+#include "weights.h"
+
+namespace symconv {
+
+constexpr int64_t kMostLines = 16;  // of results, whose input lines are copied together
+
+// What the three passes have in common: copies of input lines with zeros on both sides, on which every window
+// lies whole, and runs of taps that follow each other in them.
+template <class T>
+class DirectLines {
+ public:
+  explicit DirectLines(const Problem& p)
+      : p_(p), kernels_(select_kernels<T>()), lanes_(kernels_.lanes), threads_(thread_count(p.macs())) {
+    const int64_t reach = p.dilation[2] * (p.kernel[2] - 1) + 1;
+    const int64_t positions = std::max(p.in[2] + p.padding[2], p.stride[2] * (p.out[2] - 1) + reach);
+    line_ = positions * p.channels;
+    run_ = p.dilation[2] == 1 ? p.kernel[2] * p.channels : p.channels;
+    taps_ = p.kernel[0] * p.kernel[1] * p.kernel[2] * p.channels;
+    const int64_t lines = p.batch * p.groups * p.out[0] * p.out[1];
+    chunk_ = std::clamp<int64_t>(threads_ > 1 ? ceil_div(lines, 4 * threads_) : lines, 1, kMostLines);
+  }
+
+ protected:
+  // Result lines [begin, end) of one image, group and result plane.
+  struct Chunk {
+    int64_t group, image, plane, begin, end;
+  };
+  int64_t chunks(int64_t planes, int64_t lines) const {
+    return p_.groups * p_.batch * planes * ceil_div(lines, chunk_);
+  }
+  Chunk chunk(int64_t i, int64_t planes, int64_t lines) const {
+    const int64_t parts = ceil_div(lines, chunk_), part = i % parts;
+    i /= parts;
+    const int64_t plane = i % planes, image = i / planes % p_.batch;
+    return {i / planes / p_.batch, image, plane, lines * part / parts, lines * (part + 1) / parts};
+  }
+
+  bool inside(int axis, int64_t at) const { return at >= 0 && at < p_.in[axis]; }
+  int64_t source(int axis, int64_t result, int64_t tap) const {
+    return p_.stride[axis] * result + p_.dilation[axis] * tap - p_.padding[axis];
+  }
+
+  // Copied lines of a chunk, by plane of the kernel.
+  int64_t copied_lines() const {
+    return (chunk_ - 1) * p_.stride[1] + p_.dilation[1] * (p_.kernel[1] - 1) + 1;
+  }
+  int64_t copy_elements() const { return p_.kernel[0] * copied_lines() * line_; }
+  int64_t copied(const Chunk& c, int64_t plane, int64_t line) const {
+    return (plane * copied_lines() + line - source(1, c.begin, 0)) * line_;
+  }
+
+  void copy_lines(const Chunk& c, const View<const T>& input, T* to) const {
+    const int64_t first = source(1, c.begin, 0), last = source(1, c.end - 1, p_.kernel[1] - 1);
+    for (int64_t plane = 0; plane < p_.kernel[0]; ++plane) {
+      const int64_t deep = source(0, c.plane, plane);
+      for (int64_t line = first; line <= last && inside(0, deep); ++line)
+        if (inside(1, line))
+          copy_line(input.data + c.image * input.batch_stride + c.group * p_.channels * input.channel_stride +
+                        deep * input.stride[0] + line * input.stride[1],
+                    input, to + copied(c, plane, line));
+    }
+  }
+
+  void copy_line(const T* from, const View<const T>& input, T* to) const {
+    const int64_t before = p_.padding[2] * p_.channels, size = p_.in[2] * p_.channels;
+    std::fill(to, to + before, T(0));
+    if (input.stride[2] == p_.channels && (input.channel_stride == 1 || p_.channels == 1)) {
+      std::copy_n(from, size, to + before);
+    } else {
+      for (int64_t i = 0; i < p_.in[2]; ++i)
+        for (int64_t c = 0; c < p_.channels; ++c)
+          to[before + i * p_.channels + c] = from[i * input.stride[2] + c * input.channel_stride];
+    }
+    std::fill(to + before + size, to + line_, T(0));
+  }
+
+  // Calls f(first tap row, offset from a line's start) for every run of taps of one line of the kernel.
+  template <class F>
+  void for_runs(int64_t plane, int64_t row, const F& f) const {
+    const int64_t first = (plane * p_.kernel[1] + row) * p_.kernel[2] * p_.channels;
+    const int64_t runs = p_.kernel[2] * p_.channels / run_;
+    for (int64_t i = 0; i < runs; ++i) f(first + i * run_, i * p_.dilation[2] * p_.channels);
+  }
+
+  // The product for all pieces of `rows` rows and `columns` columns.
+  void gemm(GemmArgs<T> g, int64_t rows, int64_t columns) const {
+    const T *a = g.a, *b = g.b;
+    T* c = g.c;
+    for (const ColumnBlock& block : column_blocks(columns, lanes_)) {
+      g.b = b + block.vector * lanes_;
+      for_pieces(rows, kernels_.max_rows[block.vectors], [&](int64_t r0, int64_t count) {
+        g.a = a + r0 * g.lda, g.c = c + r0 * g.ldc + block.vector * lanes_;
+        kernels_.gemm(static_cast<int>(count), block.vectors, g);
+      });
+    }
+  }
+
+  const Problem& p_;
+  const Kernels<T>& kernels_;
+  int lanes_;
+  int64_t threads_, line_, run_, taps_, chunk_;
+};
+
+}  // namespace symconv
