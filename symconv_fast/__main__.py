@@ -62,8 +62,8 @@ _CASES = (
     Case("transposed", {"h": 8, "hv": 16}, (5, 6), (3, 3), stride=2, transposed=True),
     Case("groups", {"h": 16, "hv": 16}, (9, 11), (3, 3), groups=2),
     Case("depthwise", {"h": 36}, (9, 11), (5, 3), channels=18, groups=18),
-    # Whole vectors of filters, and few channels: what the algorithm `direct` takes.
-    Case("C = 3", {"h": 16}, (9, 11), (3, 3), channels=3, filters=32),
+    # Whole vectors of filters, and few channels: what the algorithms `direct...` take.
+    Case("C = 3", {"h": 16, "hv": 16}, (9, 11), (3, 3), channels=3, filters=32),
 )
 # Largest error that passes, relative to the largest value: the sums are of a few hundred terms.
 _TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 2e-3}

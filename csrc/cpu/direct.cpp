@@ -76,8 +76,8 @@ class DirectFprop : DirectLines<T> {
     g.offset = offset.data(), g.taps = this->taps_;
     g.lda = p_.stride[2] * p_.channels, g.ldb = p_.filters, g.ldc = m.out.stride[2];
     const int64_t first = c.group * p_.filters;
-    T* line = m.out.data + c.image * m.out.batch_stride + first + c.plane * m.out.stride[0] +
-              o * m.out.stride[1];
+    T* line =
+        m.out.data + c.image * m.out.batch_stride + first + c.plane * m.out.stride[0] + o * m.out.stride[1];
     const std::vector<ColumnBlock> blocks = column_blocks(p_.filters, this->lanes_);
     int64_t most = this->kernels_.max_rows[1];
     for (const ColumnBlock& block : blocks)

@@ -99,9 +99,7 @@ class FoldedFilters {
   }
 
  private:
-  int64_t index(const Triple& tap) const {
-    return (tap[0] * p_.kernel[1] + tap[1]) * p_.kernel[2] + tap[2];
-  }
+  int64_t index(const Triple& tap) const { return (tap[0] * p_.kernel[1] + tap[1]) * p_.kernel[2] + tap[2]; }
 
   Triple mirrored(Triple tap) const {
     int tied[kAxes];
@@ -145,6 +143,8 @@ class DirectFold : DirectLines<T> {
         part.blocks = column_blocks(fold.segment->rows, this->lanes_);
         for (const ColumnBlock& block : part.blocks)
           part.rows = std::min<int64_t>(part.rows, this->kernels_.max_rows[block.vectors]);
+        for (const ColumnBlock& block : part.blocks)
+          tile_ = std::max(tile_, fold.axes.parities() * part.rows * block.vectors * this->lanes_);
         filters += part.filters.elements();
         fold.parts.push_back(std::move(part));
       }
@@ -164,13 +164,12 @@ class DirectFold : DirectLines<T> {
     const int64_t tasks = this->chunks(p_.out[0], p_.out[1]), slices = std::min(tasks, this->threads_);
     const int64_t lines = p_.kernel[0] * std::max(p_.kernel[1], window());
     const int64_t sums = lines * line_size();
-    const int64_t tile = 8 * kMostRows * kMaxVectors * this->lanes_;
-    const int64_t each = round_up(tile + this->copy_elements() + this->line_ + sums, this->lanes_);
+    const int64_t each = round_up(tile_ + this->copy_elements() + this->line_ + sums, this->lanes_);
     Scratch<T> memory(each * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       Local local;
       local.tile = memory.data() + slice * each;
-      local.copies = local.tile + tile;
+      local.copies = local.tile + tile_;
       local.zeros = local.copies + this->copy_elements();
       local.sums = local.zeros + this->line_;
       std::fill(local.zeros, local.sums, T(0));
@@ -199,8 +198,8 @@ class DirectFold : DirectLines<T> {
     std::vector<Part> parts;
   };
 
-  // A line of the kernel: what its taps read. Along the width the line as it is, or sums and differences of pairs
-  // of taps.
+  // A line of the kernel: what its taps read. Along the width the line as it is, or sums and differences of
+  // pairs of taps.
   struct Line {
     const T* whole;
     T* own;     // where sums and differences of lines go
@@ -235,8 +234,8 @@ class DirectFold : DirectLines<T> {
 
   Line& line(Local& local, int64_t d, int64_t h) const { return local.lines[d * p_.kernel[1] + h]; }
 
-  // The lines of the kernel at result line `o`, folded. What is folded along the width alone is kept for the result
-  // lines that follow.
+  // The lines of the kernel at result line `o`, folded. What is folded along the width alone is kept for the
+  // result lines that follow.
   void find_lines(const Fold& fold, const Chunk& c, int64_t o, Local& local) const {
     const bool outer = folds_lines(fold), width = fold.axes.folds(2);
     if (width && !outer) fold_window(fold, c, o, local);
@@ -363,7 +362,8 @@ class DirectFold : DirectLines<T> {
   const MultiplyTensors<T>& m_;
   int64_t reach_;  // of the sums along the width that are read
   std::vector<Fold> folds_;
-  int64_t filters_;  // elements of a group
+  int64_t filters_;   // elements of a group
+  int64_t tile_ = 0;  // elements of the results of all parities
 };
 
 }  // namespace

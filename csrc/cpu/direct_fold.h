@@ -1,13 +1,13 @@
-// Layers with a handful of input channels, folded: whole lines are added and subtracted, and the windows of the
-// results are read with overlap, as `direct` reads the lines themselves.
+// Layers with a handful of input channels, folded: whole lines are added and subtracted, and the windows of
+// the results are read with overlap, as `direct` reads the lines themselves.
 #pragma once
 
 #include "multiply.h"
 
 namespace symconv {
 
-// Forward, where direct_applies(). Of the tied axes those in `axes` are folded (bit 0 width, bit 1 height, bit 2
-// depth); along the others each orbit member has filters of its own.
+// Forward, where direct_applies(). Of the tied axes those in `axes` are folded (bit 0 width, bit 1 height,
+// bit 2 depth); along the others each orbit member has filters of its own.
 template <class T>
 void direct_fold_fprop(const Problem& p, int axes, const MultiplyTensors<T>& tensors);
 

@@ -45,8 +45,8 @@ struct GemmArgs {
   bool half;  // pairs: one more row after the last segment, the first half of a word that is not counted in k
 };
 
-// C[rows, vectors * lanes] = start + sum over taps k of A[rows, offset[k]] * B[k, vectors * lanes]: the matrix
-// kernel for contractions so short that segments would cost more than they multiply.
+// C[rows, vectors * lanes] = start + sum over taps k of A[rows, offset[k]] * B[k, vectors * lanes]: the
+// matrix kernel for contractions so short that segments would cost more than they multiply.
 template <class T>
 struct TapsArgs {
   const T* a;

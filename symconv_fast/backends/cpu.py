@@ -34,8 +34,9 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
 
     `fold` runs every geometry; `scatter`, forward, those where mirrored taps share their products, in a result that
     lies as the input does. `winograd` and `scatter_winograd` are the same with minimal filtering: float32 with three
-    taps at stride 1 on an axis that is not tied. `direct`, each filter by itself, `direct_fold` and
-    `direct_lines`, which fold whole lines forward, are for up to four input channels (`cpu_direct`); `expand`, a native copy of the filters and torch's convolution, for layers where none of them pays.
+    taps at stride 1 on an axis that is not tied. `direct`, each filter by itself, and `direct_fold` and `direct_lines`,
+    which fold whole lines forward, are for up to four input channels (`cpu_direct`). `expand`, a native copy of the
+    filters and torch's convolution, is for layers where none of them pays.
     """
     if problem.device != "cpu":
         return f"the tensors are on {problem.device}, not on the CPU"

@@ -156,15 +156,15 @@ def filtered(problem: Problem, op: str, c: Contraction) -> bool:
 def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]:
     """Work of one pass by a native algorithm, by the names in FEATURES.
 
-    That is "fold", "f2", "f4" or one of `cpu_direct`, or forward "scatter", "scatter_f2" or "scatter_f4", where segments that
-    cannot be scattered are folded.
+    That is "fold", "f2", "f4" or one of `cpu_direct`, or forward "scatter", "scatter_f2" or "scatter_f4", where
+    segments that cannot be scattered are folded.
     """
     counts = dict.fromkeys(FEATURES, 0.0)
     counts["call"] = 1
     counts["activations"] = _activations(problem)
     if algorithm in cpu_direct.ALGORITHMS:
-        work = cpu_direct.work(problem, op, algorithm, lanes(problem))
-        return counts | {f"pixels/{name}": value for name, value in work.items()}
+        direct = cpu_direct.work(problem, op, algorithm, lanes(problem))
+        return counts | {f"pixels/{name}": value for name, value in direct.items()}
     scatter, filtering = scatters(algorithm), algorithm.removeprefix("scatter").removeprefix("_")
     for c in contractions(problem, op):
         if scatter:
@@ -200,7 +200,7 @@ def _add(counts: dict[str, float], problem: Problem, op: str, algorithm: str, c:
     by_pixel = -(-pixels // width)
     # In the weight gradient pixels are contracted: channels fill the vectors, or stand beside vectors of slots.
     pixel_lanes = kind not in ("pixels", "staged")
-    by_column = c.columns / width if op == "wgrad" and not pixel_lanes else -(-c.columns // width)
+    by_column = -(-c.columns // width)
     stores = c.columns * by_pixel if pixel_lanes and op != "wgrad" else by_column * pixels
     if kind == "pixels":
         panel = slots * pixels * (c.contracted / width if c.run >= width else c.contracted)
@@ -244,7 +244,9 @@ def native_kind(problem: Problem, op: str, algorithm: str) -> str:
     family, _, filtering = algorithm.rpartition("_")
     if filtering in FILTERING:
         return f"{family + '_' if family else ''}winograd/{op}"
-    return f"{algorithm}/{op}"
+    # The adjoint of a stride has a phase for each residue of a position, with a panel of its own.
+    phases = algorithm == "fold" and op != "fprop" and not problem.transposed and max(problem.stride) > 1
+    return f"{algorithm}/{op}{'/strided' if phases else ''}"
 
 
 def is_measured(problem: Problem, op: str, algorithm: str) -> bool:
@@ -308,7 +310,7 @@ def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
     if kind.startswith("torch"):
         return f"{dtype} {kind}"
     narrow = "/narrow" if min(c.run for c in contractions(problem, op)) < lanes(problem) else ""
-    return f"{dtype} {kind}/{'pixels' if problem.input_channels_last else 'planes'}{narrow}"
+    return f"{dtype} {kind.removesuffix('/strided')}/{'pixels' if problem.input_channels_last else 'planes'}{narrow}"
 
 
 def _seconds(counts: dict[str, float], kind: str, problem: Problem, op: str) -> float:
