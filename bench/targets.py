@@ -19,6 +19,11 @@ OVERHEAD_US = (
     10.0  # that a call of a tiny layer may take longer than torch's, in microseconds, without autograd
 )
 OVERHEAD_SHAPE = shapes.SMALL[0].name
+MEMORY_SHARE = 0.10  # extra bytes that a layer may hold at the peak of a pass, as a share of its activations
+MEMORY_OF_THREAD = (
+    1 << 20
+)  # or, on small maps, of each thread, for its panel and products: what a core's cache holds
+PACKED = 4 / 3  # of the reduced weight, packed beside that; F(2,3) makes four products of three taps
 BF16 = torch.bfloat16
 
 
@@ -144,6 +149,24 @@ def overhead(measured: Iterable[rows.Row]) -> float | None:
         and not row["algorithm_pin"]
     ]
     return max((1e3 * (row["ms_p50"] - row["baseline_ms"]) for row in tiny), default=None)
+
+
+def memory_limit(row: rows.Row) -> float:
+    """Extra bytes that a case may hold: a share of its activations, or what torch's convolution holds, or a cache of
+    each thread and the packed weight. Where torch's convolution is what runs, it is given filters, and returns some."""
+    packed = PACKED * row["filter_bytes"] / row["limit"]
+    given = 2 * row["filter_bytes"] if "expand" in row["algorithm"] else 0
+    torchs = (row["baseline_peak_extra_bytes"] or 0) + given
+    return max(MEMORY_SHARE * row["activation_bytes"], torchs, MEMORY_OF_THREAD * row["threads"] + packed)
+
+
+def memory_rows(measured: Iterable[rows.Row]) -> list[rows.Row]:
+    """Rows of layers on the CPU whose memory is known; networks keep activations for their gradients beside."""
+    return [
+        row
+        for row in measured
+        if row["family"] != "model" and row["device_kind"] == "cpu" and row["peak_extra_bytes"] is not None
+    ]
 
 
 def achieved(measured: Iterable[rows.Row]) -> list[Achieved]:

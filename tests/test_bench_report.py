@@ -77,22 +77,40 @@ def test_text_lists_what_is_slower():
 def test_text_lists_what_is_less_exact_and_what_takes_memory():
     inexact, *rest = some_rows()
     assert "2.5  4x64@56 h forward channels_last" in report.text([inexact | {"error": 2.5}, *rest])
-    large = report.text([inexact | {"peak_extra_bytes": 25}, *rest])
-    assert "1 of 3 cases, at most 25% (4x64@56" in large
-    network = {"family": "model", "error": 2.5, "peak_extra_bytes": 25}
-    plain = report.text([*some_rows(), inexact | network])
-    assert "less exact" not in plain
-    assert "more extra memory" not in plain
+    limit = int(targets.memory_limit(inexact))
+    large = report.text([inexact | {"peak_extra_bytes": limit + 1}, *rest])
+    assert f"more extra memory than allowed:\n  {limit >> 10} KiB  4x64@56 h" in large
+    network = {"family": "model", "error": 2.5, "peak_extra_bytes": limit + 1}
+    for fine in ([*some_rows(), inexact | network], [inexact | {"peak_extra_bytes": limit}, *rest]):
+        plain = report.text(fine)
+        assert "less exact" not in plain
+        assert "more extra memory" not in plain
 
 
-def test_memory_table_compares_with_the_activations_torch_and_the_filters():
+def test_memory_may_be_a_tenth_of_the_activations_or_torchs_or_caches_and_weights():
+    row = some_rows()[0] | {"threads": 3, "activation_bytes": 100 << 20, "baseline_peak_extra_bytes": None}
+    row |= {"filter_bytes": 3 << 20, "limit": 4}
+    assert targets.memory_limit(row) == 10 << 20
+    assert targets.memory_limit(row | {"baseline_peak_extra_bytes": 11 << 20}) == 11 << 20
+    expanding = {"baseline_peak_extra_bytes": 11 << 20, "algorithm": "expand+fold"}
+    assert targets.memory_limit(row | expanding) == 17 << 20  # the filters, and their gradient
+    assert (
+        targets.memory_limit(row | {"activation_bytes": 1 << 20}) == 4 << 20
+    )  # a third of the filters, packed
+
+
+def test_memory_table_has_what_exceeds_a_tenth_of_the_activations_and_torchs():
     one, two, three = (row | {"peak_extra_bytes": extra} for row, extra in zip(some_rows(), (10, 40, 60)))
     text = report.memory_region([one, two, three | {"baseline_peak_extra_bytes": 70}])
-    assert "2 of 3 cases hold more than 10%" in text
-    assert "1 of them more than torch's" in text
-    assert "1 more than the expanded filters" in text
-    assert text.index("1x512@7") < text.index("4x128@28")  # 60 and 40 of 100 bytes
-    assert "4x64@56" not in text.split("\n\n")[2]
+    assert "1 of 3 cases hold at most 10% of their activations beside them, 1 more at most what torch" in text
+    assert "0 of them hold more than 1 MiB a thread" in text
+    table = text.split("\n\n")[2]
+    assert "4x128@28" in table  # 40 of 100 bytes
+    assert "1x512@7" not in table
+    assert "4x64@56" not in table
+    assert "extra memory of a layer, of its limit | 100% | - | 0% | must" in report.targets_region([one, two])
+    over = two | {"peak_extra_bytes": int(2 * targets.memory_limit(two))}
+    assert "| 100% | - | 200% | MISSED" in report.targets_region([one, over])
     unknown = [row | {"peak_extra_bytes": None} for row in some_rows()]
     assert "not measured" in report.memory_region(unknown)
 

@@ -17,18 +17,29 @@ namespace symconv {
 // convolution. At most kKept bytes are kept.
 class Workspace {
  public:
-  static constexpr int64_t kKept = 32 << 20;
+  static constexpr int64_t kKept = 32 << 20, kSmall = 64 << 10;
 
   static Workspace& of_thread() {
     static thread_local Workspace workspace;
     return workspace;
   }
 
+  // The smallest that will do, but none of many times the size: a larger request that follows would find
+  // nothing. Where there is none, the new one takes the place of the largest that was too small, so that
+  // layers of a network share buffers instead of keeping a set each.
   at::Tensor take(int64_t bytes) {
-    auto best = free_.end();
-    for (auto it = free_.begin(); it != free_.end(); ++it)
-      if (it->numel() >= bytes && (best == free_.end() || it->numel() < best->numel())) best = it;
-    if (best == free_.end()) return at::empty({bytes}, at::TensorOptions().dtype(at::kByte));
+    auto best = free_.end(), small = free_.end();
+    for (auto it = free_.begin(); it != free_.end(); ++it) {
+      if (it->numel() < bytes) {
+        if (small == free_.end() || it->numel() > small->numel()) small = it;
+      } else if (it->numel() <= 4 * bytes + kSmall && (best == free_.end() || it->numel() < best->numel())) {
+        best = it;
+      }
+    }
+    if (best == free_.end()) {
+      if (small != free_.end()) free_.erase(small);
+      return at::empty({bytes}, at::TensorOptions().dtype(at::kByte));
+    }
     at::Tensor found = std::move(*best);
     free_.erase(best);
     return found;
