@@ -87,7 +87,7 @@ def test_a_layer_holds_no_more_than_its_limit(name: str, tie: str, last: bool, d
 
 
 def test_layers_of_a_network_share_their_working_memory() -> None:
-    """What is kept after many layers is no more than a few times what the largest of them needs."""
+    """What is kept after many layers is little more than what the largest of them needs."""
     backend = dispatch.load("cpu")
     sizes = [(64, 28), (96, 20), (128, 14), (160, 12), (192, 10), (256, 8), (320, 7)]
     layers = [
@@ -101,4 +101,4 @@ def test_layers_of_a_network_share_their_working_memory() -> None:
 
     backend.clear_workspace()
     most = max(device("cpu").peak_extra_bytes(lambda one=one: pass_through([one])) for one in layers)
-    assert device("cpu").peak_extra_bytes(lambda: pass_through(layers)) <= 3 * most
+    assert device("cpu").peak_extra_bytes(lambda: pass_through(layers)) <= 1.5 * most
