@@ -64,7 +64,7 @@ gpu:
 	PYTHON=$(if $(wildcard $(PY)),$(PY),$(PYTHON)) bench/gpu.sh $(GPU_ARGS)
 
 gpu-rehearse: build/.built
-	PYTHON=$(PY) bench/gpu.sh --rehearse --only facts,smoke,baseline,rate,tune
+	PYTHON=$(PY) bench/gpu.sh --rehearse
 
 # Tables of the README and the documentation, and the plots, from stored rows.
 bench-report: $(ENVIRONMENT)

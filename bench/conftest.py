@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
-from bench import cases, plan, report, rows
+from bench import cases, peaks, plan, report, rows
 from bench.case import Case
 from bench.device import device
 from bench.measure import Comparison, measure, provenance
@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--compiled", action="store_true", help="also expand-and-convolve under torch.compile (minutes)")
     add("--seconds", type=float, default=1.0, help="time to spend on the measurement of one case")
     add("--minutes", type=float, default=0.0, help="less time a case, so that all take about this long")
+    add("--rehearse", action="store_true", help="tiny cases, every call once: to see that everything runs")
     add(
         "--out",
         type=Path,
@@ -63,7 +64,7 @@ def options(config: pytest.Config) -> plan.Options:
     try:
         return plan.Options(
             full=get("--full"), shapes=get("--shapes"), backend=get("--backend"), algorithm=get("--algorithm"),
-            device=get("--device"), **lists,
+            device=get("--device"), rehearsal=get("--rehearse"), **lists,
         )  # fmt: skip
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
@@ -75,7 +76,8 @@ def pytest_configure(config: pytest.Config) -> None:
         device(config.getoption("--device"))
     except (RuntimeError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
-    options(config)
+    if options(config).rehearsal:
+        peaks.rehearse()
     config.stash[ROWS] = []
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
     sha = str(provenance(config.getoption("--device"))["git"]).replace("+", "-")
@@ -128,13 +130,15 @@ def _measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Compar
     pytest-benchmark times ours a few times more, alone, for its own files (`--benchmark-json`).
     """
     config = request.config
+    rehearsal = config.getoption("--rehearse")
 
     def run(comparison: Comparison) -> rows.Row:
-        row = measure(comparison, config.stash[BUDGET].seconds(len(config.stash[ROWS])))
+        seconds = config.stash[BUDGET].seconds(len(config.stash[ROWS]))
+        row = measure(comparison, seconds, rehearsal=rehearsal)
         config.stash[ROWS].append(row)
         rows.append(config.stash[PATH], row)
         benchmark.extra_info.update({name: row[name] for name in ("ratio", "baseline_ms")})
-        benchmark.pedantic(comparison.calls["ours"], rounds=3)
+        benchmark.pedantic(comparison.calls["ours"], rounds=1 if rehearsal else 3)
         return row
 
     return run

@@ -4,19 +4,20 @@
 #   bench/gpu.sh [--minutes N] [--out DIR] [--only STEP,STEP] [--rehearse]
 #
 #   --minutes N   end within about N minutes (default 30): what no longer fits is left out, and said
-#   --out DIR     where rows and logs go (default build/gpu); rows are written as they are measured
+#   --out DIR     where rows and logs go (default build/gpu, of a rehearsal build/gpu-rehearsal); rows are written as
+#                 they are measured
 #   --only A,B    only these steps
 #   --rehearse    every step end to end on a CPU with tiny sizes, the Triton kernels interpreted: no GPU is needed,
 #                 and no number that comes out means anything
 #
 # Steps: facts build smoke baseline fold rate tests composed tune models sanitize full
 # Uses the current python3 with the torch, triton and pytest that it has. Ends with a table of the steps; the exit code
-# is 1 if one of them failed, 0 otherwise, also when time ran out.
+# is 1 if one of them failed or measured nothing, 0 otherwise, also when time ran out.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-minutes=30 out=build/gpu only="" rehearse=0
-usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2; }
+minutes=30 out="" only="" rehearse=0
+usage() { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2; }
 while [ $# -gt 0 ]; do
   case "$1" in
     --minutes) minutes=${2:?--minutes needs a number}; shift 2 ;;
@@ -29,6 +30,10 @@ done
 case "$minutes" in ''|*[!0-9]*) echo "--minutes $minutes is not a whole number; give for example --minutes 30" >&2; exit 2 ;; esac
 
 python=${PYTHON:-python3}
+if [ -z "$out" ]; then
+  out=build/gpu
+  [ $rehearse -eq 0 ] || out=build/gpu-rehearsal
+fi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 rows=$out/rows.jsonl steps=$out/steps.tsv
@@ -45,10 +50,13 @@ fi
 
 left() { echo $((deadline - $(date +%s))); }
 
-# step NAME SECONDS COMMAND...: run it with its output in NAME.log, for at most SECONDS and what time is left.
+length() { if [ -f "$1" ]; then wc -l <"$1"; else echo 0; fi; }
+
+# step NAME SECONDS FILE COMMAND...: run it with its output in NAME.log, for at most SECONDS and what time is left.
+# Unless FILE is "-", it must have added lines to FILE when it ends by itself.
 step() {
-  local name=$1 most=$2 rest code began=$SECONDS
-  shift 2
+  local name=$1 most=$2 file=$3 rest code before began=$SECONDS
+  shift 3
   if [ -n "$only" ] && [[ ",$only," != *",$name,"* ]]; then return; fi
   rest=$(left)
   if [ "$rest" -lt 15 ]; then
@@ -56,11 +64,15 @@ step() {
     return
   fi
   [ "$rest" -lt "$most" ] && most=$rest
+  before=$(length "$file")
   echo "== $name (at most $most s): $*"
   timeout --kill-after=10 "$most" bash -c '"$@"' step "$@" >"$out/$name.log" 2>&1
   code=$?
   case $code in
-    0) code=ok ;;
+    0)
+      code=ok
+      if [ "$file" != - ] && [ "$(length "$file")" -le "$before" ]; then code="FAILED (no rows)" failed=1; fi
+      ;;
     124 | 137) code="time is up" ;;
     *) code="FAILED ($code)"; failed=1 ;;
   esac
@@ -77,10 +89,7 @@ tests() { # tests FILTER: the gpu tests, on all cores where pytest-xdist is ther
 measure() { # measure MINUTES FILES ARGUMENTS...: a part of the benchmark, rows appended
   local part=$1 files=$2
   shift 2
-  if [ $rehearse -eq 1 ]; then
-    files=bench/bench_small.py
-    set -- "$@" --shapes 8@8 --ties h --passes fwd --dtypes float32 --seconds 0.02
-  fi
+  if [ $rehearse -eq 1 ]; then set -- "$@" --rehearse; fi
   $python -m pytest "$files" -q -p no:cacheprovider --device "$device" --minutes "$part" --out "$rows" "$@"
 }
 
@@ -93,28 +102,34 @@ for i in range(torch.cuda.device_count()):
 PY
   nvidia-smi 2>/dev/null || echo "no nvidia-smi"
   nvcc --version 2>/dev/null | tail -n 2
-  if [ $rehearse -eq 0 ]; then $python -m symconv_fast; else $python -c 'import symconv_fast'; fi
+  if [ $rehearse -eq 1 ]; then unset TRITON_INTERPRET; fi # hundreds of problems; the steps below interpret a few
+  $python -m symconv_fast
 }
 
 build() { # the native CPU module for the torch that is here; the package works without it
-  if [ $rehearse -eq 1 ]; then
-    $python -c 'import setup' && echo "not built in a rehearsal"
-  else
-    $python setup.py -q build_ext --inplace
-  fi
+  local more=()
+  if [ $rehearse -eq 1 ]; then more=(--help); fi # takes the command line apart and builds nothing
+  $python setup.py -q build_ext --inplace ${more[@]+"${more[@]}"}
 }
 
 rate() {
-  if ! command -v nvcc >/dev/null; then echo "no nvcc here"; return; fi
-  local run=()
-  [ $rehearse -eq 1 ] && run=(--compile-only)
-  $python -m bench.micro.wgmma_rate ${run[@]+"${run[@]}"} --rows "$out/wgmma_rate.jsonl"
+  local more=() code=0
+  if [ $rehearse -eq 1 ]; then more=(--compile-only); fi
+  $python -m bench.micro.wgmma_rate ${more[@]+"${more[@]}"} --rows "$out/wgmma_rate.jsonl" || code=$?
+  [ $code -eq 3 ] || return $code # 3: there is no nvcc
 }
 
 sanitize() { # each tool of compute-sanitizer over the smallest tests; torch's allocator would hide what is past an end
-  if [ $rehearse -eq 1 ] || ! command -v compute-sanitizer >/dev/null; then echo "no compute-sanitizer here"; return; fi
-  local tool code=0
-  for tool in memcheck initcheck racecheck synccheck; do
+  local tool code=0 tools="memcheck initcheck racecheck synccheck"
+  if [ $rehearse -eq 1 ]; then
+    tools=memcheck
+    compute-sanitizer() { # only runs the program that it is given
+      while [ "$1" != "$python" ]; do shift; done
+      "$@"
+    }
+  fi
+  if ! command -v compute-sanitizer >/dev/null; then echo "no compute-sanitizer here"; return; fi
+  for tool in $tools; do
     echo "-- $tool"
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool --error-exitcode 9 --kernel-name kns=fprop \
       --kernel-name kns=dgrad --kernel-name kns=wgrad --kernel-name kns=fold --kernel-name kns=reduce \
@@ -131,18 +146,18 @@ tune() {
 
 export -f left tests measure facts build rate sanitize tune
 quick=(--dtypes bfloat16 --layouts channels_last)
-step facts 120 facts
-step build 300 build
-step smoke 300 tests smoke
-step baseline 420 measure 6 bench "${quick[@]}"
-step fold 420 measure 6 bench "${quick[@]}" --backend triton --algorithm fold
-step rate 120 rate
-step tests 600 tests "not smoke"
-step composed 180 measure 2 bench "${quick[@]}" --backend composed --passes fwd,dgrad
-step tune 900 tune
-step models 300 measure 4 bench/bench_models.py --dtypes bfloat16
-step sanitize 600 sanitize
-step full 3600 measure $(($(left) / 60 + 1)) bench --full
+step facts 120 - facts
+step build 300 - build
+step smoke 300 - tests smoke
+step baseline 420 "$rows" measure 6 bench "${quick[@]}"
+step fold 420 "$rows" measure 6 bench "${quick[@]}" --backend triton --algorithm fold
+step rate 120 - rate
+step tests 600 - tests "not smoke"
+step composed 180 "$rows" measure 2 bench "${quick[@]}" --backend composed --passes fwd,dgrad
+step tune 900 "$out/tune.jsonl" tune
+step models 300 "$rows" measure 4 bench/bench_models.py --dtypes bfloat16
+step sanitize 600 - sanitize
+step full 3600 "$rows" measure $(($(left) / 60 + 1)) bench --full
 
 echo
 column -t -s $'\t' "$steps" 2>/dev/null || cat "$steps"

@@ -82,6 +82,7 @@ def interleave(
     min_rounds: int = 6,
     max_rounds: int = 80,
     once: Callable[[Call], int] | None = None,
+    warm_up: int = 2,
 ) -> dict[str, Timing]:
     """Time the calls in turns, so that whatever else the machine does hits all of them alike.
 
@@ -90,16 +91,18 @@ def interleave(
 
     Args:
         calls: functions without arguments, by name.
-        seconds: about how long to measure in total, after three warm-up runs of each.
+        seconds: about how long to measure in total, after the warm-up.
         repeats: runs of one call in a row.
         min_rounds: rounds to do however long they take.
         max_rounds: rounds to do at most.
         once: nanoseconds of one call; by default those of the CPU's clock.
+        warm_up: runs of each before one that tells how long a round takes.
     """
     once = once or device("cpu").once
     names, shuffle = list(calls), random.Random(0).shuffle
     for call in calls.values():
-        once(call), once(call)
+        for _ in range(warm_up):
+            once(call)
     single = max(1e-9, sum(once(call) for call in calls.values()) * 1e-9)
     if single * repeats * min_rounds > seconds:
         repeats = 1
@@ -118,8 +121,12 @@ def interleave(
     return {name: percentiles(taken) for name, taken in samples.items()}
 
 
-def measure(comparison: Comparison, seconds: float = 2.0, memory: bool = True) -> dict[str, object]:
+def measure(
+    comparison: Comparison, seconds: float = 2.0, memory: bool = True, rehearsal: bool = False
+) -> dict[str, object]:
     """Check, then time all calls in turns, then watch memory; `seconds` as for `interleave`.
+
+    In a rehearsal all this happens, but each call is timed once: interpreted kernels take a thousand times as long.
 
     Returns:
         The row that is stored: the facts, milliseconds, rates (1e9 multiply-accumulates, floating-point operations
@@ -134,7 +141,8 @@ def measure(comparison: Comparison, seconds: float = 2.0, memory: bool = True) -
     rivals = [name for name in c.rivals if name not in verdict.wrong]
     assert rivals, f"{c.name}: the result of every baseline is wrong: {', '.join(verdict.wrong)}"
     calls, timer = machine.prepare(c.calls)
-    timings = interleave(calls, seconds, once=machine.once)
+    few = {"warm_up": 0, "max_rounds": 1, "min_rounds": 1, "repeats": 1} if rehearsal else {}
+    timings = interleave(calls, seconds, once=machine.once, **few)
     baseline = min(rivals, key=lambda name: timings[name].p50)
     mine = timings["ours"]
     return {

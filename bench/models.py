@@ -53,6 +53,10 @@ MODELS = (
     Model("VGG-16", networks.vgg16, 3, (224, 224), gpu_batch=64),
     Model("3-D U-Net", networks.unet3d, 1, (32, 32, 32), ("h", "hvz"), gpu_batch=8),
 )
+# What a rehearsal runs in place of them.
+REHEARSAL = Model(
+    "tiny", lambda conv: nn.Sequential(conv(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 4, 3)), 3, (5, 6)
+)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ from bench.device import Call, device
 
 SECONDS = 0.4  # for each candidate
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
+REHEARSED = (
+    0.001,
+    {"cpu": 1 << 20, "cuda": 1 << 20},
+)  # the same two in a rehearsal, whose numbers mean nothing
 CONVS = {
     "cpu": [(4, 256, 28, torch.channels_last), (1, 256, 56, torch.channels_last)],
     "cuda": [(64, 256, 56, torch.channels_last), (64, 256, 56, torch.contiguous_format)],
@@ -57,6 +61,12 @@ def _fastest(kind: str, call: Call) -> float:
     while time.monotonic() < end:
         best = min(best, once(call) * 1e-9)
     return best
+
+
+def rehearse() -> None:
+    """From here on measure so briefly that it says nothing."""
+    global SECONDS, COPY_BYTES
+    SECONDS, COPY_BYTES = REHEARSED
 
 
 @functools.cache

@@ -35,6 +35,7 @@ class Options:
         ties, layouts, dtypes, passes: names.
         backend, algorithm: pinned for ours.
         device: "cpu" or "cuda".
+        rehearsal: one tiny shape of each kind and one tie, to see that everything runs.
     """
 
     full: bool = False
@@ -46,6 +47,7 @@ class Options:
     backend: str = ""
     algorithm: str = ""
     device: str = "cpu"
+    rehearsal: bool = False
 
     def __post_init__(self) -> None:
         known = {"layouts": LAYOUTS, "dtypes": DTYPES, "passes": KINDS["depthwise"]}
@@ -57,7 +59,7 @@ class Options:
     @property
     def narrowed(self) -> bool:
         """Is anything but the size of the set asked for?"""
-        narrowing = (self.shapes, self.ties, self.layouts, self.dtypes, self.passes)
+        narrowing = (self.shapes, self.ties, self.layouts, self.dtypes, self.passes, self.rehearsal)
         return any(narrowing) or bool(self.backend or self.algorithm)
 
 
@@ -93,6 +95,8 @@ def _shapes(kind: str, options: Options) -> list[Shape]:
     everything: Iterable[Shape] = shapes.ALL if options.full or options.shapes else shapes.QUICK
     if kind == "small":
         everything = shapes.SMALL
+    if options.rehearsal:
+        everything = shapes.REHEARSAL
     wanted = [shape.on(options.device) for shape in everything if shape.cpu or options.device == "cuda"]
     return [
         shape
@@ -104,6 +108,8 @@ def _shapes(kind: str, options: Options) -> list[Shape]:
 def _ties(kind: str, direction: str, shape: Shape, options: Options) -> tuple[str, ...]:
     if options.ties:
         return tuple(tie for tie in options.ties if tie in shape.ties)
+    if options.rehearsal:
+        return shape.ties[:1]
     if options.full or options.narrowed or (direction == "fwd" and kind != "small"):
         return shape.ties
     return shape.ties[-1:]  # the quick set: every pass, but only the largest tie

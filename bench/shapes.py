@@ -171,6 +171,8 @@ SMALL = [
     Shape("tiny", 8, (64,), small=True),
     Shape("tiny", 8, (8, 8, 8), small=True),
 ]
+# What a rehearsal runs in place of all others.
+REHEARSAL = [Shape("rehearsal", 16, (5, 6)), Shape("rehearsal", 4, (5, 6), depthwise=True)]
 
 ALL = list(
     dict.fromkeys(

@@ -46,7 +46,7 @@ CLASSES = (
     ShapeClass("narrow, large map", 32, 64, 64, 112),
     ShapeClass("few positions", 1, 512, 512, 14),
 )
-TINY = (ShapeClass("tiny", 1, 16, 32, 6),)
+TINY = (ShapeClass("tiny", 1, 16, 32, 4),)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def candidates(target: Target, arch: str, tiny: bool) -> list[Config]:
     kernel, order = kernel_of(target)
     own = list(configs.tiles(kernel, order, target.dtype.itemsize, arch))
     if tiny:
-        return [own[0], replace(own[0], m=16, n=16)]
+        return [own[0], replace(own[0], n=16)]
     members = 1 << order if target.op == "fprop" else 1
     grid = [
         Config(m, n, k, warps, stages)

@@ -81,14 +81,14 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float(((a.double() - b.double()).square().mean() / b.double().square().mean()).sqrt())
 
 
-def measure(layer: Layer, config: Config, right: Tensor, machine: Device) -> dict[str, Any]:
+def measure(layer: Layer, config: Config, right: Tensor, machine: Device, repeats: int) -> dict[str, Any]:
     """Milliseconds of one tile, or why it cannot be used."""
     try:
         wrong = difference(layer.call(config), right)
         if not wrong <= SAME[layer.target.dtype]:
             return {"error": f"differs by {wrong:.2g}"}
         layer.call(config)
-        timing = percentiles([machine.once(lambda: layer.call(config)) for _ in range(REPEATS)])
+        timing = percentiles([machine.once(lambda: layer.call(config)) for _ in range(repeats)])
     except Exception as error:  # a tile that does not compile or fit is a result, not the end of the run
         return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
     return {"ms_p20": timing.p20, "ms_p50": timing.p50}
@@ -106,11 +106,13 @@ def tune(target: Target, where: str, path: Path, tiny: bool, end: float) -> None
         row = {
             "arch": arch, "kernel": kernel, "order": order, "tie": target.tie, "dtype": str(target.dtype)[6:],
             "class": target.shape.name, "sizes": sizes(target), "config": asdict(config),
-            **measure(layer, config, right, machine), **machine.state(), **provenance(where),
+            **measure(layer, config, right, machine, 1 if tiny else REPEATS), **machine.state(), **provenance(where),
             "device": run.device_name(layer.x.device),
         }  # fmt: skip
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        if tiny and "error" in row:
+            raise SystemExit(f"{target.op} with {config}: {row['error']}")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-# Settings of the whole suite: NaN in fresh memory, fixed seeds, the gpu marker, and a list of what was skipped.
+# Settings of the whole suite: NaN in fresh memory, fixed seeds, the gpu marker, what runs beside it, what was skipped.
 """Shared pytest configuration."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
 
+import background
 import hypothesis
 import pytest
 import torch
@@ -43,13 +44,31 @@ def seeded() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, unless it is only rehearsed (bench/gpu.sh --rehearse)."""
+    """Last what waits for the interpreter. Skip what needs a GPU where there is none and it is not just rehearsed."""
+    items.sort(key=_waits)
     if torch.cuda.is_available() or os.environ.get("SYMCONV_FAST_REHEARSE"):
         return
     no_gpu = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(no_gpu)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the interpreter's checks, if tests want them: they take minutes on a core of their own."""
+    # A worker of pytest-xdist does not know yet whether it will be the one that gets these tests.
+    alone = not hasattr(session.config, "workerinput")
+    if alone and not session.config.option.collectonly and any(map(_waits, session.items)):
+        background.start(session.config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Do not leave them behind."""
+    background.stop(config)
+
+
+def _waits(item: pytest.Item) -> bool:
+    return "interpreted_checks" in getattr(item, "fixturenames", ())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

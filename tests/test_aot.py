@@ -4,6 +4,7 @@ and writes what the model of `tools/tile_bytes.py` says, to the byte. Nothing he
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: nothing can be compiled", allow_module_level=True)
 aot = pytest.importorskip("tools.aot")
 
-QUICK = {entry.arch + " " + entry.name: entry for entry in aot.quick_entries()}
+QUICK = {f"{entry.arch} {entry.name} {entry.dtype}": entry for entry in aot.quick_entries()}
 
 
 def report(**found: object) -> aot.Report:
@@ -61,9 +62,11 @@ def test_what_the_backend_refuses_is_not_compiled() -> None:
 
 
 def test_the_quick_ones_are_of_every_architecture_and_pass() -> None:
-    assert {entry.arch for entry in QUICK.values()} == set(aot.TARGETS)
-    assert {entry.launch.kernel for entry in QUICK.values()} >= {"fprop_fold", "dgrad", "wgrad"}
-    assert len(QUICK) == len(aot.QUICK)
+    made = {(entry.arch, entry.launch.kernel, entry.dtype) for entry in QUICK.values()}
+    passes, dtypes = ("fprop_fold", "dgrad", "wgrad"), ("bfloat16", "float32")
+    assert made == set(itertools.product(aot.TARGETS, passes, dtypes))
+    listed = {repr(entry) for arch in aot.TARGETS for entry in aot.entries(arch)}
+    assert {repr(entry) for entry in QUICK.values()} <= listed
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,19 @@ def test_every_tile_of_the_table_is_compiled(arch: str) -> None:
                 for kernel, order in table:
                     for tile in configs.tiles(kernel, order, itemsize, arch, product):
                         assert f"{kernel} {order} {tile.m}x{tile.n}x{tile.k}" in made, product
+
+
+def test_tiles_for_some_channels_are_compiled_with_these() -> None:
+    """What `configs` has of its own for a number of channels is in the list, and the list is asked in all types."""
+    for (arch, product), by_channels in aot.configs.CHANNEL_TILES.items():
+        names = {e.name for e in aot.entries(arch) if product in (e.dtype, e.precision)}
+        for channels, table in by_channels.items():
+            for (kernel, order), found in table.items():
+                for tile in found:
+                    assert f"{kernel} {order} {tile.m}x{tile.n}x{tile.k} C={channels}" in names
+                    assert tile in aot.configs.tiles(
+                        kernel, order, 4 if "tf32" in product else 2, arch, product, channels=channels
+                    )
 
 
 def test_command_line_names_what_is_wrong() -> None:

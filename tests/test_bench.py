@@ -88,6 +88,11 @@ show("interleave", lambda: {"order": "".join(taken), "p50": timing["a"].p50})
 taken.clear()
 measure.interleave(calls, seconds=0.001, once=once)
 show("interleave slow", lambda: {"order": "".join(taken)})
+taken.clear()
+counted = measure.Comparison(
+    "x", {}, {"ours": lambda: taken.append("a"), "b": lambda: None}, ("b",), lambda: measure.Verdict(1.0), 1, 1, 1, 1, 1
+)
+show("rehearsal", lambda: measure.measure(counted, 10.0, memory=False, rehearsal=True) and {"calls": len(taken)})
 """
 
 
@@ -183,6 +188,10 @@ def test_calls_are_timed_in_turns(results):
     assert warm == "aabbab"
     assert len(rounds) == 12
     assert {rounds[i : i + 2] for i in range(0, 12, 2)} <= {"ab", "ba"}
+
+
+def test_a_rehearsal_calls_twice(results):
+    assert results["rehearsal"]["calls"] == 2  # to see how long a round takes, and the round
 
 
 def test_refuses_threads_that_are_not_pinned():
@@ -319,6 +328,16 @@ def test_overhead_is_that_of_the_tiny_layer():
     assert targets.overhead([tiny, *others]) == pytest.approx(7.5)
     assert targets.overhead(others) is None
     assert "| 10 µs | - | 7.5 µs | must |" in report.targets_region([tiny, *others])
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_rehearsal_has_tiny_cases_of_every_kind_and_nothing_else(full):
+    options = plan.Options(full=full, rehearsal=True)
+    for kind, passes in plan.KINDS.items():
+        found = plan.cases(kind, options)
+        assert {case.shape for case in found} <= set(shapes.REHEARSAL)
+        assert {case.direction for case in found} == set(passes)
+        assert {case.shape.depthwise for case in found} == {kind == "depthwise"}
 
 
 def test_options_that_narrow_leave_the_targets_out():

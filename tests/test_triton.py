@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
+import background
 import pytest
 import torch
 
@@ -27,21 +26,18 @@ from symconv_fast.backends import gpu_cost  # noqa: E402
 from symconv_fast.backends.triton import configs, interpreted, kernels, launch, model, run  # noqa: E402
 from symconv_fast.backends.triton.launch import Launch  # noqa: E402
 
-HERE = Path(__file__).parent
 ALGORITHMS = ("fold", "direct")
 
 
 def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", **environment}
+    env = background.environment(**environment)
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, check=False)
 
 
 @pytest.fixture(scope="module")
-def interpreted_checks() -> dict[str, str]:
-    """Title and verdict of every check that ran under the interpreter."""
-    done = _python(str(HERE / "triton_grid.py"), TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {title: verdict for title, verdict, _ in (line.split("\t") for line in done.stdout.splitlines())}
+def interpreted_checks(pytestconfig: pytest.Config) -> dict[str, str]:
+    """Title and verdict of every check that ran under the interpreter, meanwhile (conftest.py)."""
+    return background.results(pytestconfig)
 
 
 def test_interpreted_kernels_equal_the_oracle(interpreted_checks: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ Nothing here says how fast a kernel is, or whether it is right.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -69,6 +70,9 @@ PRECISIONS: dict[torch.dtype, tuple[str, ...]] = {
 }
 TIES = {0: 0, 1: 1, 2: 3, 3: 7}  # number of tied axes -> mask
 PRODUCTS = ("fprop_fold", "fprop_direct", "dgrad", "wgrad")
+CHANNELS = 256
+# Registers depend on the channels too: where several ties leave the fewest, these are compiled as well.
+OTHER_CHANNELS = {("fprop_fold", 2): (128, 192), ("fprop_fold", 3): (128,)}
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,10 @@ def make_problem(
     return Problem.create(sizes, (flat, *geometry, transposed, groups, last), last, dtype, "cuda")
 
 
-def table_problem(order: int, dtype: torch.dtype) -> Problem:
-    """A layer large enough for every tile of the table: 3 taps an axis, 256 channels."""
+def table_problem(order: int, dtype: torch.dtype, channels: int = CHANNELS) -> Problem:
+    """A layer large enough for every tile of the table: 3 taps an axis."""
     spatial = (56, 56) if order < 3 else (24, 24, 24)
-    return make_problem({TIES[order]: 256 if order < 3 else 64}, 256, spatial, dtype=dtype)
+    return make_problem({TIES[order]: 256 if order < 3 else 64}, channels, spatial, dtype=dtype)
 
 
 GEOMETRIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -176,17 +180,8 @@ GEOMETRIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("fold",), {"ties": {1: 64}, "channels": 128, "spatial": (512, 512), "batch": 128},
     ),
 }  # fmt: skip
-# Compiled by `make test` too: one of each kernel, and what is most likely to spill or to be serialised.
-QUICK = (
-    "sm_90 fprop_fold 1 128x128x32",
-    "sm_90 fprop_fold 2 128x64x32",
-    "sm_90 dgrad 2 128x128x32",
-    "sm_90 wgrad 1 128x128x32",
-    "sm_80 fprop_fold 1 64x64x32",
-    "sm_100 fprop_fold 1 128x128x32",
-    "gfx942 fprop_fold 1 64x64x32",
-    "gfx942 fprop_fold 3 128x32x16",
-)
+# Compiled by `make test` too, for every architecture: passes and numbers of tied axes, in float32 the first alone.
+QUICK = {"fprop_fold": (1, 2, 3), "dgrad": (1, 2), "wgrad": (1, 2)}
 
 
 def precisions(dtype: torch.dtype, arch: str) -> tuple[str, ...]:
@@ -201,31 +196,48 @@ def entries(arch: str) -> Iterator[Entry]:
             for dtype in (dtype for dtype in PRECISIONS if dtype.itemsize == itemsize):
                 for precision in precisions(dtype, arch):
                     product = configs.product_of(str(dtype)[6:], precision)
-                    for tile in configs.tiles(kernel, order, itemsize, arch, product):
-                        yield from _table_entries(arch, kernel, order, dtype, precision, tile)
+                    for channels in (CHANNELS, *OTHER_CHANNELS.get((kernel, order), ())):
+                        for tile in configs.tiles(kernel, order, itemsize, arch, product, channels=channels):
+                            yield from _table_entries(arch, kernel, order, dtype, precision, tile, channels)
     for row in configs.TUNED:
         dtype, tile = getattr(torch, row["dtype"]), configs.Config(**row["config"])
         for precision in precisions(dtype, arch) if row["arch"] == arch else ():
-            yield from _table_entries(arch, row["kernel"], row["order"], dtype, precision, tile)
+            yield from _table_entries(arch, row["kernel"], row["order"], dtype, precision, tile, CHANNELS)
     for name, (algorithms, arguments) in GEOMETRIES.items():
         for dtype in (torch.bfloat16, torch.float32):
             problem = make_problem(dtype=dtype, **arguments)
-            options = Options(arch=arch, precision=precisions(dtype, arch)[0])
-            for op, algorithm in ((op, a) for op in ("fprop", "dgrad", "wgrad") for a in algorithms):
-                if refusal(problem, op, algorithm, options) is None:
-                    for launch in plan(problem, op, algorithm, options=options).launches:
-                        yield _entry(f"{name} {op} {algorithm}", arch, dtype, options.precision, launch)
+            for precision in precisions(dtype, arch)[:2]:  # what torch's switch for TF32 chooses between
+                yield from _geometry_entries(arch, name, problem, algorithms, precision)
 
 
 def _table_entries(
-    arch: str, kernel: str, order: int, dtype: torch.dtype, precision: str, tile: configs.Config
+    arch: str,
+    kernel: str,
+    order: int,
+    dtype: torch.dtype,
+    precision: str,
+    tile: configs.Config,
+    channels: int,
 ) -> Iterator[Entry]:
     """The launches of `kernel` with one tile of the table."""
     op, _, algorithm = kernel.partition("_")
     options = Options(arch=arch, precision=precision, config=tile)
-    for launch in plan(table_problem(order, dtype), op, algorithm or "fold", options=options).launches:
+    name = f"{kernel} {order} {tile.m}x{tile.n}x{tile.k}" + (f" C={channels}" if channels != CHANNELS else "")
+    problem = table_problem(order, dtype, channels)
+    for launch in plan(problem, op, algorithm or "fold", options=options).launches:
         if launch.kernel == kernel:
-            yield _entry(f"{kernel} {order} {tile.m}x{tile.n}x{tile.k}", arch, dtype, precision, launch)
+            yield _entry(name, arch, dtype, precision, launch)
+
+
+def _geometry_entries(
+    arch: str, name: str, problem: Problem, algorithms: tuple[str, ...], precision: str
+) -> Iterator[Entry]:
+    """All launches of a geometry, with the tiles that the table gives them."""
+    options = Options(arch=arch, precision=precision)
+    for op, algorithm in ((op, a) for op in ("fprop", "dgrad", "wgrad") for a in algorithms):
+        if refusal(problem, op, algorithm, options) is None:
+            for launch in plan(problem, op, algorithm, options=options).launches:
+                yield _entry(f"{name} {op} {algorithm}", arch, problem.dtype, precision, launch)
 
 
 def _entry(name: str, arch: str, dtype: torch.dtype, precision: str, launch: Launch) -> Entry:
@@ -352,11 +364,15 @@ def expects_wide_products(report: Report) -> bool:
 
 
 def quick_entries() -> list[Entry]:
-    """The entries of QUICK, in bfloat16."""
-    found = []
-    for wanted in QUICK:
-        arch, name = wanted.split(" ", 1)
-        found += [e for e in entries(arch) if e.name == name and e.dtype == "bfloat16"]
+    """Of what QUICK names, the largest tile, which is the first to spill."""
+    found: list[Entry] = []
+    for arch, dtype in itertools.product(TARGETS, (torch.bfloat16, torch.float32)):
+        precision = precisions(dtype, arch)[0]
+        product = configs.product_of(str(dtype)[6:], precision)
+        for kernel, orders in QUICK.items():
+            for order in orders if dtype.itemsize == 2 else orders[:1]:
+                tile = configs.tiles(kernel, order, dtype.itemsize, arch, product)[0]
+                found += _table_entries(arch, kernel, order, dtype, precision, tile, CHANNELS)
     return found
 
 

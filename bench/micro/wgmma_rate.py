@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "micro"
 WIDTHS = (32, 64, 128, 256)
 ARCHITECTURE = "90a"
+NO_COMPILER = 3
 
 
 def instruction(n: int) -> str:
@@ -84,14 +85,15 @@ def complaints(text: str) -> list[str]:
 
 
 def main() -> int:
-    """Compile and run; the exit code is that of the program: 1 if a product is wrong."""
+    """Compile and run; the exit code is that of the program: 1 if a product is wrong. NO_COMPILER without nvcc."""
     parser = argparse.ArgumentParser(description="rate of wgmma with A from registers")
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--rows", type=Path, help="append the rows here as well")
     options = parser.parse_args()
     nvcc = shutil.which("nvcc")
     if nvcc is None:
-        raise SystemExit("nvcc is not on the PATH; add the folder bin of a CUDA toolkit")
+        print("nvcc is not on the PATH; add the folder bin of a CUDA toolkit", file=sys.stderr)
+        return NO_COMPILER
     program = build(nvcc)
     if options.compile_only:
         print(f"compiled: {program}")

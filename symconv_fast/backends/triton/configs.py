@@ -85,7 +85,7 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
     "sm_80": {
         2: _table(
             fprop_fold=(_WIDE, ((128, 64, 32, 8, 3), *_MIDDLE[1:]),
-                        ((128, 32, 32, 8, 2), (64, 32, 16, 4, 2), (32, 16, 32, 4, 2)), ((64, 16, 32, 8, 2),)),
+                        ((128, 32, 16, 8, 2), (64, 32, 16, 4, 2), (32, 16, 32, 4, 2)), ((64, 16, 32, 8, 2),)),
         ),
         4: _table(
             fprop_fold=(_NARROW, ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)), ((32, 16, 32, 4, 2),),
@@ -132,10 +132,6 @@ PRODUCT_TILES: dict[tuple[str, str], _Table] = {
     ),
     ("sm_80", "float64"): _rows(fprop_fold={3: ()}),
     ("sm_90", "tf32"): _rows(wgrad_direct={3: ((32, 32, 32, 8, 2),)}),
-    ("sm_90", "ieee"): _rows(
-        dgrad={3: ((32, 32, 32, 8, 2),)},
-        wgrad={2: ((64, 32, 32, 8, 2), (32, 32, 32, 4, 2))},
-    ),
     ("sm_90", "tf32x3"): _rows(
         fprop_fold={
             1: ((64, 64, 32, 8, 2), (32, 32, 16, 4, 2)),
@@ -146,14 +142,6 @@ PRODUCT_TILES: dict[tuple[str, str], _Table] = {
     ),
     ("sm_90", "float64"): _rows(fprop_fold={2: ((16, 32, 16, 4, 2),), 3: ()}),
     ("sm_100", "float16"): _rows(fprop_fold={3: ((64, 32, 32, 8, 3), (32, 16, 32, 8, 2))}),
-    ("sm_100", "ieee"): _rows(
-        fprop_fold={
-            1: ((64, 64, 16, 8, 2), (32, 32, 32, 4, 2)),
-            2: ((64, 32, 16, 8, 2), (64, 16, 16, 8, 2)),
-            3: ((32, 16, 16, 8, 2),),
-        },
-        wgrad={2: ((64, 32, 32, 8, 2), (32, 32, 32, 4, 2))},
-    ),
     ("sm_100", "tf32x3"): _rows(
         fprop_fold={
             1: ((64, 64, 32, 8, 2), (32, 32, 16, 4, 2)),
@@ -171,13 +159,34 @@ MIXED_TILES: dict[tuple[str, int], _Table] = {
         fprop_fold={2: ((128, 32, 16, 8, 2), (64, 32, 16, 4, 2))},
         dgrad_direct=dict.fromkeys((1, 2, 3), ((64, 64, 32, 8, 3), (64, 64, 16, 4, 3))),
     ),
-    ("sm_80", 4): _rows(dgrad={1: ((64, 32, 32, 4, 2),), 2: ((64, 32, 32, 4, 2),), 3: ((64, 32, 16, 4, 2),)}),
+    ("sm_80", 4): _rows(dgrad={1: ((64, 32, 32, 4, 2),), 2: ((64, 32, 32, 4, 2),), 3: ((32, 32, 16, 4, 2),)}),
     ("sm_90", 2): _rows(fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))}),
     ("sm_90", 4): _rows(dgrad_direct={2: ((64, 64, 32, 8, 2), (64, 32, 32, 4, 2))}),
     ("sm_100", 2): _rows(
         fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))},
         dgrad_direct={1: ((128, 64, 32, 8, 2), (64, 64, 32, 8, 2))},
     ),
+}
+# Float32 in full has no matrix instructions on NVIDIA: all operands of a step are in registers, and whatever is larger
+# than PLAIN spills somewhere. PLAIN itself does in these, by architecture, kernel, number of tied axes, and whether
+# several ties share the launch.
+PLAIN = Config(64, 32, 16, 8, 2)
+PLAIN_TILES: dict[tuple[str, str, int, bool], Config] = {
+    ("sm_80", "fprop_fold", 1, False): Config(128, 16, 16, 8, 2),
+    ("sm_80", "dgrad_direct", 2, False): Config(32, 32, 16, 8, 2),
+    ("sm_100", "fprop_fold", 1, True): Config(32, 32, 16, 8, 2),
+    ("sm_100", "fprop_fold", 3, False): Config(32, 16, 16, 8, 2),
+    ("sm_100", "fprop_fold", 3, True): Config(32, 16, 16, 8, 2),
+}
+# What spills with some numbers of channels alone, by architecture and `product_of`.
+_AT_128 = {128: _rows(fprop_fold={2: ((128, 64, 16, 8, 3), (64, 32, 16, 4, 2))})}
+CHANNEL_TILES: dict[tuple[str, str], dict[int, _Table]] = {
+    ("sm_90", "bfloat16"): _AT_128,
+    ("sm_90", "float16"): _AT_128,
+    ("sm_100", "tf32"): {
+        128: _rows(fprop_fold={2: ((64, 32, 16, 8, 2), (32, 16, 16, 4, 2))}),
+        192: _rows(fprop_fold={2: ((64, 16, 16, 8, 2), (32, 16, 32, 4, 2))}),
+    },
 }
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 32}
@@ -224,23 +233,36 @@ def product_of(dtype: str, precision: str) -> str:
 
 
 def tiles(
-    kernel: str, order: int, itemsize: int, arch: str, product: str = "", mixed: bool = False
+    kernel: str,
+    order: int,
+    itemsize: int,
+    arch: str,
+    product: str = "",
+    mixed: bool = False,
+    channels: int = 0,
 ) -> tuple[Config, ...]:
     """Candidates for a kernel, the largest first; none where all spill. Under the interpreter large ones, since
     operations count there.
 
-    A gradient by "direct" is `kernel` with that appended, as in "dgrad_direct"; arguments as in `select`.
+    A gradient by "direct" is `kernel` with that appended, as in "dgrad_direct"; arguments as in `select`, `channels`
+    is the length of the contraction.
     """
     if arch == "interpreter":
         return (Config(32, 32, 256, 4, 1) if kernel.startswith("wgrad") else Config(512, 32, 64, 4, 1),)
     tables = (
         MIXED_TILES.get((arch, itemsize), {}) if mixed else {},
+        CHANNEL_TILES.get((arch, product), {}).get(channels, {}),
         PRODUCT_TILES.get((arch, product), {}),
         OWN_TILES.get(arch, {}).get(itemsize, {}),
         TILES[itemsize],
     )
     names = kernel, kernel.removesuffix("_direct")
-    return next(table[name, order] for table in tables for name in names if (name, order) in table)
+    found = next(table[name, order] for table in tables for name in names if (name, order) in table)
+    if product == "ieee" and arch.startswith("sm_"):
+        cut = (replace(PLAIN, m=min(PLAIN.m, c.m), n=min(PLAIN.n, c.n)) for c in found[:1])
+        own = PLAIN_TILES.get((arch, kernel, order, mixed))
+        return tuple(cut) if own is None else (own,)
+    return found
 
 
 def fit(config: Config, positions: int, columns: int, contraction: int) -> Config:
@@ -289,7 +311,7 @@ def select(
         step = max(c.m * c.n / PRODUCTS_PER_CLOCK[itemsize], (c.m + c.n) * itemsize / CACHE_BYTES_PER_CLOCK)
         return rounds * -(-contraction // c.k) * c.k * step
 
-    candidates = tiles(kernel, order, itemsize, arch, product, mixed)
+    candidates = tiles(kernel, order, itemsize, arch, product, mixed, contraction)
     if not aligned and (itemsize == 2 or kernel.startswith(("dgrad", "wgrad"))) and arch != "interpreter":
         # Several accumulators leave registers for the addresses of the smallest tile alone.
         kept = candidates[-1:] if (kernel == "fprop_fold" and order > 1) else candidates[1:] or candidates

@@ -1,11 +1,12 @@
-"""Repairs of Triton's interpreter, applied only under TRITON_INTERPRET=1: loop bounds, and bfloat16 arithmetic.
+"""Repairs of Triton's interpreter, applied only under TRITON_INTERPRET=1: loop bounds, bfloat16 arithmetic, and time.
 
 Triton 3.6 keeps bfloat16 as uint16 there and adds, multiplies and compares these patterns as if they were numbers, and
-rounds float32 to it by cutting bits off.
+rounds float32 to it by cutting bits off. Half of its time goes into work whose result nobody looks at.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,53 @@ def _repair_loop_bounds() -> None:
     interpreter._patch_lang_tensor = repaired
 
 
+def _leave_out_overflow() -> None:
+    """Sums and products of integers are computed again in 64 bits, for an assertion that only debugging makes."""
+    options = interpreter.interpreter_builder.options
+    if not options.debug:
+        interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
+
+
+def _patch_once() -> None:
+    """What every call of a device function does to `triton.language` is done once a launch."""
+    patch, done = interpreter._patch_lang, set[int]()
+
+    class Scope:
+        """What is undone at the end of the launch; a device function undoes nothing."""
+
+        def __init__(self, scope: Any) -> None:
+            self.scope = scope
+
+        def restore(self) -> None:
+            done.clear()
+            self.scope.restore()
+
+    def once(function: Any) -> Any:
+        languages = {id(value) for value in function.__globals__.values() if value is tl or value is tl.core}
+        if done and languages <= done:
+            return None  # a device function; the kernel itself comes first
+        done.update(languages)
+        return Scope(patch(function))
+
+    interpreter._patch_lang = once
+
+
+def _remember_types() -> None:
+    """NumPy's type for each of Triton's, which is looked up at every operation, in a table that is made each time."""
+    find, known = interpreter._get_np_dtype, dict[str, Any]()
+
+    def remembered(dtype: Any) -> Any:
+        name = dtype.scalar.name
+        if name not in known:
+            known[name] = find(dtype)
+        return known[name]
+
+    interpreter._get_np_dtype = remembered
+
+
 if ACTIVE:
+    _leave_out_overflow()
+    _patch_once()
+    _remember_types()
     _repair_loop_bounds()
     _repair_bfloat16(interpreter.InterpreterBuilder)
