@@ -131,7 +131,8 @@ def rows(
         "wgrad": lambda: ops.wgrad(gy, x, w.shape, *static),
     }
     for op, call in calls.items():
-        pins = {a: ("cpu", a) for a in cpu.ALGORITHMS if cpu.can_run(p, op, a) is None}
+        # What `relayout` takes follows from the other layout.
+        pins = {a: ("cpu", a) for a in cpu.ALGORITHMS if cpu.can_run(p, op, a) is None and a != "relayout"}
         if asked_in(p, op) != dtype:
             del pins["expand"]  # its cost is that of the wider type
 

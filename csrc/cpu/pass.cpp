@@ -44,13 +44,14 @@ at::Tensor allocate(const Ints& shape, const at::Tensor& like, bool channels_las
 }  // namespace
 
 Pass::Pass(Geometry geometry, Shapes shapes, Torch torch, bool channels_last, bool depthwise,
-           std::string algorithm)
+           std::string algorithm, bool relayout)
     : geometry_(std::move(geometry)),
       shapes_(std::move(shapes)),
       torch_(std::move(torch)),
       channels_last_(channels_last),
       depthwise_(depthwise),
       algorithm_(std::move(algorithm)),
+      relayout_(relayout),
       problem_(make_problem(geometry_, shapes_.input, shapes_.weight, shapes_.output)) {
   TORCH_CHECK(!depthwise_ || problem_.channels == 1,
               "a depthwise layer has one input channel in each group, got ", problem_.channels);
@@ -61,29 +62,29 @@ at::Tensor Pass::fprop(const at::Tensor& x, const at::Tensor& w,
   check(x, "input", shapes_.input, w.scalar_type()), check(w, "weight", shapes_.weight, x.scalar_type());
   if (bias) check(*bias, "bias", shapes_.output[1], x.scalar_type());
   if (algorithm_ == "expand") return convolve(x, w, bias);
-  const at::Tensor y = allocate(shapes_.output, x, channels_last_);
+  const at::Tensor y = room(shapes_.output, x);
   std::optional<at::Tensor> b;
   if (bias) b = bias->contiguous();
-  native_fprop(native(), x, w, b, y);
-  return y;
+  native_fprop(native(), arranged(x), w, b, y);
+  return returned(y);
 }
 
 at::Tensor Pass::dgrad(const at::Tensor& gy, const at::Tensor& w) const {
   check(gy, "grad_output", shapes_.output, w.scalar_type());
   check(w, "weight", shapes_.weight, gy.scalar_type());
   if (algorithm_ == "expand") return convolve_back(gy, w);
-  const at::Tensor gx = allocate(shapes_.input, w, channels_last_);
-  native_dgrad(native(), gy, w, gx);
-  return gx;
+  const at::Tensor gx = room(shapes_.input, w);
+  native_dgrad(native(), arranged(gy), w, gx);
+  return returned(gx);
 }
 
 at::Tensor Pass::wgrad(const at::Tensor& gy, const at::Tensor& x) const {
   check(gy, "grad_output", shapes_.output, x.scalar_type());
   check(x, "input", shapes_.input, gy.scalar_type());
-  const at::Tensor gw = allocate(shapes_.weight, x, channels_last_);
+  const at::Tensor gw = room(shapes_.weight, x);
   if (algorithm_ != "expand") {
-    native_wgrad(native(), gy, x, gw);
-    return gw;
+    native_wgrad(native(), arranged(gy), arranged(x), gw);
+    return returned(gw);
   }
   const at::Tensor filters = filter_gradient(gy, x);
   if (filters.scalar_type() == gw.scalar_type()) {
@@ -161,6 +162,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> Pass::backward(const at::Tensor& 
   const Geometry& g = geometry_;
   return at::convolution_backward(gy, x, filters, at::OptionalIntArrayRef(), g.stride, g.padding,
                                   torch_.dilation, g.transposed, torch_.output_padding, g.groups, wanted);
+}
+
+at::Tensor Pass::arranged(const at::Tensor& t) const {
+  return relayout_ ? t.contiguous(memory_format(t.dim(), true)) : t;
+}
+
+at::Tensor Pass::room(const Ints& shape, const at::Tensor& like) const {
+  return allocate(shape, like, channels_last_ || relayout_);
 }
 
 at::Tensor Pass::as_result(const at::Tensor& t) const {

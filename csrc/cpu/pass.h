@@ -37,7 +37,7 @@ struct Torch {
 class Pass {
  public:
   Pass(Geometry geometry, Shapes shapes, Torch torch, bool channels_last, bool depthwise,
-       std::string algorithm);
+       std::string algorithm, bool relayout);
 
   at::Tensor fprop(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const;
   at::Tensor dgrad(const at::Tensor& gy, const at::Tensor& w) const;
@@ -55,12 +55,17 @@ class Pass {
                                                           const at::Tensor& filters,
                                                           std::array<bool, 3> wanted) const;
   at::Tensor as_result(const at::Tensor& t) const;
+  // Of contiguous tensors that are copied to channels_last for the pass, and its result back.
+  at::Tensor arranged(const at::Tensor& t) const;
+  at::Tensor room(const Ints& shape, const at::Tensor& like) const;
+  at::Tensor returned(const at::Tensor& t) const { return relayout_ ? as_result(t) : t; }
 
   Geometry geometry_;
   Shapes shapes_;
   Torch torch_;
   bool channels_last_, depthwise_;
   std::string algorithm_;
+  bool relayout_;
   Problem problem_;
   mutable Preparations preparations_;
 };

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from .. import _cpu, settings  # type: ignore[attr-defined]
 from ..problem import Problem, allocate
-from . import cpu_cost, cpu_depthwise, cpu_direct, cpu_scatter, torch_conv
+from . import cpu_cost, cpu_depthwise, cpu_direct, cpu_relayout, cpu_scatter, torch_conv
 
 NAME = "cpu"
-ALGORITHMS = ("fold", "winograd", "scatter", "scatter_winograd", *cpu_direct.ALGORITHMS, "expand")
+_NATIVE = ("fold", "winograd", "scatter", "scatter_winograd", *cpu_direct.ALGORITHMS)
+ALGORITHMS = (*_NATIVE, cpu_relayout.NAME, "expand")
 
 # Estimates are off by 20 % at times; losing against torch is worse than leaving a small gain.
 # 16-bit types pack few orbits or channels one by one, and there the estimates are worse.
@@ -34,8 +35,9 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
 
     `fold` runs every geometry; `scatter`, forward, those where mirrored taps share their products, in a result that
     lies as the input does. `winograd` and `scatter_winograd` are the same with minimal filtering: float32 with three
-    taps at stride 1 on an axis that is not tied. `direct`, each filter by itself, and `direct_fold` and `direct_lines`,
-    which fold whole lines forward, are for up to four input channels (`cpu_direct`). `expand`, a native copy of the
+    taps at stride 1 on an axis that is not tied. `direct`, each filter by itself, and `direct_fold` and
+    `direct_lines`, which fold whole lines forward, are for up to four input channels (`cpu_direct`). `relayout` is the
+    quickest of these in channels_last, for small contiguous maps (`cpu_relayout`). `expand`, a native copy of the
     filters and torch's convolution, is for layers where none of them pays.
     """
     if problem.device != "cpu":
@@ -46,6 +48,8 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
             return reason
     if algorithm.endswith("winograd"):
         return _why_no_winograd(problem, op, algorithm)
+    if algorithm == cpu_relayout.NAME:
+        return _DEPTHWISE if cpu_depthwise.applies(problem) else cpu_relayout.why_not(problem)
     if algorithm in cpu_direct.ALGORITHMS:
         if cpu_depthwise.applies(problem):
             return _DEPTHWISE
@@ -91,6 +95,9 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
         return _MARGIN * cpu_depthwise.native_seconds(problem, op)
     if algorithm == "expand":
         return cpu_cost.torch_seconds(problem, op)
+    if algorithm == cpu_relayout.NAME:
+        inner = cpu_relayout.relaid(problem)
+        return estimate(inner, op, _quickest(inner, op)) + cpu_relayout.seconds(problem, op)
     least = min(problem.in_channels, *(rows for _, rows in problem.ties)) // problem.groups
     narrow = problem.dtype.itemsize == 2 and least < _NARROW
     margin = _MARGIN_NARROW if narrow else _MARGIN
@@ -102,20 +109,27 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
     return call - kept + margin * (cpu_cost.native_seconds(problem, op, name) - call)
 
 
+def _quickest(problem: Problem, op: str) -> str:
+    able = [algorithm for algorithm in _NATIVE if can_run(problem, op, algorithm) is None]
+    return min(able, key=lambda algorithm: estimate(problem, op, algorithm))
+
+
 def _native_name(algorithm: str) -> str:
     return algorithm.replace("winograd", str(settings.winograd() or "f2"))
 
 
 def bind(problem: Problem, op: str, algorithm: str) -> Callable[..., Tensor]:
     """The function of `op` with all but its tensors bound: one native call."""
-    p = problem
+    p, relayout = problem, algorithm == cpu_relayout.NAME
+    if relayout:
+        algorithm = _quickest(cpu_relayout.relaid(p), op)
     _, _, dilation, _, output_padding, _ = torch_conv.geometry(p)
     strides = allocate(p.result_shape(op), torch.empty(0, device="meta"), p.channels_last).stride()
     ties = [value for segment in p.ties for value in segment]
     native = _cpu.Pass(
         ties, p.stride, p.padding, p.dilation, p.transposed, p.groups, p.input_shape, p.weight_shape, p.output_shape,
         dilation, output_padding, p.expanded_shape, strides, torch_conv.asked_in(p, op), p.channels_last,
-        cpu_depthwise.applies(p), _native_name(algorithm),
+        cpu_depthwise.applies(p), _native_name(algorithm), relayout,
     )  # fmt: skip
     function: Callable[..., Tensor] = getattr(native, op)
     return function

@@ -244,9 +244,18 @@ def native_kind(problem: Problem, op: str, algorithm: str) -> str:
     family, _, filtering = algorithm.rpartition("_")
     if filtering in FILTERING:
         return f"{family + '_' if family else ''}winograd/{op}"
-    # The adjoint of a stride has a phase for each residue of a position, with a panel of its own.
-    phases = algorithm == "fold" and op != "fprop" and not problem.transposed and max(problem.stride) > 1
-    return f"{algorithm}/{op}{'/strided' if phases else ''}"
+    return f"{algorithm}/{op}{'/strided' if _is_strided(problem, op, algorithm) else ''}"
+
+
+def _is_strided(problem: Problem, op: str, algorithm: str) -> bool:
+    """Does a stride change what a unit of work costs?
+
+    Its adjoint has a phase for each residue of a position, with a panel of its own, and a scatter with positions as the
+    lanes makes products of one line at a time.
+    """
+    if problem.transposed or max(problem.stride) == 1:
+        return False
+    return algorithm == "scatter" and not problem.channels_last if op == "fprop" else algorithm == "fold"
 
 
 def is_measured(problem: Problem, op: str, algorithm: str) -> bool:
