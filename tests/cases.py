@@ -200,6 +200,9 @@ SPECIAL: dict[str, Case] = {
     "direct, large map": _case({1: 16}, 2, (71, 80), 3, padding=(0, 5), batch=1, threads=3, **LAST),
     "direct, mixed": _case({1: 5, 2: 4, 3: 3, 0: 2}, 2, (19, 23), (3, 4), padding=2, threads=2, **LAST),
     "direct, 3-D": _case({7: 4}, 3, (5, 6, 9), 3, padding=(1, 0, 2), stride=(2, 1, 1), threads=2, **LAST),
+    "direct, contiguous": _case({1: 5, 2: 4, 3: 3, 0: 2}, 3, (9, 133), 3, padding=1, threads=2),
+    "direct, contiguous, stride": _case({3: 8}, 2, (21, 40), (5, 4), padding=2, stride=2, threads=2),
+    "direct, contiguous, 3-D": _case({7: 4}, 3, (5, 6, 9), 3, padding=(1, 0, 2), dilation=(1, 2, 1), threads=2),
     "direct, 3-D, mixed": _case(
         {5: 2, 6: 1, 7: 2, 0: 4}, 4, (6, 5, 11), (3, 2, 3), padding=1, dilation=(1, 2, 1), threads=2, **LAST
     ),

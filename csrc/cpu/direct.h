@@ -11,7 +11,8 @@ namespace symconv {
 
 constexpr int64_t kDirectChannels = 4;  // of a group, at most
 
-// Output and upstream gradient must be channels_last, and the filters of a group fill whole vectors.
+// The filters of a group must fill whole vectors, and output and upstream gradient be channels_last, but for
+// direct_fold_fprop().
 template <class T>
 bool direct_applies(const Problem& p);
 

@@ -6,8 +6,8 @@
 
 namespace symconv {
 
-// Forward, where direct_applies(). Of the tied axes those in `axes` are folded (bit 0 width, bit 1 height,
-// bit 2 depth); along the others each orbit member has filters of its own.
+// Forward, where direct_applies(), in either layout. Of the tied axes those in `axes` are folded (bit 0
+// width, bit 1 height, bit 2 depth); along the others each orbit member has filters of its own.
 template <class T>
 void direct_fold_fprop(const Problem& p, int axes, const MultiplyTensors<T>& tensors);
 

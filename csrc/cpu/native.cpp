@@ -194,7 +194,8 @@ void check_direct(const Problem& p, const at::Tensor& last) {
 template <class T>
 void run_direct_fprop(const Problem& p, int axes, const at::Tensor& x, const at::Tensor& w,
                       const std::optional<at::Tensor>& bias, const at::Tensor& y) {
-  check_direct<T>(p, y);
+  if (!axes) check_direct<T>(p, y);
+  TORCH_CHECK(direct_applies<T>(p), "algorithm direct_fold does not apply to this layer");
   const MultiplyTensors<T> tensors = forward_tensors<T>(p, x, w, bias, y);
   axes ? direct_fold_fprop<T>(p, axes, tensors) : direct_fprop<T>(p, tensors);
 }

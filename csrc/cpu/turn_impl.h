@@ -1,5 +1,7 @@
-// The store of a tile whose lanes are positions into memory where channels are contiguous: finished rows go
-// to a buffer, which is transposed in registers. Included by kernels_impl.h, inside its namespace.
+// The store of a tile into memory where its rows are contiguous and its lanes are not: finished rows go to a
+// buffer, which is transposed in registers. What follows speaks of rows that are channels and lanes that are
+// positions; the other way round it is the same but for the bias. Included by kernels_impl.h, inside its
+// namespace.
 
 // `rows` rows of the buffer, L elements each, to contiguous channels at L positions of which `positions`
 // exist.
@@ -37,8 +39,8 @@ inline bool order_members(const StoreArgs<T>& a, int rows, int (&place)[G]) {
 
 // Results of all members for one row and L positions, one buffer row a member and line.
 template <class T, int G, class F>
-inline void finish_row(const StoreArgs<T>& a, const T* tile, int64_t r, const int (&place)[G], T* buffer,
-                       int64_t rows, int64_t line) {
+inline void finish_row(const StoreArgs<T>& a, const T* tile, int64_t r, int64_t c, const int (&place)[G],
+                       T* buffer, int64_t rows, int64_t line) {
   constexpr int L = Vec<T>::lanes;
   V<T> y[F::out][G];
   for (int g = 0; g < G; ++g) {
@@ -50,13 +52,14 @@ inline void finish_row(const StoreArgs<T>& a, const T* tile, int64_t r, const in
   for (int i = 0; i < F::out; ++i) {
     butterfly(y[i]);
     for (int g = 0; g < G; ++g) {
-      if (a.bias[0]) y[i][g] += a.bias[g][r];
+      if (a.bias[0]) y[i][g] += a.bias_of_row ? V<T>{} + a.bias[g][r] : load(a.bias[g] + c);
       save(buffer + i * line + (place[g] * rows + r) * L, y[i][g]);
     }
   }
 }
 
-// As `store`, where rows are channels that are contiguous in the output and columns lie at col_offset.
+// As `store`, where rows are contiguous in the output and columns lie at col_offset. A bias along the columns
+// is read in whole vectors.
 template <class T, int G, class F>
 void store_turned(const StoreArgs<T>& a) {
   constexpr int L = Vec<T>::lanes, kRows = 16;
@@ -69,11 +72,11 @@ void store_turned(const StoreArgs<T>& a) {
     Element<T>* out[G];
     for (int g = 0; g < G; ++g) out[place[g]] = a.out[g] + r0;
     StoreArgs<T> part = a;
-    for (int g = 0; g < G; ++g) part.bias[g] = a.bias[0] ? a.bias[g] + r0 : nullptr;
+    for (int g = 0; g < G && a.bias_of_row; ++g) part.bias[g] = a.bias[0] ? a.bias[g] + r0 : nullptr;
     for (int64_t c = 0; c < a.cols; c += L) {
       const T* tile = a.tile + r0 * a.ld + c;
       for (int64_t r = 0; r < rows; ++r)
-        finish_row<T, G, F>(part, tile + r * a.ld, r, place, buffer, rows, G * kRows * L);
+        finish_row<T, G, F>(part, tile + r * a.ld, r, c, place, buffer, rows, G * kRows * L);
       for (int i = 0; i < a.lines && i < F::out; ++i)
         for (int g = 0; g < (together ? 1 : G); ++g)
           turn_rows(buffer + (i * G * kRows + g * rows) * L, count, out[g] + i * a.line_stride,

@@ -13,7 +13,8 @@ import torch
 
 from ..problem import Problem
 
-ALGORITHMS = ("direct", "direct_fold", "direct_lines")
+FOLDS = ("direct_fold", "direct_lines")
+ALGORITHMS = ("direct", *FOLDS)
 MOST_CHANNELS = 4  # as kDirectChannels in csrc/cpu/direct.h
 
 
@@ -26,7 +27,7 @@ def why_not(problem: Problem, op: str, algorithm: str, vector_bytes: int) -> str
         return f"float32 and float64 alone, not {str(problem.dtype)[6:]}"
     if problem.in_channels > MOST_CHANNELS * problem.groups:
         return f"more than {MOST_CHANNELS} input channels in a group"
-    if problem.ndim == 1 or not last:
+    if problem.ndim == 1 or not (last or algorithm in FOLDS):
         return "the output is not channels_last"
     lanes = vector_bytes // problem.dtype.itemsize
     if problem.out_channels // problem.groups % lanes:
