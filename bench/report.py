@@ -288,7 +288,7 @@ def memory_region(rows: list[Row]) -> str:
     return (
         f"{origin(rows)}\n{len(known) - len(large)} of {len(known)} cases hold at most {targets.MEMORY_SHARE:.0%} of "
         f"their activations beside them, {len(large) - len(beyond)} more at most what torch's own convolution holds. "
-        f"The others, below, are small: {over} of them hold more than {targets.MEMORY_OF_THREAD >> 20} MiB a thread."
+        f"Of the others, below, {over} hold more than {targets.MEMORY_OF_THREAD >> 20} MiB a thread and the packed weight."
         f"\n\n" + _table(head, lines)
     )
 

@@ -103,7 +103,7 @@ def test_memory_table_has_what_exceeds_a_tenth_of_the_activations_and_torchs():
     one, two, three = (row | {"peak_extra_bytes": extra} for row, extra in zip(some_rows(), (10, 40, 60)))
     text = report.memory_region([one, two, three | {"baseline_peak_extra_bytes": 70}])
     assert "1 of 3 cases hold at most 10% of their activations beside them, 1 more at most what torch" in text
-    assert "0 of them hold more than 1 MiB a thread" in text
+    assert "Of the others, below, 0 hold more than 1 MiB a thread and the packed weight" in text
     table = text.split("\n\n")[2]
     assert "4x128@28" in table  # 40 of 100 bytes
     assert "1x512@7" not in table
