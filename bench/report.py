@@ -288,7 +288,8 @@ def memory_region(rows: list[Row]) -> str:
     return (
         f"{origin(rows)}\n{len(known) - len(large)} of {len(known)} cases hold at most {targets.MEMORY_SHARE:.0%} of "
         f"their activations beside them, {len(large) - len(beyond)} more at most what torch's own convolution holds. "
-        f"Of the others, below, {over} hold more than {targets.MEMORY_OF_THREAD >> 20} MiB a thread and the packed weight."
+        f"Of the others, below, {over} hold more than {targets.MEMORY_OF_THREAD >> 20} MiB a thread and the packed "
+        "weight."
         f"\n\n" + _table(head, lines)
     )
 
