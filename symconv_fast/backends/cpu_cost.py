@@ -51,7 +51,7 @@ class Contraction(NamedTuple):
     run: int  # channels that lie together in a slot of the panel
     contracted: int  # channels of a slot, all together
     columns: int
-    sources: int  # orbit members that a sum reads
+    sources: float  # orbit members that a sum reads, in the mean
 
 
 def contractions(problem: Problem, op: str) -> list[Contraction]:
@@ -63,7 +63,7 @@ def contractions(problem: Problem, op: str) -> list[Contraction]:
     for mask, _ in problem.ties:
         union |= mask
     run = min(rows for _, rows in problem.ties) // groups
-    sources = max(orbit_size(mask) for mask, _ in problem.ties)
+    sources = problem.out_channels / problem.unique
     return [Contraction(union, run, problem.unique // groups, channels, sources)]
 
 
@@ -241,11 +241,14 @@ def _activations(problem: Problem) -> float:
 
 
 def native_kind(problem: Problem, op: str, algorithm: str) -> str:
-    """Which rates hold for a native algorithm."""
+    """Which rates hold for a native algorithm.
+
+    Panels of three axes have rates of their own: a tile reads lines around it on two of them.
+    """
     family, _, filtering = algorithm.rpartition("_")
-    if filtering in FILTERING:
-        return f"{family + '_' if family else ''}winograd/{op}"
-    return f"{algorithm}/{op}{'/strided' if _is_strided(problem, op, algorithm) else ''}"
+    kind = f"{family + '_' if family else ''}winograd" if filtering in FILTERING else algorithm
+    deep = "/3d" if problem.ndim == 3 and kind in ("fold", "winograd") else ""
+    return f"{kind}/{op}{'/strided' if _is_strided(problem, op, algorithm) else deep}"
 
 
 def _is_strided(problem: Problem, op: str, algorithm: str) -> bool:
@@ -320,7 +323,7 @@ def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
     if kind.startswith("torch"):
         return f"{dtype} {kind}"
     narrow = "/narrow" if min(c.run for c in contractions(problem, op)) < lanes(problem) else ""
-    return f"{dtype} {kind.removesuffix('/strided')}/{'pixels' if problem.input_channels_last else 'planes'}{narrow}"
+    return f"{dtype} {kind.removesuffix('/strided').removesuffix('/3d')}/{'pixels' if problem.input_channels_last else 'planes'}{narrow}"
 
 
 def _seconds(counts: dict[str, float], kind: str, problem: Problem, op: str) -> float:
