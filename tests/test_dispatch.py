@@ -16,7 +16,7 @@ import torch
 import symconv_fast as sf
 from symconv_fast import __main__ as report
 from symconv_fast import dispatch
-from symconv_fast.backends import cpu_cost, reference
+from symconv_fast.backends import cpu_cost, cpu_depthwise, reference
 from symconv_fast.problem import OPS
 
 ROOT = Path(__file__).parent.parent
@@ -315,6 +315,17 @@ def test_torchs_time_is_estimated_once_a_choice(monkeypatch):
         asked.clear()
         dispatch.candidates(problem, op)
         assert len(asked) == 1
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("channels", "kernel"), [(16, 3), (64, 7), (128, 31)])
+def test_the_reference_of_a_depthwise_layer_costs_what_torch_takes_for_one(op, channels, kernel):
+    # torch has no quick kernel for a depthwise layer with a multiplier: its estimate for other layers is far too low.
+    layer = sf.SymmetricConv2d(
+        channels, 2 * channels, kernel, padding=kernel // 2, groups=channels, symmetry="h"
+    )
+    problem = layer.problem(torch.empty(1, channels, 56, 56))
+    assert reference.estimate(problem, op, "expand") > cpu_depthwise.torch_seconds(problem, op)
 
 
 def test_torchs_time_depends_on_the_threads():

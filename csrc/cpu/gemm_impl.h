@@ -117,8 +117,11 @@ void taps_tile(const TapsArgs<T>& g) {
   const T *const left = g.a, *b = g.b;
   int64_t rest = g.taps;
   V<T> acc[R][N];
+  // Unrolled: else the compiler fills an array in memory, and loads it into the registers.
+#pragma GCC unroll 4
   for (int n = 0; n < N; ++n) {
     const V<T> start = g.start ? load(g.start + n * L) : V<T>{};
+#pragma GCC unroll 28
     for (int r = 0; r < R; ++r) acc[r][n] = start;
   }
   for (bool add = false;; add = true) {
@@ -138,7 +141,9 @@ void taps_tile(const TapsArgs<T>& g) {
       }
       b += ldb;
     }
+#pragma GCC unroll 28
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
       for (int n = 0; n < N; ++n) {
         T* c = to + r * ldc + n * L;
         save(c, add ? load(c) + acc[r][n] : acc[r][n]);

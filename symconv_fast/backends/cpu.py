@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _cpu, settings  # type: ignore[attr-defined]
 from ..problem import Problem, allocate
-from . import cpu_cost, cpu_depthwise, cpu_direct, cpu_relayout, cpu_scatter, torch_conv
+from . import cpu_cost, cpu_depthwise, cpu_direct, cpu_relayout, cpu_scatter, cpu_torch, torch_conv
 
 NAME = "cpu"
 _NATIVE = ("fold", "winograd", "scatter", "scatter_winograd", *cpu_direct.ALGORITHMS)
@@ -89,12 +89,10 @@ def _why_no_winograd(problem: Problem, op: str, algorithm: str) -> str | None:
 
 def estimate(problem: Problem, op: str, algorithm: str) -> float:
     """Seconds, from the fitted models of `cpu_cost` and `cpu_depthwise`; infinite where nothing was measured."""
-    if cpu_depthwise.applies(problem):
-        if algorithm == "expand":
-            return cpu_depthwise.torch_seconds(problem, op)
-        return _MARGIN * cpu_depthwise.native_seconds(problem, op)
     if algorithm == "expand":
-        return cpu_cost.torch_seconds(problem, op)
+        return cpu_torch.seconds(problem, op)
+    if cpu_depthwise.applies(problem):
+        return _MARGIN * cpu_depthwise.native_seconds(problem, op)
     if algorithm == cpu_relayout.NAME:
         inner = cpu_relayout.relaid(problem)
         return estimate(inner, op, _quickest(inner, op)) + cpu_relayout.seconds(problem, op)

@@ -323,7 +323,8 @@ def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
     if kind.startswith("torch"):
         return f"{dtype} {kind}"
     narrow = "/narrow" if min(c.run for c in contractions(problem, op)) < lanes(problem) else ""
-    return f"{dtype} {kind.removesuffix('/strided').removesuffix('/3d')}/{'pixels' if problem.input_channels_last else 'planes'}{narrow}"
+    family = kind.removesuffix("/strided").removesuffix("/3d")
+    return f"{dtype} {family}/{'pixels' if problem.input_channels_last else 'planes'}{narrow}"
 
 
 def _seconds(counts: dict[str, float], kind: str, problem: Problem, op: str) -> float:

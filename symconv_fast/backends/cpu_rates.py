@@ -12,20 +12,20 @@ RATES = {
             "call": 52490.0,
             "pixels/multiply_adds": 0.2433,
             "pixels/panel": 0.3066,
-            "pixels/weights": 51.78
+            "pixels/weights": 51.78,
         },
         "direct/fprop": {
             "call": 49940.0,
             "pixels/multiply_adds": 0.1637,
             "pixels/results": 1.452,
             "pixels/runs": 11.67,
-            "pixels/weights": 9.979
+            "pixels/weights": 9.979,
         },
         "direct/wgrad": {
             "call": 54960.0,
             "activations": 0.1334,
             "pixels/multiply_adds": 0.1927,
-            "pixels/weights": 20.12
+            "pixels/weights": 20.12,
         },
         "direct_fold/fprop": {
             "call": 56840.0,
@@ -38,7 +38,7 @@ RATES = {
             "turned/products": 4.749,
             "turned/panel": 1.348,
             "turned/runs": 7.683,
-            "turned/weights": 8.828
+            "turned/weights": 8.828,
         },
         "direct_lines/fprop": {
             "call": 66110.0,
@@ -51,7 +51,7 @@ RATES = {
             "turned/products": 4.449,
             "turned/panel": 0.3762,
             "turned/runs": 8.386,
-            "turned/weights": 2.848
+            "turned/weights": 2.848,
         },
         "fold/dgrad": {
             "call": 57370.0,
@@ -76,7 +76,7 @@ RATES = {
             "turned/results": 2.307,
             "turned/panel": 1.531,
             "turned/runs": 6.765,
-            "turned/weights": 2.868
+            "turned/weights": 2.868,
         },
         "fold/dgrad/3d": {
             "call": 34400.0,
@@ -98,7 +98,7 @@ RATES = {
             "turned/results": 13.23,
             "turned/panel": 1.211,
             "turned/runs": 16.35,
-            "turned/weights": 1.818
+            "turned/weights": 1.818,
         },
         "fold/dgrad/strided": {
             "pixels/pass": 49490.0,
@@ -112,7 +112,7 @@ RATES = {
             "turned/multiply_adds": 0.627,
             "turned/panel": 1.948,
             "turned/runs": 1.673,
-            "turned/weights": 163.8
+            "turned/weights": 163.8,
         },
         "fold/fprop": {
             "call": 42840.0,
@@ -138,7 +138,7 @@ RATES = {
             "turned/results": 5.268,
             "turned/panel": 2.07,
             "turned/runs": 13.2,
-            "turned/weights": 2.618
+            "turned/weights": 2.618,
         },
         "fold/fprop/3d": {
             "pixels/pass": 37870.0,
@@ -154,7 +154,7 @@ RATES = {
             "turned/results": 8.226,
             "turned/panel": 2.466,
             "turned/runs": 5.574,
-            "turned/weights": 5.923
+            "turned/weights": 5.923,
         },
         "fold/wgrad": {
             "call": 60460.0,
@@ -173,7 +173,7 @@ RATES = {
             "turned/results": 3.972,
             "turned/panel": 1.497,
             "turned/runs": 7.181,
-            "turned/weights": 1.92
+            "turned/weights": 1.92,
         },
         "fold/wgrad/3d": {
             "call": 46650.0,
@@ -189,7 +189,7 @@ RATES = {
             "turned/results": 7.011,
             "turned/panel": 2.025,
             "turned/runs": 76.06,
-            "turned/weights": 15.64
+            "turned/weights": 15.64,
         },
         "fold/wgrad/strided": {
             "pixels/pass": 78640.0,
@@ -202,7 +202,7 @@ RATES = {
             "planes/panel": 1.293,
             "planes/weights": 0.392,
             "turned/multiply_adds": 0.8452,
-            "turned/weights": 100.6
+            "turned/weights": 100.6,
         },
         "scatter/fprop": {
             "call": 42050.0,
@@ -244,7 +244,7 @@ RATES = {
             "scatter turned/results": 12.83,
             "scatter turned/panel": 7.264,
             "scatter turned/runs": 8.293,
-            "scatter turned/weights": 15.39
+            "scatter turned/weights": 15.39,
         },
         "scatter/fprop/strided": {
             "call": 6383.0,
@@ -256,7 +256,7 @@ RATES = {
             "scatter planes/multiply_adds": 0.2488,
             "scatter planes/products": 3.357,
             "scatter planes/runs": 2.805,
-            "scatter planes/weights": 3.781
+            "scatter planes/weights": 3.781,
         },
         "scatter_winograd/fprop": {
             "call": 39990.0,
@@ -298,210 +298,163 @@ RATES = {
             "scatter turned/results": 8.77,
             "scatter turned/panel": 5.589,
             "scatter turned/runs": 0.7674,
-            "scatter turned/weights": 8.906
+            "scatter turned/weights": 8.906,
         },
         "torch1d/planes/dgrad": {
             "call": 95880.0,
             "activations": 1.519,
             "pixels/multiply_adds": 0.1624,
-            "pixels/weights": 1.089
+            "pixels/weights": 1.089,
         },
-        "torch1d/planes/dgrad/few": {
-            "call": 59210.0,
-            "activations": 0.1875,
-            "pixels/multiply_adds": 0.4853
-        },
+        "torch1d/planes/dgrad/few": {"call": 59210.0, "activations": 0.1875, "pixels/multiply_adds": 0.4853},
         "torch1d/planes/fprop": {
             "call": 82940.0,
             "activations": 4.84,
             "pixels/multiply_adds": 0.02443,
-            "pixels/weights": 1.317
+            "pixels/weights": 1.317,
         },
-        "torch1d/planes/fprop/few": {
-            "call": 79360.0,
-            "pixels/multiply_adds": 0.3614
-        },
+        "torch1d/planes/fprop/few": {"call": 79360.0, "pixels/multiply_adds": 0.3614},
         "torch1d/planes/wgrad": {
             "call": 93760.0,
             "activations": 2.739,
             "pixels/multiply_adds": 0.1307,
-            "pixels/weights": 4.472
+            "pixels/weights": 4.472,
         },
         "torch1d/planes/wgrad/few": {
             "call": 71650.0,
             "activations": 0.6688,
             "pixels/multiply_adds": 0.2332,
-            "pixels/weights": 56.39
+            "pixels/weights": 56.39,
         },
         "torch2d/pixels/dgrad": {
             "call": 125300.0,
             "activations": 0.01776,
             "pixels/multiply_adds": 0.1706,
-            "pixels/weights": 0.965
+            "pixels/weights": 0.965,
         },
-        "torch2d/pixels/dgrad/16": {
-            "call": 47840.0,
-            "activations": 2.462,
-            "pixels/weights": 31.79
-        },
+        "torch2d/pixels/dgrad/16": {"call": 47840.0, "activations": 2.462, "pixels/weights": 31.79},
         "torch2d/pixels/dgrad/below16": {
             "call": 87500.0,
             "activations": 0.8993,
             "pixels/multiply_adds": 0.1224,
-            "pixels/weights": 3.251
+            "pixels/weights": 3.251,
         },
         "torch2d/pixels/dgrad/few": {
             "call": 93980.0,
             "activations": 0.781,
             "pixels/multiply_adds": 0.3703,
-            "pixels/weights": 102.0
+            "pixels/weights": 102.0,
         },
         "torch2d/pixels/fprop": {
             "call": 109400.0,
             "activations": 0.1146,
             "pixels/multiply_adds": 0.1719,
-            "pixels/weights": 0.9049
+            "pixels/weights": 0.9049,
         },
-        "torch2d/pixels/fprop/16": {
-            "call": 51610.0,
-            "activations": 2.5,
-            "pixels/weights": 21.11
-        },
+        "torch2d/pixels/fprop/16": {"call": 51610.0, "activations": 2.5, "pixels/weights": 21.11},
         "torch2d/pixels/fprop/below16": {
             "call": 76870.0,
             "activations": 1.305,
             "pixels/multiply_adds": 0.05349,
-            "pixels/weights": 2.972
+            "pixels/weights": 2.972,
         },
         "torch2d/pixels/fprop/few": {
             "call": 93660.0,
             "activations": 0.2685,
             "pixels/multiply_adds": 0.1634,
-            "pixels/weights": 36.86
+            "pixels/weights": 36.86,
         },
-        "torch2d/pixels/wgrad": {
-            "call": 104600.0,
-            "pixels/multiply_adds": 0.2757,
-            "pixels/weights": 4.879
-        },
-        "torch2d/pixels/wgrad/16": {
-            "call": 61200.0,
-            "activations": 3.288,
-            "pixels/weights": 26.31
-        },
-        "torch2d/pixels/wgrad/below16": {
-            "call": 85820.0,
-            "activations": 2.515,
-            "pixels/weights": 8.469
-        },
+        "torch2d/pixels/wgrad": {"call": 104600.0, "pixels/multiply_adds": 0.2757, "pixels/weights": 4.879},
+        "torch2d/pixels/wgrad/16": {"call": 61200.0, "activations": 3.288, "pixels/weights": 26.31},
+        "torch2d/pixels/wgrad/below16": {"call": 85820.0, "activations": 2.515, "pixels/weights": 8.469},
         "torch2d/pixels/wgrad/few": {
             "call": 106300.0,
             "activations": 0.5023,
             "pixels/multiply_adds": 0.1999,
-            "pixels/weights": 41.62
+            "pixels/weights": 41.62,
         },
         "torch2d/planes/dgrad": {
             "call": 140000.0,
             "activations": 0.5245,
             "pixels/multiply_adds": 0.1737,
-            "pixels/weights": 1.493
+            "pixels/weights": 1.493,
         },
-        "torch2d/planes/dgrad/16": {
-            "call": 40730.0,
-            "activations": 3.07,
-            "pixels/weights": 40.72
-        },
+        "torch2d/planes/dgrad/16": {"call": 40730.0, "activations": 3.07, "pixels/weights": 40.72},
         "torch2d/planes/dgrad/below16": {
             "call": 87420.0,
             "activations": 1.601,
             "pixels/multiply_adds": 0.1056,
-            "pixels/weights": 1.787
+            "pixels/weights": 1.787,
         },
         "torch2d/planes/dgrad/few": {
             "call": 55790.0,
             "activations": 1.296,
             "pixels/multiply_adds": 0.335,
-            "pixels/weights": 177.9
+            "pixels/weights": 177.9,
         },
         "torch2d/planes/fprop": {
             "call": 135700.0,
             "activations": 0.3472,
             "pixels/multiply_adds": 0.1838,
-            "pixels/weights": 1.273
+            "pixels/weights": 1.273,
         },
-        "torch2d/planes/fprop/16": {
-            "call": 43300.0,
-            "activations": 3.332,
-            "pixels/weights": 33.57
-        },
-        "torch2d/planes/fprop/below16": {
-            "call": 82260.0,
-            "activations": 2.233,
-            "pixels/weights": 1.408
-        },
+        "torch2d/planes/fprop/16": {"call": 43300.0, "activations": 3.332, "pixels/weights": 33.57},
+        "torch2d/planes/fprop/below16": {"call": 82260.0, "activations": 2.233, "pixels/weights": 1.408},
         "torch2d/planes/fprop/few": {
             "call": 73890.0,
             "activations": 0.6676,
             "pixels/multiply_adds": 0.108,
-            "pixels/weights": 65.85
+            "pixels/weights": 65.85,
         },
-        "torch2d/planes/wgrad": {
-            "call": 144600.0,
-            "pixels/multiply_adds": 0.2416,
-            "pixels/weights": 4.855
-        },
+        "torch2d/planes/wgrad": {"call": 144600.0, "pixels/multiply_adds": 0.2416, "pixels/weights": 4.855},
         "torch2d/planes/wgrad/16": {
             "call": 69840.0,
             "activations": 3.18,
             "pixels/multiply_adds": 0.07606,
-            "pixels/weights": 18.89
+            "pixels/weights": 18.89,
         },
-        "torch2d/planes/wgrad/below16": {
-            "call": 86340.0,
-            "activations": 2.788,
-            "pixels/weights": 7.426
-        },
+        "torch2d/planes/wgrad/below16": {"call": 86340.0, "activations": 2.788, "pixels/weights": 7.426},
         "torch2d/planes/wgrad/few": {
             "call": 72580.0,
             "activations": 1.063,
             "pixels/multiply_adds": 0.07802,
-            "pixels/weights": 96.44
+            "pixels/weights": 96.44,
         },
         "torch3d/pixels/dgrad": {
             "call": 254200.0,
             "activations": 6.905,
             "pixels/multiply_adds": 0.07591,
-            "pixels/weights": 25.59
+            "pixels/weights": 25.59,
         },
         "torch3d/pixels/fprop": {
             "call": 180200.0,
             "activations": 6.879,
             "pixels/multiply_adds": 0.07983,
-            "pixels/weights": 22.56
+            "pixels/weights": 22.56,
         },
         "torch3d/pixels/wgrad": {
             "call": 161500.0,
             "activations": 8.226,
             "pixels/multiply_adds": 0.2038,
-            "pixels/weights": 15.64
+            "pixels/weights": 15.64,
         },
         "torch3d/planes/dgrad": {
             "call": 219600.0,
             "activations": 8.08,
             "pixels/multiply_adds": 0.08578,
-            "pixels/weights": 22.37
+            "pixels/weights": 22.37,
         },
         "torch3d/planes/fprop": {
             "call": 152900.0,
             "activations": 6.652,
             "pixels/multiply_adds": 0.09588,
-            "pixels/weights": 19.23
+            "pixels/weights": 19.23,
         },
         "torch3d/planes/wgrad": {
             "call": 114500.0,
             "activations": 11.7,
             "pixels/multiply_adds": 0.187,
-            "pixels/weights": 13.04
+            "pixels/weights": 13.04,
         },
         "winograd/dgrad": {
             "call": 55040.0,
@@ -523,7 +476,7 @@ RATES = {
             "turned/results": 5.475,
             "turned/panel": 2.021,
             "turned/runs": 1.208,
-            "turned/weights": 2.541
+            "turned/weights": 2.541,
         },
         "winograd/dgrad/3d": {
             "call": 54020.0,
@@ -542,7 +495,7 @@ RATES = {
             "turned/multiply_adds": 0.2521,
             "turned/panel": 0.07183,
             "turned/runs": 28.31,
-            "turned/weights": 2.314
+            "turned/weights": 2.314,
         },
         "winograd/fprop": {
             "call": 44030.0,
@@ -568,7 +521,7 @@ RATES = {
             "turned/results": 7.695,
             "turned/panel": 1.924,
             "turned/runs": 14.06,
-            "turned/weights": 2.475
+            "turned/weights": 2.475,
         },
         "winograd/fprop/3d": {
             "call": 18030.0,
@@ -585,7 +538,7 @@ RATES = {
             "turned/pass": 35760.0,
             "turned/multiply_adds": 0.1723,
             "turned/panel": 2.932,
-            "turned/weights": 4.531
+            "turned/weights": 4.531,
         },
         "winograd/wgrad": {
             "call": 52200.0,
@@ -602,7 +555,7 @@ RATES = {
             "planes/weights": 2.609,
             "turned/multiply_adds": 0.3645,
             "turned/runs": 203.8,
-            "turned/weights": 2.302
+            "turned/weights": 2.302,
         },
         "winograd/wgrad/3d": {
             "call": 51280.0,
@@ -619,8 +572,8 @@ RATES = {
             "turned/results": 6.491,
             "turned/panel": 0.845,
             "turned/runs": 30.7,
-            "turned/weights": 12.47
-        }
+            "turned/weights": 12.47,
+        },
     },
     "AVX512": {
         "direct/dgrad": {
@@ -628,21 +581,21 @@ RATES = {
             "pixels/multiply_adds": 0.2107,
             "pixels/results": 1.762,
             "pixels/runs": 22.85,
-            "pixels/weights": 25.59
+            "pixels/weights": 25.59,
         },
         "direct/fprop": {
             "call": 17330.0,
             "activations": 0.06145,
             "pixels/multiply_adds": 0.1157,
             "pixels/runs": 19.12,
-            "pixels/weights": 6.706
+            "pixels/weights": 6.706,
         },
         "direct/wgrad": {
             "call": 18520.0,
             "activations": 0.06577,
             "pixels/multiply_adds": 0.1003,
             "pixels/runs": 14.92,
-            "pixels/weights": 16.12
+            "pixels/weights": 16.12,
         },
         "direct_fold/fprop": {
             "call": 21280.0,
@@ -655,7 +608,7 @@ RATES = {
             "turned/products": 4.1,
             "turned/panel": 1.254,
             "turned/runs": 2.988,
-            "turned/weights": 6.912
+            "turned/weights": 6.912,
         },
         "direct_lines/fprop": {
             "call": 26360.0,
@@ -667,7 +620,7 @@ RATES = {
             "turned/products": 3.495,
             "turned/panel": 6.15,
             "turned/runs": 1.739,
-            "turned/weights": 3.644
+            "turned/weights": 3.644,
         },
         "fold/dgrad": {
             "call": 18600.0,
@@ -691,7 +644,7 @@ RATES = {
             "turned/results": 0.5447,
             "turned/panel": 1.548,
             "turned/runs": 3.508,
-            "turned/weights": 1.129
+            "turned/weights": 1.129,
         },
         "fold/dgrad/3d": {
             "activations": 1.108,
@@ -706,7 +659,7 @@ RATES = {
             "turned/multiply_adds": 0.1336,
             "turned/panel": 1.119,
             "turned/runs": 7.705,
-            "turned/weights": 3.936
+            "turned/weights": 3.936,
         },
         "fold/dgrad/strided": {
             "call": 37330.0,
@@ -722,7 +675,7 @@ RATES = {
             "turned/pass": 4909.0,
             "turned/multiply_adds": 0.3133,
             "turned/panel": 2.483,
-            "turned/runs": 7.758
+            "turned/runs": 7.758,
         },
         "fold/fprop": {
             "call": 13900.0,
@@ -757,7 +710,7 @@ RATES = {
             "mirrored turned/multiply_adds": 0.1545,
             "mirrored turned/results": 4.226,
             "mirrored turned/panel": 2.964,
-            "mirrored turned/weights": 0.8868
+            "mirrored turned/weights": 0.8868,
         },
         "fold/fprop/3d": {
             "call": 26080.0,
@@ -774,7 +727,7 @@ RATES = {
             "mirrored turned/multiply_adds": 0.1121,
             "mirrored turned/panel": 4.421,
             "mirrored turned/runs": 15.63,
-            "mirrored turned/weights": 12.55
+            "mirrored turned/weights": 12.55,
         },
         "fold/wgrad": {
             "call": 22350.0,
@@ -793,7 +746,7 @@ RATES = {
             "turned/results": 4.726,
             "turned/panel": 1.319,
             "turned/runs": 3.466,
-            "turned/weights": 0.9342
+            "turned/weights": 0.9342,
         },
         "fold/wgrad/3d": {
             "call": 18190.0,
@@ -811,7 +764,7 @@ RATES = {
             "turned/multiply_adds": 0.1357,
             "turned/panel": 3.86,
             "turned/runs": 50.06,
-            "turned/weights": 4.441
+            "turned/weights": 4.441,
         },
         "fold/wgrad/strided": {
             "pixels/pass": 27600.0,
@@ -827,7 +780,7 @@ RATES = {
             "turned/results": 3.448,
             "turned/panel": 4.56,
             "turned/runs": 8.113,
-            "turned/weights": 2.8
+            "turned/weights": 2.8,
         },
         "scatter/fprop": {
             "call": 16510.0,
@@ -867,7 +820,7 @@ RATES = {
             "scatter turned/products": 4.337,
             "scatter turned/panel": 4.218,
             "scatter turned/runs": 5.931,
-            "scatter turned/weights": 1.801
+            "scatter turned/weights": 1.801,
         },
         "scatter/fprop/strided": {
             "call": 5198.0,
@@ -879,7 +832,7 @@ RATES = {
             "scatter planes/products": 2.248,
             "scatter planes/panel": 0.7451,
             "scatter planes/runs": 2.36,
-            "scatter planes/weights": 0.7676
+            "scatter planes/weights": 0.7676,
         },
         "scatter_winograd/fprop": {
             "call": 15360.0,
@@ -913,200 +866,151 @@ RATES = {
             "scatter turned/results": 10.31,
             "scatter turned/panel": 3.922,
             "scatter turned/runs": 9.484,
-            "scatter turned/weights": 2.334
+            "scatter turned/weights": 2.334,
         },
         "torch1d/planes/dgrad": {
             "call": 25760.0,
             "activations": 1.344,
             "pixels/multiply_adds": 0.02008,
-            "pixels/weights": 1.573
+            "pixels/weights": 1.573,
         },
         "torch1d/planes/dgrad/few": {
             "activations": 1.036,
             "pixels/multiply_adds": 0.4069,
-            "pixels/weights": 8.424
+            "pixels/weights": 8.424,
         },
         "torch1d/planes/fprop": {
             "call": 23210.0,
             "activations": 1.413,
             "pixels/multiply_adds": 0.01548,
-            "pixels/weights": 1.436
+            "pixels/weights": 1.436,
         },
-        "torch1d/planes/fprop/few": {
-            "call": 40940.0,
-            "pixels/multiply_adds": 0.2332
-        },
+        "torch1d/planes/fprop/few": {"call": 40940.0, "pixels/multiply_adds": 0.2332},
         "torch1d/planes/wgrad": {
             "call": 25800.0,
             "activations": 1.572,
             "pixels/multiply_adds": 0.005409,
-            "pixels/weights": 3.286
+            "pixels/weights": 3.286,
         },
         "torch1d/planes/wgrad/few": {
             "call": 38880.0,
             "pixels/multiply_adds": 0.2677,
-            "pixels/weights": 32.94
+            "pixels/weights": 32.94,
         },
         "torch2d/pixels/dgrad": {
             "call": 51490.0,
             "activations": 0.04994,
             "pixels/multiply_adds": 0.1067,
-            "pixels/weights": 0.6815
+            "pixels/weights": 0.6815,
         },
-        "torch2d/pixels/dgrad/16": {
-            "activations": 0.94,
-            "pixels/weights": 23.12
-        },
+        "torch2d/pixels/dgrad/16": {"activations": 0.94, "pixels/weights": 23.12},
         "torch2d/pixels/dgrad/below16": {
             "call": 24720.0,
             "activations": 0.3393,
             "pixels/multiply_adds": 0.2253,
-            "pixels/weights": 2.263
+            "pixels/weights": 2.263,
         },
         "torch2d/pixels/dgrad/few": {
             "call": 33520.0,
             "activations": 0.4992,
             "pixels/multiply_adds": 0.4022,
-            "pixels/weights": 54.4
+            "pixels/weights": 54.4,
         },
         "torch2d/pixels/fprop": {
             "call": 49210.0,
             "activations": 0.01881,
             "pixels/multiply_adds": 0.116,
-            "pixels/weights": 0.5626
+            "pixels/weights": 0.5626,
         },
-        "torch2d/pixels/fprop/16": {
-            "activations": 0.923,
-            "pixels/weights": 21.45
-        },
-        "torch2d/pixels/fprop/below16": {
-            "call": 24140.0,
-            "activations": 0.6704,
-            "pixels/weights": 3.305
-        },
+        "torch2d/pixels/fprop/16": {"activations": 0.923, "pixels/weights": 21.45},
+        "torch2d/pixels/fprop/below16": {"call": 24140.0, "activations": 0.6704, "pixels/weights": 3.305},
         "torch2d/pixels/fprop/few": {
             "call": 34510.0,
             "activations": 0.1093,
             "pixels/multiply_adds": 0.08938,
-            "pixels/weights": 16.46
+            "pixels/weights": 16.46,
         },
         "torch2d/pixels/wgrad": {
             "call": 55430.0,
             "activations": 0.02755,
             "pixels/multiply_adds": 0.1259,
-            "pixels/weights": 3.214
+            "pixels/weights": 3.214,
         },
-        "torch2d/pixels/wgrad/16": {
-            "activations": 1.017,
-            "pixels/weights": 27.65
-        },
-        "torch2d/pixels/wgrad/below16": {
-            "call": 26350.0,
-            "activations": 0.7967,
-            "pixels/weights": 7.704
-        },
+        "torch2d/pixels/wgrad/16": {"activations": 1.017, "pixels/weights": 27.65},
+        "torch2d/pixels/wgrad/below16": {"call": 26350.0, "activations": 0.7967, "pixels/weights": 7.704},
         "torch2d/pixels/wgrad/few": {
             "call": 46500.0,
             "activations": 0.09066,
             "pixels/multiply_adds": 0.1215,
-            "pixels/weights": 13.3
+            "pixels/weights": 13.3,
         },
         "torch2d/planes/dgrad": {
             "call": 65540.0,
             "activations": 0.1166,
             "pixels/multiply_adds": 0.1231,
-            "pixels/weights": 0.9476
+            "pixels/weights": 0.9476,
         },
-        "torch2d/planes/dgrad/16": {
-            "activations": 1.273,
-            "pixels/weights": 24.02
-        },
-        "torch2d/planes/dgrad/below16": {
-            "call": 25260.0,
-            "activations": 1.586,
-            "pixels/weights": 1.573
-        },
+        "torch2d/planes/dgrad/16": {"activations": 1.273, "pixels/weights": 24.02},
+        "torch2d/planes/dgrad/below16": {"call": 25260.0, "activations": 1.586, "pixels/weights": 1.573},
         "torch2d/planes/dgrad/few": {
             "call": 11340.0,
             "activations": 0.9493,
             "pixels/multiply_adds": 0.4728,
-            "pixels/weights": 77.68
+            "pixels/weights": 77.68,
         },
         "torch2d/planes/fprop": {
             "call": 65580.0,
             "activations": 0.07043,
             "pixels/multiply_adds": 0.1281,
-            "pixels/weights": 0.7939
+            "pixels/weights": 0.7939,
         },
-        "torch2d/planes/fprop/16": {
-            "activations": 1.383,
-            "pixels/weights": 23.22
-        },
-        "torch2d/planes/fprop/below16": {
-            "call": 24550.0,
-            "activations": 0.8284,
-            "pixels/weights": 3.34
-        },
+        "torch2d/planes/fprop/16": {"activations": 1.383, "pixels/weights": 23.22},
+        "torch2d/planes/fprop/below16": {"call": 24550.0, "activations": 0.8284, "pixels/weights": 3.34},
         "torch2d/planes/fprop/few": {
             "call": 27050.0,
             "activations": 0.2863,
             "pixels/multiply_adds": 0.08013,
-            "pixels/weights": 19.4
+            "pixels/weights": 19.4,
         },
         "torch2d/planes/wgrad": {
             "call": 68460.0,
             "activations": 0.07057,
             "pixels/multiply_adds": 0.1316,
-            "pixels/weights": 2.951
+            "pixels/weights": 2.951,
         },
-        "torch2d/planes/wgrad/16": {
-            "activations": 1.266,
-            "pixels/weights": 28.14
-        },
-        "torch2d/planes/wgrad/below16": {
-            "call": 24590.0,
-            "activations": 1.656,
-            "pixels/weights": 4.856
-        },
+        "torch2d/planes/wgrad/16": {"activations": 1.266, "pixels/weights": 28.14},
+        "torch2d/planes/wgrad/below16": {"call": 24590.0, "activations": 1.656, "pixels/weights": 4.856},
         "torch2d/planes/wgrad/few": {
             "call": 26760.0,
             "activations": 0.3075,
             "pixels/multiply_adds": 0.1016,
-            "pixels/weights": 26.04
+            "pixels/weights": 26.04,
         },
         "torch3d/pixels/dgrad": {
             "call": 140800.0,
             "activations": 3.232,
             "pixels/multiply_adds": 0.02002,
-            "pixels/weights": 17.32
+            "pixels/weights": 17.32,
         },
-        "torch3d/pixels/fprop": {
-            "call": 130900.0,
-            "activations": 3.612,
-            "pixels/weights": 22.68
-        },
-        "torch3d/pixels/wgrad": {
-            "call": 120300.0,
-            "activations": 4.295,
-            "pixels/weights": 24.38
-        },
+        "torch3d/pixels/fprop": {"call": 130900.0, "activations": 3.612, "pixels/weights": 22.68},
+        "torch3d/pixels/wgrad": {"call": 120300.0, "activations": 4.295, "pixels/weights": 24.38},
         "torch3d/planes/dgrad": {
             "call": 116200.0,
             "activations": 4.504,
             "pixels/multiply_adds": 0.0306,
-            "pixels/weights": 15.05
+            "pixels/weights": 15.05,
         },
         "torch3d/planes/fprop": {
             "call": 110800.0,
             "activations": 4.652,
             "pixels/multiply_adds": 0.004819,
-            "pixels/weights": 20.83
+            "pixels/weights": 20.83,
         },
         "torch3d/planes/wgrad": {
             "call": 107000.0,
             "activations": 4.778,
             "pixels/multiply_adds": 0.009727,
-            "pixels/weights": 23.07
+            "pixels/weights": 23.07,
         },
         "winograd/dgrad": {
             "call": 18790.0,
@@ -1126,7 +1030,7 @@ RATES = {
             "turned/multiply_adds": 0.1572,
             "turned/results": 1.927,
             "turned/panel": 2.017,
-            "turned/weights": 0.9964
+            "turned/weights": 0.9964,
         },
         "winograd/dgrad/3d": {
             "call": 20720.0,
@@ -1141,7 +1045,7 @@ RATES = {
             "turned/results": 5.799,
             "turned/panel": 0.5824,
             "turned/runs": 17.89,
-            "turned/weights": 2.866
+            "turned/weights": 2.866,
         },
         "winograd/fprop": {
             "call": 18560.0,
@@ -1169,7 +1073,7 @@ RATES = {
             "mirrored turned/multiply_adds": 0.1415,
             "mirrored turned/results": 8.551,
             "mirrored turned/panel": 3.048,
-            "mirrored turned/weights": 1.433
+            "mirrored turned/weights": 1.433,
         },
         "winograd/fprop/3d": {
             "call": 23880.0,
@@ -1182,7 +1086,7 @@ RATES = {
             "turned/multiply_adds": 0.2143,
             "turned/panel": 1.753,
             "turned/runs": 11.19,
-            "turned/weights": 3.065
+            "turned/weights": 3.065,
         },
         "winograd/wgrad": {
             "call": 21480.0,
@@ -1200,7 +1104,7 @@ RATES = {
             "turned/multiply_adds": 0.1703,
             "turned/results": 6.115,
             "turned/panel": 1.604,
-            "turned/weights": 1.204
+            "turned/weights": 1.204,
         },
         "winograd/wgrad/3d": {
             "call": 16170.0,
@@ -1212,9 +1116,9 @@ RATES = {
             "planes/multiply_adds": 0.2947,
             "turned/multiply_adds": 0.2279,
             "turned/runs": 33.18,
-            "turned/weights": 3.261
-        }
-    }
+            "turned/weights": 3.261,
+        },
+    },
 }
 
 # 16-bit types: what the threads share, over that of float32; the rows are in reference-cost-16.jsonl.
@@ -1243,7 +1147,7 @@ FACTORS = {
         "float16 fold/wgrad/pixels": 1.74,
         "float16 fold/wgrad/pixels/narrow": 7.85,
         "float16 fold/wgrad/planes": 2.07,
-        "float16 fold/wgrad/planes/narrow": 3.25
+        "float16 fold/wgrad/planes/narrow": 3.25,
     },
     "AVX512": {
         "bfloat16 fold/dgrad/pixels": 0.771,
@@ -1361,6 +1265,6 @@ FACTORS = {
         "float16 scatter/fprop/pixels": 1.17,
         "float16 scatter/fprop/pixels/narrow": 2.07,
         "float16 scatter/fprop/planes": 1.11,
-        "float16 scatter/fprop/planes/narrow": 1.32
-    }
+        "float16 scatter/fprop/planes/narrow": 1.32,
+    },
 }

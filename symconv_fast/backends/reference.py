@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..problem import Problem, allocate, as_result
-from . import cpu_cost, gpu_cost, torch_conv
+from . import cpu_torch, gpu_cost, torch_conv
 
 NAME = "reference"
 ALGORITHMS = ("expand",)
@@ -22,7 +22,7 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
 def estimate(problem: Problem, op: str, algorithm: str) -> float:
     """Seconds: torch's convolution and the expansion of the filters."""
     if problem.device == "cpu":
-        return _EXPAND_SECONDS + cpu_cost.torch_seconds(problem, op)
+        return _EXPAND_SECONDS + cpu_torch.seconds(problem, op)
     return _EXPAND_SECONDS + gpu_cost.torch_seconds(problem, op)
 
 
