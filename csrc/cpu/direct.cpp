@@ -29,13 +29,14 @@ class DirectFprop : DirectLines<T> {
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       T *lines = memory.data() + slice * each, *zeros = lines + this->copy_elements();
       std::fill(zeros, lines + each, T(0));
-      std::vector<int64_t> offset(this->taps_);
+      std::vector<int64_t> offset(this->taps_), filter(this->taps_);
+      for (int64_t k = 0; k < this->taps_; ++k) filter[k] = k * filters;
       for (int64_t i = begin; i < end; ++i) {
         const Chunk c = this->chunk(i, p_.out[0], p_.out[1]);
         this->copy_lines(c, m.source, lines);
         for (int64_t o = c.begin; o < c.end; ++o) {
           list_taps(c, o, zeros - lines, offset.data());
-          multiply(m, c, o, lines, offset, weights.data() + c.group * size);
+          multiply(m, c, o, lines, offset, weights.data() + c.group * size, filter);
         }
       }
     });
@@ -71,10 +72,11 @@ class DirectFprop : DirectLines<T> {
   // Straight into the result, a few positions of all filters at a time, so that stores go through memory in
   // order.
   void multiply(const MultiplyTensors<T>& m, const Chunk& c, int64_t o, const T* lines,
-                const std::vector<int64_t>& offset, const T* weights) const {
+                const std::vector<int64_t>& offset, const T* weights,
+                const std::vector<int64_t>& filter) const {
     TapsArgs<T> g{};
-    g.offset = offset.data(), g.taps = this->taps_;
-    g.lda = p_.stride[2] * p_.channels, g.ldb = p_.filters, g.ldc = m.out.stride[2];
+    g.a_offset = offset.data(), g.b_offset = filter.data(), g.taps = this->taps_;
+    g.lda = p_.stride[2] * p_.channels, g.ldc = m.out.stride[2];
     const int64_t first = c.group * p_.filters;
     T* line =
         m.out.data + c.image * m.out.batch_stride + first + c.plane * m.out.stride[0] + o * m.out.stride[1];

@@ -2,7 +2,6 @@
 #include "direct_fold.h"
 
 #include <algorithm>
-#include <iterator>
 #include <vector>
 
 #include "direct_filters.h"
@@ -12,29 +11,20 @@ namespace symconv {
 
 namespace {
 
-constexpr int64_t kMostRows = 32;  // of a tile of the matrix kernel
-constexpr int64_t kMostLanes = 16;
-constexpr int64_t kTurnedRows = 112;  // positions that are stored together where they are contiguous
+constexpr int64_t kMostRows = 32;         // of a tile of the matrix kernel
+constexpr int64_t kPlaneTile = 32 << 10;  // bytes of a tile where positions are the lanes, about
 
 template <class T>
 class DirectFold : DirectLines<T> {
  public:
   DirectFold(const Problem& p, int axes, const MultiplyTensors<T>& tensors)
-      : DirectLines<T>(p),
-        m_(tensors),
-        turned_(tensors.out.channel_stride != 1),
-        reach_((p.stride[2] * (p.out[2] - 1) + 1) * p.channels) {
+      : DirectLines<T>(p, tensors.out.channel_stride != 1), m_(tensors) {
     for (const Segment& segment : p.segments) folds_.push_back({&segment, FoldedAxes(p, segment, axes), {}});
     int64_t filters = 0;
     for (Fold& fold : folds_) {
       for (int base = 0; base < fold.axes.bases(); ++base) {
-        Part part{base, filters, {p, *fold.segment, fold.axes, base, this->lanes_}, {}, kMostRows};
-        part.blocks = column_blocks(fold.segment->rows, this->lanes_);
-        for (const ColumnBlock& block : part.blocks)
-          part.rows = std::min<int64_t>(part.rows, this->kernels_.max_rows[block.vectors]);
-        for (const ColumnBlock& block : part.blocks)
-          tile_ = std::max(tile_, fold.axes.parities() * stored(part) * block.vectors * this->lanes_);
-        padded_ = std::max(padded_, part.filters.ld());
+        Part part{base, filters, {p, *fold.segment, fold.axes, base, this->lanes_}, {}, {}, kMostRows};
+        planes_ ? plan_planes(fold, part) : plan_pixels(fold, part);
         filters += part.filters.elements();
         fold.parts.push_back(std::move(part));
       }
@@ -54,14 +44,14 @@ class DirectFold : DirectLines<T> {
     const int64_t tasks = this->chunks(p_.out[0], p_.out[1]), slices = std::min(tasks, this->threads_);
     const int64_t lines = p_.kernel[0] * std::max(p_.kernel[1], window());
     const int64_t sums = lines * line_size();
-    const int64_t bias = m_.bias && turned_ ? 8 * padded_ : 0;
-    const int64_t each = round_up(tile_ + bias + this->copy_elements() + this->line_ + sums, this->lanes_);
+    // Vectors of positions end past the last one.
+    const int64_t past = planes_ ? kMaxVectors * this->lanes_ : 0;
+    const int64_t each = round_up(tile_ + this->copy_elements() + this->line_ + sums + past, this->lanes_);
     Scratch<T> memory(each * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       Local local;
       local.tile = memory.data() + slice * each;
-      local.bias = local.tile + tile_;
-      local.copies = local.bias + bias;
+      local.copies = local.tile + tile_;
       local.zeros = local.copies + this->copy_elements();
       local.sums = local.zeros + this->line_;
       std::fill(local.zeros, local.sums, T(0));
@@ -75,14 +65,17 @@ class DirectFold : DirectLines<T> {
 
  private:
   using typename DirectLines<T>::Chunk;
-  using DirectLines<T>::p_;
+  using DirectLines<T>::p_, DirectLines<T>::planes_;
 
+  // Pixels: rows of a tile are positions, columns orbits. Planes: the other way round.
   struct Part {
     int base;
     int64_t first;  // of its filters
     FoldedFilters<T> filters;
+    std::vector<int64_t> filter_row;  // of each tap and channel of a parity
     std::vector<ColumnBlock> blocks;
-    int64_t rows;  // of a tile
+    int64_t rows;           // of a tile
+    int64_t positions = 0;  // of a tile (planes)
   };
   struct Fold {
     const Segment* segment;
@@ -99,9 +92,9 @@ class DirectFold : DirectLines<T> {
   };
 
   struct Local {
-    T *tile, *bias, *copies, *zeros, *sums;
+    T *tile, *copies, *zeros, *sums;
     std::vector<Line> lines;
-    std::vector<int64_t> offset[8];  // of left sides from `zeros`, by parity
+    std::vector<int64_t> offset[8];  // of taps from `zeros`, by parity
     std::vector<StoreArgs<T>> stores;
     int64_t folded;  // input lines of the chunk before this one are folded along the width
   };
@@ -111,8 +104,35 @@ class DirectFold : DirectLines<T> {
   // Of a line and all that it is folded to.
   int64_t line_size() const { return (1 + p_.kernel[2]) * this->line_; }
 
-  // Positions that leave together.
-  int64_t stored(const Part& part) const { return turned_ ? kTurnedRows : part.rows; }
+  void plan_pixels(const Fold& fold, Part& part) {
+    list_filters(fold, part);
+    part.blocks = column_blocks(fold.segment->rows, this->lanes_);
+    for (const ColumnBlock& block : part.blocks)
+      part.rows = std::min<int64_t>(part.rows, this->kernels_.max_rows[block.vectors]);
+    for (const ColumnBlock& block : part.blocks)
+      tile_ = std::max(tile_, fold.axes.parities() * part.rows * block.vectors * this->lanes_);
+  }
+
+  // Tiles of equal width; columns of the last vector may not exist.
+  void plan_planes(const Fold& fold, Part& part) {
+    list_filters(fold, part);
+    const int64_t orbits = std::min<int64_t>(fold.segment->rows, this->kernels_.max_rows[2]);
+    const int64_t bytes = fold.axes.parities() * orbits * static_cast<int64_t>(sizeof(T));
+    const int64_t most = std::max<int64_t>(kMaxVectors * this->lanes_, kPlaneTile / bytes);
+    part.positions = round_up(ceil_div(p_.out[2], ceil_div(p_.out[2], most)), this->lanes_);
+    part.blocks = column_blocks(part.positions, this->lanes_);
+    part.rows = orbits;
+    for (const ColumnBlock& block : part.blocks)
+      part.rows = std::min<int64_t>(part.rows, this->kernels_.max_rows[block.vectors]);
+    tile_ = std::max(tile_, fold.axes.parities() * part.rows * part.positions);
+  }
+
+  void list_filters(const Fold& fold, Part& part) const {
+    int64_t most = 1;  // taps of a parity
+    for (int axis = 0; axis < kAxes; ++axis)
+      most *= fold.axes.folds(axis) ? ceil_div(p_.kernel[axis], 2) : p_.kernel[axis];
+    for (int64_t k = 0; k < most * p_.channels; ++k) part.filter_row.push_back(k * part.filters.ld());
+  }
 
   bool folds_lines(const Fold& fold) const { return fold.axes.folds(0) || fold.axes.folds(1); }
 
@@ -122,7 +142,8 @@ class DirectFold : DirectLines<T> {
       find_lines(fold, c, o, local);
       list_taps(fold, local);
       for (const Part& part : fold.parts) {
-        multiply(fold, part, c, o, filters + part.first, local);
+        planes_ ? multiply_planes(fold, part, c, o, filters + part.first, local)
+                : multiply_pixels(fold, part, c, o, filters + part.first, local);
       }
     }
   }
@@ -178,11 +199,14 @@ class DirectFold : DirectLines<T> {
   }
 
   void fold_width(const FoldedAxes& axes, const Line& l) const {
-    const int64_t step = p_.dilation[2] * p_.channels;
+    const int64_t runs = planes_ ? p_.channels : 1, step = this->channel_step();
+    const int64_t run = planes_ ? p_.out[2] : (p_.stride[2] * (p_.out[2] - 1) + 1) * p_.channels;
     for (int64_t w = 0; w < axes.mirror(2, w); ++w) {
       const int64_t other = axes.mirror(2, w);
-      this->kernels_.add_subtract(l.whole + w * step, l.whole + other * step, reach_,
-                                  l.folded + w * this->line_, l.folded + other * this->line_);
+      const T *a = l.whole + this->tap_at(w), *b = l.whole + this->tap_at(other);
+      T *sum = l.folded + w * this->line_, *difference = l.folded + other * this->line_;
+      for (int64_t at = 0; at < runs * step; at += step)
+        this->kernels_.add_subtract(a + at, b + at, run, sum + at, difference + at);
     }
   }
 
@@ -192,100 +216,106 @@ class DirectFold : DirectLines<T> {
     for_taps(p_.kernel, [&](const Triple& tap) {
       const Line& l = line(local, tap[0], tap[1]);
       const bool pair = width && tap[2] != fold.axes.mirror(2, tap[2]);
-      const T* at = l.whole + (pair ? 0 : tap[2] * p_.dilation[2] * p_.channels);
+      const T* at = l.whole + (pair ? 0 : this->tap_at(tap[2]));
       if (pair && l.folded) at = l.folded + tap[2] * this->line_;
       std::vector<int64_t>& offset = local.offset[fold.axes.parity(tap)];
-      for (int64_t c = 0; c < p_.channels; ++c) offset.push_back(at + c - local.zeros);
+      for (int64_t c = 0; c < p_.channels; ++c) offset.push_back(at + c * this->channel_step() - local.zeros);
     });
-  }
-
-  // Where the results of each block of orbits go, at the first position of a line.
-  void list_stores(const Fold& fold, const Part& part, const Chunk& c, int64_t o, const int64_t* offset,
-                   Local& local) const {
-    const int64_t channel_stride = m_.out.channel_stride;
-    T* line = m_.out.data + c.image * m_.out.batch_stride + c.plane * m_.out.stride[0] + o * m_.out.stride[1];
-    local.stores.clear();
-    for (const ColumnBlock& block : part.blocks) {
-      const int64_t column = block.vector * this->lanes_;
-      StoreArgs<T> s{};
-      s.tile = local.tile, s.ld = block.vectors * this->lanes_, s.parity_stride = stored(part) * s.ld;
-      s.cols = std::min(s.ld, fold.segment->rows - column), s.lines = 1;
-      (turned_ ? s.col_offset : s.row_offset) = offset;
-      for (int i = 0; i < fold.axes.parities(); ++i) {
-        const int64_t channel = channel_of(fold, part, c, i) + column;
-        s.out[i] = line + channel * channel_stride;
-        if (m_.bias) s.bias[i] = turned_ ? local.bias + i * padded_ + column : m_.bias + channel;
-      }
-      local.stores.push_back(s);
-    }
   }
 
   int64_t channel_of(const Fold& fold, const Part& part, const Chunk& c, int parity) const {
     return c.group * p_.filters + member_channel(*fold.segment, fold.axes.member(part.base, parity));
   }
 
-  // The store of contiguous positions reads whole vectors of it.
-  void pad_bias(const Fold& fold, const Part& part, const Chunk& c, const Local& local) const {
-    for (int i = 0; i < fold.axes.parities() && m_.bias && turned_; ++i) {
-      T* to = local.bias + i * padded_;
-      std::copy_n(m_.bias + channel_of(fold, part, c, i), fold.segment->rows, to);
-      std::fill(to + fold.segment->rows, to + padded_, T(0));
+  // Results of a line for one block of orbits, from the first position on; `offset` is that of the rows.
+  StoreArgs<T> stores(const Fold& fold, const Part& part, const Chunk& c, int64_t o, int64_t orbit,
+                      const int64_t* offset, const Local& local) const {
+    StoreArgs<T> s{};
+    s.tile = local.tile, s.lines = 1, s.row_offset = offset, s.bias_of_row = planes_;
+    T* line = m_.out.data + c.image * m_.out.batch_stride + c.plane * m_.out.stride[0] + o * m_.out.stride[1];
+    for (int i = 0; i < fold.axes.parities(); ++i) {
+      const int64_t channel = channel_of(fold, part, c, i) + orbit;
+      s.out[i] = line + channel * m_.out.channel_stride;
+      if (m_.bias) s.bias[i] = m_.bias + channel;
     }
+    return s;
   }
 
-  // Results of the positions that are multiplied next: stores that miss the caches wait for each other.
-  void ask_for_results(const StoreArgs<T>& s, int parities, int64_t positions) const {
-    const int64_t rows = turned_ ? s.cols : positions, run = turned_ ? positions : s.cols;
-    const int64_t* offset = turned_ ? s.col_offset : s.row_offset;
-    for (int64_t r = 0; r < rows; ++r)
+  // Results of what is multiplied next: stores that miss the caches wait for each other.
+  void ask_for_results(const StoreArgs<T>& s, int parities) const {
+    for (int64_t r = 0; r < s.rows; ++r)
       for (int i = 0; i < parities; ++i)
-        for (int64_t at = 0; at < run; at += kCacheLine / static_cast<int64_t>(sizeof(T)))
-          __builtin_prefetch(s.out[i] + offset[r] + at, 1);
+        for (int64_t at = 0; at < s.cols; at += kCacheLine / static_cast<int64_t>(sizeof(T)))
+          __builtin_prefetch(s.out[i] + s.row_offset[r] + at, 1);
   }
 
-  void multiply(const Fold& fold, const Part& part, const Chunk& c, int64_t o, const T* filters,
-                Local& local) const {
-    const int64_t position = m_.out.stride[2], step = turned_ ? m_.out.channel_stride : position;
-    int64_t offset[kMaxVectors * kMostLanes + kMostRows];  // of the lanes or of the rows of a tile
-    for (int64_t i = 0; i < static_cast<int64_t>(std::size(offset)); ++i) offset[i] = i * step;
-    pad_bias(fold, part, c, local);
-    list_stores(fold, part, c, o, offset, local);
-    for_pieces(p_.out[2], stored(part), [&](int64_t p0, int64_t positions) {
+  // A line of results, a few positions of all orbits at a time.
+  void multiply_pixels(const Fold& fold, const Part& part, const Chunk& c, int64_t o, const T* filters,
+                       Local& local) const {
+    int64_t offset[kMostRows];
+    for (int64_t i = 0; i < kMostRows; ++i) offset[i] = i * m_.out.stride[2];
+    local.stores.clear();
+    for (const ColumnBlock& block : part.blocks) {
+      const int64_t orbit = block.vector * this->lanes_;
+      StoreArgs<T> s = stores(fold, part, c, o, orbit, offset, local);
+      s.ld = block.vectors * this->lanes_, s.parity_stride = part.rows * s.ld;
+      s.cols = std::min(s.ld, fold.segment->rows - orbit);
+      local.stores.push_back(s);
+    }
+    TapsArgs<T> g{};
+    g.lda = this->position_step(), g.b_offset = part.filter_row.data();
+    for_pieces(p_.out[2], part.rows, [&](int64_t p0, int64_t positions) {
+      g.a = local.zeros + p0 * g.lda;
       for (size_t b = 0; b < part.blocks.size(); ++b) {
         StoreArgs<T>& s = local.stores[b];
-        ask_for_results(s, fold.axes.parities(), positions);
-        multiply_block(fold, part, part.blocks[b], s, p0, positions, filters, local);
         s.rows = positions;
-        (turned_ ? this->kernels_.store_turned : this->kernels_.store)[kPlain][fold.axes.folds()](s);
-        for (int i = 0; i < fold.axes.parities(); ++i) s.out[i] += positions * position;
+        ask_for_results(s, fold.axes.parities());
+        g.b = filters + part.blocks[b].vector * this->lanes_, g.ldc = s.ld;
+        for (int i = 0; i < fold.axes.parities(); ++i) {
+          g.a_offset = local.offset[i].data(), g.taps = static_cast<int64_t>(local.offset[i].size());
+          g.c = local.tile + i * s.parity_stride;
+          this->kernels_.taps(static_cast<int>(positions), part.blocks[b].vectors, g);
+          g.b += g.taps * part.filters.ld();
+        }
+        this->kernels_.store[kPlain][fold.axes.folds()](s);
+        for (int i = 0; i < fold.axes.parities(); ++i) s.out[i] += positions * m_.out.stride[2];
       }
     });
   }
 
-  // Positions [p0, p0 + positions) of one block of orbits, all parities.
-  void multiply_block(const Fold& fold, const Part& part, const ColumnBlock& block, const StoreArgs<T>& s,
-                      int64_t p0, int64_t positions, const T* filters, const Local& local) const {
+  // A line of results, a few orbits at a time: each is stored in one run.
+  void multiply_planes(const Fold& fold, const Part& part, const Chunk& c, int64_t o, const T* filters,
+                       const Local& local) const {
+    int64_t offset[kMostRows];
+    for (int64_t i = 0; i < kMostRows; ++i) offset[i] = i * m_.out.channel_stride;
     TapsArgs<T> g{};
-    g.lda = p_.stride[2] * p_.channels, g.ldb = part.filters.ld(), g.ldc = s.ld;
-    for_pieces(positions, part.rows, [&](int64_t r0, int64_t count) {
-      g.a = local.zeros + (p0 + r0) * g.lda;
-      g.b = filters + block.vector * this->lanes_;
-      for (int i = 0; i < fold.axes.parities(); ++i) {
-        g.offset = local.offset[i].data(), g.taps = static_cast<int64_t>(local.offset[i].size());
-        g.c = local.tile + i * s.parity_stride + r0 * s.ld;
-        this->kernels_.taps(static_cast<int>(count), block.vectors, g);
-        g.b += g.taps * g.ldb;
-      }
-    });
+    g.a_offset = part.filter_row.data(), g.lda = 1, g.ldc = part.positions;
+    for (int64_t p0 = 0; p0 < p_.out[2]; p0 += part.positions)
+      for_pieces(fold.segment->rows, part.rows, [&](int64_t orbit, int64_t orbits) {
+        StoreArgs<T> s = stores(fold, part, c, o, orbit, offset, local);
+        for (int i = 0; i < fold.axes.parities(); ++i) s.out[i] += p0;
+        s.ld = part.positions, s.parity_stride = orbits * s.ld;
+        s.rows = orbits, s.cols = std::min(part.positions, p_.out[2] - p0);
+        ask_for_results(s, fold.axes.parities());
+        g.a = filters + orbit;
+        for (int i = 0; i < fold.axes.parities(); ++i) {
+          g.b_offset = local.offset[i].data(), g.taps = static_cast<int64_t>(local.offset[i].size());
+          for (const ColumnBlock& block : part.blocks) {
+            const int64_t column = block.vector * this->lanes_;
+            if (column >= s.cols) break;
+            g.b = local.zeros + p0 + column, g.c = local.tile + i * s.parity_stride + column;
+            this->kernels_.taps(static_cast<int>(orbits), block.vectors, g);
+          }
+          g.a += g.taps * part.filters.ld();
+        }
+        this->kernels_.store[kPlain][fold.axes.folds()](s);
+      });
   }
 
   const MultiplyTensors<T>& m_;
-  bool turned_;    // positions are contiguous in the result, and channels are not
-  int64_t reach_;  // of the sums along the width that are read
   std::vector<Fold> folds_;
-  int64_t filters_;     // elements of a group
-  int64_t tile_ = 0;    // elements of the results of all parities
-  int64_t padded_ = 0;  // orbits of a part, in whole vectors
+  int64_t filters_;   // elements of a group
+  int64_t tile_ = 0;  // elements of the results of all parities
 };
 
 }  // namespace

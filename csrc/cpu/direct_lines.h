@@ -14,15 +14,21 @@ namespace symconv {
 constexpr int64_t kMostLines = 16;  // of results, whose input lines are copied together
 
 // What the three passes have in common: copies of input lines with zeros on both sides, on which every window
-// lies whole, and runs of taps that follow each other in them.
+// lies whole, and runs of taps that follow each other in them. A line is [position][channel], or in planes
+// [channel][position], with the positions of each residue of the stride together.
 template <class T>
 class DirectLines {
  public:
-  explicit DirectLines(const Problem& p)
-      : p_(p), kernels_(select_kernels<T>()), lanes_(kernels_.lanes), threads_(thread_count(p.macs())) {
+  explicit DirectLines(const Problem& p, bool planes = false)
+      : p_(p),
+        kernels_(select_kernels<T>()),
+        lanes_(kernels_.lanes),
+        threads_(thread_count(p.macs())),
+        planes_(planes) {
     const int64_t reach = p.dilation[2] * (p.kernel[2] - 1) + 1;
-    const int64_t positions = std::max(p.in[2] + p.padding[2], p.stride[2] * (p.out[2] - 1) + reach);
-    line_ = positions * p.channels;
+    positions_ = std::max(p.in[2] + p.padding[2], p.stride[2] * (p.out[2] - 1) + reach);
+    residue_ = round_up(ceil_div(positions_, p.stride[2]), lanes_);
+    line_ = p.channels * (planes ? p.stride[2] * residue_ : positions_);
     run_ = p.dilation[2] == 1 ? p.kernel[2] * p.channels : p.channels;
     taps_ = p.kernel[0] * p.kernel[1] * p.kernel[2] * p.channels;
     const int64_t lines = p.batch * p.groups * p.out[0] * p.out[1];
@@ -53,7 +59,11 @@ class DirectLines {
   int64_t copied_lines() const {
     return (chunk_ - 1) * p_.stride[1] + p_.dilation[1] * (p_.kernel[1] - 1) + 1;
   }
-  int64_t copy_elements() const { return p_.kernel[0] * copied_lines() * line_; }
+  // In planes a line that is not split yet comes last.
+  int64_t copy_elements() const {
+    const int64_t whole = planes_ && p_.stride[2] > 1 ? p_.channels * positions_ : 0;
+    return p_.kernel[0] * copied_lines() * line_ + whole;
+  }
   int64_t copied(const Chunk& c, int64_t plane, int64_t line) const {
     return (plane * copied_lines() + line - source(1, c.begin, 0)) * line_;
   }
@@ -66,11 +76,20 @@ class DirectLines {
         if (inside(1, line))
           copy_line(input.data + c.image * input.batch_stride + c.group * p_.channels * input.channel_stride +
                         deep * input.stride[0] + line * input.stride[1],
-                    input, to + copied(c, plane, line));
+                    input, to + copied(c, plane, line), to + p_.kernel[0] * copied_lines() * line_);
     }
   }
 
-  void copy_line(const T* from, const View<const T>& input, T* to) const {
+  // Where tap `w` of a line's first position and of its first channel is read, and the steps from there.
+  int64_t tap_at(int64_t w) const {
+    const int64_t at = w * p_.dilation[2];
+    return planes_ ? at % p_.stride[2] * residue_ + at / p_.stride[2] : at * p_.channels;
+  }
+  int64_t position_step() const { return planes_ ? 1 : p_.stride[2] * p_.channels; }
+  int64_t channel_step() const { return planes_ ? p_.stride[2] * residue_ : 1; }
+
+  void copy_line(const T* from, const View<const T>& input, T* to, T* whole) const {
+    if (planes_) return copy_planes(from, input, to, whole);
     const int64_t before = p_.padding[2] * p_.channels, size = p_.in[2] * p_.channels;
     std::fill(to, to + before, T(0));
     if (input.stride[2] == p_.channels && (input.channel_stride == 1 || p_.channels == 1)) {
@@ -81,6 +100,20 @@ class DirectLines {
           to[before + i * p_.channels + c] = from[i * input.stride[2] + c * input.channel_stride];
     }
     std::fill(to + before + size, to + line_, T(0));
+  }
+
+  void copy_planes(const T* from, const View<const T>& input, T* to, T* whole) const {
+    const bool split = p_.stride[2] > 1;
+    T* const line = split ? whole : to;
+    const int64_t before = p_.padding[2], step = split ? positions_ : residue_;
+    kernels_.stage_line(from, input.channel_stride, input.stride[2], p_.channels, p_.in[2], line + before,
+                        step);
+    for (int64_t c = 0; c < p_.channels; ++c) {
+      std::fill_n(line + c * step, before, T(0));
+      std::fill(line + c * step + before + p_.in[2], line + (c + 1) * step, T(0));
+      if (split)
+        kernels_.split_line(line + c * step, positions_, p_.stride[2], to + c * channel_step(), residue_);
+    }
   }
 
   // Calls f(first tap row, offset from a line's start) for every run of taps of one line of the kernel.
@@ -107,7 +140,9 @@ class DirectLines {
   const Problem& p_;
   const Kernels<T>& kernels_;
   int lanes_;
-  int64_t threads_, line_, run_, taps_, chunk_;
+  int64_t threads_;
+  bool planes_;
+  int64_t positions_, residue_, line_, run_, taps_, chunk_;
 };
 
 }  // namespace symconv

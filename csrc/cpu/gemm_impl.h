@@ -108,13 +108,13 @@ void gemm(int rows, int vectors, const GemmArgs<W>& g) {
   gemm_rows<W, 3, SYMCONV_ROWS3>(rows, g);
 }
 
-// The same tile with an offset for every k. Chains end as those above do.
+// The same tile with offsets for every k. Chains end as those above do.
 template <class T, int R, int N>
 void taps_tile(const TapsArgs<T>& g) {
   constexpr int L = Vec<T>::lanes;
-  const int64_t lda = g.lda, ldb = g.ldb, ldc = g.ldc, *offset = g.offset;
+  const int64_t lda = g.lda, ldc = g.ldc, *a_offset = g.a_offset, *b_offset = g.b_offset;
   T* const to = g.c;
-  const T *const left = g.a, *b = g.b;
+  const T *const left = g.a, *const right = g.b;
   int64_t rest = g.taps;
   V<T> acc[R][N];
   // Unrolled: else the compiler fills an array in memory, and loads it into the registers.
@@ -129,17 +129,16 @@ void taps_tile(const TapsArgs<T>& g) {
     for (int64_t k = 0; k < count; ++k) {
       const T* a[(R + 4) / 5];
 #pragma GCC unroll 6
-      for (int i = 0; i < (R + 4) / 5; ++i) a[i] = left + offset[k] + 5 * i * lda;
+      for (int i = 0; i < (R + 4) / 5; ++i) a[i] = left + a_offset[k] + 5 * i * lda;
       V<T> bv[N];
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) bv[n] = load(b + n * L);
+      for (int n = 0; n < N; ++n) bv[n] = load(right + b_offset[k] + n * L);
 #pragma GCC unroll 28
       for (int r = 0; r < R; ++r) {
         const T x = a[r / 5][(r % 5) * lda];
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) acc[r][n] += x * bv[n];
       }
-      b += ldb;
     }
 #pragma GCC unroll 28
     for (int r = 0; r < R; ++r)
@@ -149,7 +148,7 @@ void taps_tile(const TapsArgs<T>& g) {
         save(c, add ? load(c) + acc[r][n] : acc[r][n]);
         acc[r][n] = V<T>{};
       }
-    rest -= count, offset += count;
+    rest -= count, a_offset += count, b_offset += count;
     if (rest == 0) return;
   }
 }

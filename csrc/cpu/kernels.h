@@ -45,16 +45,14 @@ struct GemmArgs {
   bool half;  // pairs: one more row after the last segment, the first half of a word that is not counted in k
 };
 
-// C[rows, vectors * lanes] = start + sum over taps k of A[rows, offset[k]] * B[k, vectors * lanes]: the
-// matrix kernel for contractions so short that segments would cost more than they multiply.
+// C[rows, vectors * lanes] = start + sum over taps k of A[rows, a_offset[k]] * B[b_offset[k] + (vectors *
+// lanes)]: the matrix kernel for contractions so short that segments would cost more than they multiply.
 template <class T>
 struct TapsArgs {
-  const T* a;
-  const int64_t* offset;  // one for each tap
+  const T *a, *b;
+  const int64_t *a_offset, *b_offset;  // one for each tap
   int64_t taps;
   int64_t lda;
-  const T* b;
-  int64_t ldb;
   const T* start;  // of each column; null for zeros
   T* c;
   int64_t ldc;

@@ -102,9 +102,10 @@ inline void store_at(const StoreArgs<T>& a, Element<T>* const (&out)[G], const S
 }
 
 template <class T, int G, class F>
-void store(const StoreArgs<T>& a) {
+void store(const StoreArgs<T>& args) {
   using A = Sum<T>;
   constexpr int L = Vec<A>::lanes;
+  const StoreArgs<T> a = args;  // of our own: what is stored cannot change it
   for (int64_t r = 0; r < a.rows; ++r) {
     const A* tile = a.tile + r * a.ld;
     Element<T>* out[G];
