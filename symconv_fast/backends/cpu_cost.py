@@ -270,12 +270,27 @@ def is_measured(problem: Problem, op: str, algorithm: str) -> bool:
 def torch_kind(problem: Problem, op: str) -> str:
     """Which rates hold for torch's convolution; it has other kernels by dimension and for few channels."""
     channels, few = problem.in_channels // problem.groups, ""
-    if problem.ndim < 3 and channels < 8:
+    if _is_small_to_torch(problem):
+        few = "/small"
+    elif problem.ndim < 3 and channels < 8:
         few = "/few"
     elif problem.ndim == 2:
         least = min(channels, problem.out_channels // problem.groups)
         few = "/below16" if least < 16 else "/16" if least == 16 else ""
     return f"torch{problem.ndim}d/{'pixels' if problem.input_channels_last else 'planes'}/{op}{few}"
+
+
+def _is_small_to_torch(problem: Problem) -> bool:
+    """Does torch leave a problem to its own kernels, which are far slower in 3-D, instead of oneDNN?
+
+    That is the rule of aten/src/ATen/native/Convolution.cpp (torch 2.13) for float32; it looks at the first two spatial
+    dimensions alone, and a 1-D problem has one of size 1 before its own.
+    """
+    p = problem
+    if p.dtype != torch.float32 or p.batch > 1 or p.groups > 1:
+        return False
+    outer = p.spatial[0] * (p.spatial[1] if p.ndim > 1 else 1)
+    return p.in_channels * outer <= 20480 and not (p.ndim > 1 and min(p.kernel[-2:]) > 3)
 
 
 def native_seconds(problem: Problem, op: str, algorithm: str) -> float:
