@@ -12,6 +12,8 @@ namespace symconv {
 
 namespace {
 
+constexpr int64_t kTransposedBytes = 128 << 10;  // of upstream gradients
+
 template <class T>
 class DirectFprop : DirectLines<T> {
  public:
@@ -114,9 +116,10 @@ class DirectDgrad : DirectLines<T> {
     expand<T>(p_, m.weight, m.weight_group_stride, {weights.data(), ld, 1, strides}, size);
     const int64_t tasks = this->chunks(p_.in[0], p_.in[1]), slices = std::min(tasks, this->threads_);
     const int64_t sums = this->chunk_ * this->line_, products = p_.out[2] * ld;
-    Scratch<T> memory((sums + products) * slices);
+    const int64_t each = sums + products + this->gradient_elements(m.source);
+    Scratch<T> memory(each * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
-      T* lines = memory.data() + slice * (sums + products);
+      T* lines = memory.data() + slice * each;
       for (int64_t i = begin; i < end; ++i) {
         const Chunk chunk = this->chunk(i, p_.in[0], p_.in[1]);
         std::fill(lines, lines + sums, T(0));
@@ -139,13 +142,13 @@ class DirectDgrad : DirectLines<T> {
     const int64_t block = p_.kernel[1] * p_.kernel[2] * p_.channels, zero = 0;
     GemmArgs<T> g{};
     g.a_offset = g.b_offset = &zero, g.k = &p_.filters, g.segments = 1;
-    g.lda = m.source.stride[2], g.b = weights + d * block, g.ldb = ld, g.c = products, g.ldc = ld;
-    const T* plane = m.source.data + c.image * m.source.batch_stride + c.group * p_.filters +
-                     deep / p_.stride[0] * m.source.stride[0];
+    g.b = weights + d * block, g.ldb = ld, g.c = products, g.ldc = ld;
+    T* const room = products + p_.out[2] * ld;
     for (int64_t o = 0; o < p_.out[1]; ++o) {
       const int64_t first = this->source(1, o, 0), last = this->source(1, o, p_.kernel[1] - 1);
       if (last < c.begin || first >= c.end) continue;
-      g.a = plane + o * m.source.stride[1];
+      const auto line = this->gradients(m.source, c.image, c.group, deep / p_.stride[0], o, room);
+      g.a = line.data, g.lda = line.step;
       this->gemm(g, p_.out[2], block);
       for (int64_t h = 0; h < p_.kernel[1]; ++h) {
         const int64_t line = this->source(1, o, h);
@@ -187,18 +190,18 @@ class DirectWgrad : DirectLines<T> {
                   int64_t out_group_stride) const {
     const int64_t tasks = this->chunks(p_.out[0], p_.out[1]), slices = std::min(tasks, this->threads_);
     const int64_t size = this->taps_ * p_.filters, sums = size * p_.groups;
-    const int64_t each = sums + this->copy_elements();
+    const int64_t room = this->gradient_elements(grad) * together(grad);
+    const int64_t each = sums + this->copy_elements() + room;
     Scratch<T> memory(each * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
-      T *own = memory.data() + slice * each, *lines = own + sums;
+      T* own = memory.data() + slice * each;
+      Local local{own + sums, own + sums + this->copy_elements(), {}, {}};
       std::fill(own, own + sums, T(0));
-      GemmSegments segments;
       for (int64_t i = begin; i < end; ++i) {
         const Chunk c = this->chunk(i, p_.out[0], p_.out[1]);
-        this->copy_lines(c, input, lines);
-        for (int64_t d = 0; d < p_.kernel[0]; ++d)
-          for (int64_t h = 0; h < p_.kernel[1] && this->inside(0, this->source(0, c.plane, d)); ++h)
-            add(grad, c, d, h, lines, segments, own + c.group * size);
+        this->copy_lines(c, input, local.lines);
+        for (int64_t o = c.begin; o < c.end; o += together(grad))
+          add(grad, c, o, std::min(c.end, o + together(grad)), local, own + c.group * size);
       }
     });
     for (int64_t slice = 1; slice < slices; ++slice)
@@ -211,23 +214,45 @@ class DirectWgrad : DirectLines<T> {
 
  private:
   using typename DirectLines<T>::Chunk;
+  using typename DirectLines<T>::Gradients;
   using DirectLines<T>::p_;
 
-  void add(const View<const T>& grad, const Chunk& c, int64_t d, int64_t h, const T* lines,
-           GemmSegments& segments, T* sums) const {
-    this->for_runs(d, h, [&](int64_t tap, int64_t at) {
-      segments.clear();
-      for (int64_t o = c.begin; o < c.end; ++o) {
-        const int64_t line = this->source(1, o, h);
-        if (this->inside(1, line)) segments.add(this->copied(c, d, line) + at, o * grad.stride[1], p_.out[2]);
-      }
-      GemmArgs<T> g{};
-      segments.attach(g);
-      g.a = lines, g.lda = 1, g.a_step = p_.stride[2] * p_.channels, g.ldb = grad.stride[2];
-      g.b = grad.data + c.image * grad.batch_stride + c.group * p_.filters + c.plane * grad.stride[0];
-      g.c = sums + tap * p_.filters, g.ldc = p_.filters, g.add = true;
-      if (g.segments) this->gemm(g, this->run_, p_.filters);
-    });
+  struct Local {
+    T *lines, *room;
+    std::vector<Gradients> gradients;
+    GemmSegments segments;
+  };
+
+  // Lines of upstream gradients that are multiplied together: as many as stay in a cache once transposed.
+  int64_t together(const View<const T>& grad) const {
+    const int64_t bytes = this->gradient_elements(grad) * static_cast<int64_t>(sizeof(T));
+    return bytes == 0 ? kMostLines : std::max<int64_t>(1, kTransposedBytes / bytes);
+  }
+
+  // Result lines [first, last).
+  void add(const View<const T>& grad, const Chunk& c, int64_t first, int64_t last, Local& local,
+           T* sums) const {
+    local.gradients.clear();
+    for (int64_t o = first; o < last; ++o)
+      local.gradients.push_back(this->gradients(grad, c.image, c.group, c.plane, o,
+                                                local.room + (o - first) * this->gradient_elements(grad)));
+    for (int64_t d = 0; d < p_.kernel[0]; ++d)
+      for (int64_t h = 0; h < p_.kernel[1] && this->inside(0, this->source(0, c.plane, d)); ++h)
+        this->for_runs(d, h, [&](int64_t tap, int64_t at) {
+          local.segments.clear();
+          for (int64_t o = first; o < last; ++o) {
+            const int64_t line = this->source(1, o, h);
+            if (this->inside(1, line))
+              local.segments.add(this->copied(c, d, line) + at,
+                                 local.gradients[o - first].data - local.gradients[0].data, p_.out[2]);
+          }
+          GemmArgs<T> g{};
+          local.segments.attach(g);
+          g.a = local.lines, g.lda = 1, g.a_step = p_.stride[2] * p_.channels;
+          g.b = local.gradients[0].data, g.ldb = local.gradients[0].step;
+          g.c = sums + tap * p_.filters, g.ldc = p_.filters, g.add = true;
+          if (g.segments) this->gemm(g, this->run_, p_.filters);
+        });
   }
 };
 

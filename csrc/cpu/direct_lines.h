@@ -116,6 +116,24 @@ class DirectLines {
     }
   }
 
+  // A line of upstream gradients of one group as [position][filter], and the step from one position to the
+  // next: in place where channels are contiguous, else transposed to `room`.
+  struct Gradients {
+    const T* data;
+    int64_t step;
+  };
+  Gradients gradients(const View<const T>& grad, int64_t image, int64_t group, int64_t plane, int64_t line,
+                      T* room) const {
+    const T* from = grad.data + image * grad.batch_stride + group * p_.filters * grad.channel_stride +
+                    plane * grad.stride[0] + line * grad.stride[1];
+    if (grad.channel_stride == 1) return {from, grad.stride[2]};
+    kernels_.stage_line(from, grad.stride[2], grad.channel_stride, p_.out[2], p_.filters, room, p_.filters);
+    return {room, p_.filters};
+  }
+  int64_t gradient_elements(const View<const T>& grad) const {
+    return grad.channel_stride == 1 ? 0 : p_.out[2] * p_.filters;
+  }
+
   // Calls f(first tap row, offset from a line's start) for every run of taps of one line of the kernel.
   template <class F>
   void for_runs(int64_t plane, int64_t row, const F& f) const {

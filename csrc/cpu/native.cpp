@@ -187,28 +187,28 @@ int direct_axes(const std::string& algorithm) {
 }
 
 template <class T>
-void check_direct(const Problem& p, const at::Tensor& last) {
-  TORCH_CHECK(direct_applies<T>(p) && last.stride(1) == 1, "algorithm direct does not apply to this layer");
+void check_direct(const Problem& p) {
+  TORCH_CHECK(direct_applies<T>(p), "algorithm direct does not apply to this layer");
 }
 
 template <class T>
 void run_direct_fprop(const Problem& p, int axes, const at::Tensor& x, const at::Tensor& w,
                       const std::optional<at::Tensor>& bias, const at::Tensor& y) {
-  if (!axes) check_direct<T>(p, y);
-  TORCH_CHECK(direct_applies<T>(p), "algorithm direct_fold does not apply to this layer");
+  check_direct<T>(p);
+  TORCH_CHECK(axes || y.stride(1) == 1, "algorithm direct is for a channels_last output");
   const MultiplyTensors<T> tensors = forward_tensors<T>(p, x, w, bias, y);
   axes ? direct_fold_fprop<T>(p, axes, tensors) : direct_fprop<T>(p, tensors);
 }
 
 template <class T>
 void run_direct_dgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx) {
-  check_direct<T>(p, gy);
+  check_direct<T>(p);
   direct_dgrad<T>(p, forward_tensors<T>(p, gy, w, std::nullopt, gx));
 }
 
 template <class T>
 void run_direct_wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw) {
-  check_direct<T>(p, gy);
+  check_direct<T>(p);
   direct_wgrad<T>(p, const_view<T>(gy), const_view<T>(x),
                   weight_view(static_cast<T*>(gw.data_ptr()), gw, p.transposed),
                   weight_group_stride(gw, p.groups));
@@ -233,10 +233,6 @@ at::Tensor readable(const at::Tensor& t) {
   return t.contiguous(memory_format(t.dim(), last));
 }
 
-at::Tensor with_contiguous_channels(const at::Tensor& t) {
-  return t.stride(1) == 1 ? t : t.contiguous(memory_format(t.dim(), true));
-}
-
 }  // namespace
 
 void native_fprop(const NativePass& pass, const at::Tensor& x, const at::Tensor& w,
@@ -256,8 +252,7 @@ void native_fprop(const NativePass& pass, const at::Tensor& x, const at::Tensor&
 void native_dgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx) {
   const Problem& p = pass.problem;
   if (pass.algorithm == "direct") {
-    const at::Tensor source = with_contiguous_channels(gy);
-    SYMCONV_DISPATCH_DIRECT(gx, run_direct_dgrad<scalar>(p, source, w, gx));
+    SYMCONV_DISPATCH_DIRECT(gx, run_direct_dgrad<scalar>(p, gy, w, gx));
   } else if (pass.depthwise) {
     SYMCONV_DISPATCH(gx, run_depthwise<scalar>(p, false, gy, w, std::nullopt, gx));
   } else {
@@ -270,8 +265,7 @@ void native_dgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor
 void native_wgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw) {
   const Problem& p = pass.problem;
   if (pass.algorithm == "direct") {
-    const at::Tensor source = with_contiguous_channels(gy);
-    SYMCONV_DISPATCH_DIRECT(gw, run_direct_wgrad<scalar>(p, source, x, gw));
+    SYMCONV_DISPATCH_DIRECT(gw, run_direct_wgrad<scalar>(p, gy, x, gw));
   } else if (pass.depthwise) {
     SYMCONV_DISPATCH(gw, run_depthwise_wgrad<scalar>(p, gy, x, gw));
   } else {

@@ -164,7 +164,8 @@ def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]
     counts["activations"] = _activations(problem)
     if algorithm in cpu_direct.ALGORITHMS:
         direct = cpu_direct.work(problem, op, algorithm, lanes(problem))
-        results = "pixels" if problem.channels_last or op != "fprop" else "turned"
+        last = problem.channels_last if op == "fprop" else problem.input_channels_last
+        results = "pixels" if last else "turned"
         return counts | {f"{results}/{name}": value for name, value in direct.items()}
     scatter, filtering = scatters(algorithm), algorithm.removeprefix("scatter").removeprefix("_")
     for c in contractions(problem, op):

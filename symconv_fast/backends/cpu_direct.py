@@ -20,14 +20,13 @@ MOST_CHANNELS = 4  # as kDirectChannels in csrc/cpu/direct.h
 
 def why_not(problem: Problem, op: str, algorithm: str, vector_bytes: int) -> str | None:
     """Why an algorithm cannot run, or None. Depthwise layers are left to their own kernels."""
-    last = problem.channels_last if op == "fprop" else problem.input_channels_last
     if problem.transposed:
         return "a transposed layer"
     if problem.dtype not in (torch.float32, torch.float64):
         return f"float32 and float64 alone, not {str(problem.dtype)[6:]}"
     if problem.in_channels > MOST_CHANNELS * problem.groups:
         return f"more than {MOST_CHANNELS} input channels in a group"
-    if problem.ndim == 1 or not (last or algorithm in FOLDS):
+    if op == "fprop" and algorithm == "direct" and (problem.ndim == 1 or not problem.channels_last):
         return "the output is not channels_last"
     lanes = vector_bytes // problem.dtype.itemsize
     if problem.out_channels // problem.groups % lanes:
@@ -81,7 +80,7 @@ def _folded(problem: Problem, algorithm: str, width: int) -> dict[str, float]:
         counts["products"] += vectors * members
         counts["results"] += vectors * members
         # Lines folded along the width alone are kept for the results below them.
-        folded = lines * lines_of_kernel if mask & 6 else lines * problem.stride[-2]
+        folded = lines * (lines_of_kernel if mask & 6 or not outer else problem.stride[-2])
         counts["panel"] += line * (folded * (along * (last - 1) + (mask > 1)))
         counts["runs"] += lines * lines_of_kernel * last * channels
         counts["weights"] += math.prod(problem.weight_shape) * (members // parities)
