@@ -264,8 +264,11 @@ def _is_strided(problem: Problem, op: str, algorithm: str) -> bool:
 
 
 def is_measured(problem: Problem, op: str, algorithm: str) -> bool:
-    """Are there rates for a native algorithm on this kind of CPU?"""
-    return native_kind(problem, op, algorithm) in RATES[_measured_as()]
+    """Are there rates for a native algorithm on this kind of CPU, and for the layouts that it works in?"""
+    of = RATES[_measured_as()].get(native_kind(problem, op, algorithm), {})
+    measured = {name.partition("/")[0] for name in of}
+    counts = native_counts(problem, op, algorithm)
+    return bool(of) and all(name in measured for name in LAYOUTS if counts[f"{name}/multiply_adds"])
 
 
 def torch_kind(problem: Problem, op: str) -> str:
