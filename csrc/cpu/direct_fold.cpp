@@ -2,6 +2,8 @@
 #include "direct_fold.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <vector>
 
 #include "direct_filters.h"
@@ -11,6 +13,9 @@ namespace symconv {
 
 namespace {
 
+// Results that would fill the caches go past them, where runs of channels are whole cache lines: at half the
+// traffic, since nothing is read for them.
+constexpr int64_t kStreamedBytes = 8 << 20;
 constexpr int64_t kMostRows = 32;         // of a tile of the matrix kernel
 constexpr int64_t kPlaneTile = 32 << 10;  // bytes of a tile where positions are the lanes, about
 
@@ -30,6 +35,7 @@ class DirectFold : DirectLines<T> {
       }
     }
     filters_ = filters;
+    streams_ = !planes_ && may_stream();
   }
 
   void operator()() {
@@ -60,6 +66,7 @@ class DirectFold : DirectLines<T> {
         this->copy_lines(c, m_.source, local.copies);
         for (const Fold& fold : folds_) run(fold, c, filters.data() + c.group * filters_, local);
       }
+      std::atomic_thread_fence(std::memory_order_seq_cst);  // of streamed results
     });
   }
 
@@ -103,6 +110,17 @@ class DirectFold : DirectLines<T> {
   int64_t window() const { return p_.dilation[1] * (p_.kernel[1] - 1) + 1; }
   // Of a line and all that it is folded to.
   int64_t line_size() const { return (1 + p_.kernel[2]) * this->line_; }
+
+  bool may_stream() const {
+    const int64_t size = static_cast<int64_t>(sizeof(T)), line = kCacheLine / size;
+    bool whole =
+        reinterpret_cast<uintptr_t>(m_.out.data) % kCacheLine == 0 && m_.out.batch_stride % line == 0;
+    for (const int64_t stride : m_.out.stride) whole = whole && stride % line == 0;
+    for (const Segment& s : p_.segments)
+      whole = whole && s.rows % line == 0 && s.first % line == 0 && s.copies % line == 0;
+    return whole && p_.filters % line == 0 &&
+           p_.batch * p_.groups * p_.filters * p_.out[0] * p_.out[1] * p_.out[2] * size >= kStreamedBytes;
+  }
 
   void plan_pixels(const Fold& fold, Part& part) {
     list_filters(fold, part);
@@ -231,6 +249,7 @@ class DirectFold : DirectLines<T> {
   StoreArgs<T> stores(const Fold& fold, const Part& part, const Chunk& c, int64_t o, int64_t orbit,
                       const int64_t* offset, const Local& local) const {
     StoreArgs<T> s{};
+    s.stream = streams_;
     s.tile = local.tile, s.lines = 1, s.row_offset = offset, s.bias_of_row = planes_;
     T* line = m_.out.data + c.image * m_.out.batch_stride + c.plane * m_.out.stride[0] + o * m_.out.stride[1];
     for (int i = 0; i < fold.axes.parities(); ++i) {
@@ -269,7 +288,7 @@ class DirectFold : DirectLines<T> {
       for (size_t b = 0; b < part.blocks.size(); ++b) {
         StoreArgs<T>& s = local.stores[b];
         s.rows = positions;
-        ask_for_results(s, fold.axes.parities());
+        if (!streams_) ask_for_results(s, fold.axes.parities());
         g.b = filters + part.blocks[b].vector * this->lanes_, g.ldc = s.ld;
         for (int i = 0; i < fold.axes.parities(); ++i) {
           g.a_offset = local.offset[i].data(), g.taps = static_cast<int64_t>(local.offset[i].size());
@@ -314,6 +333,7 @@ class DirectFold : DirectLines<T> {
 
   const MultiplyTensors<T>& m_;
   std::vector<Fold> folds_;
+  bool streams_;
   int64_t filters_;   // elements of a group
   int64_t tile_ = 0;  // elements of the results of all parities
 };

@@ -112,6 +112,9 @@ struct StoreArgs {
   const int64_t* col_offset;            // null: columns are contiguous
   const Element<T>* bias[kMaxSources];  // null without bias
   bool bias_of_row;                     // bias runs along the rows, else along the columns
+  // Past the caches: whole vectors of columns, at multiples of their size in the output, which have to be
+  // made visible to other threads (std::atomic_thread_fence).
+  bool stream;
 };
 
 // Sums of shifted products, two members at a time: out[s][row][column] = sum over taps of source[s][tap], at

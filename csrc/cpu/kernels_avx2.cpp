@@ -3,6 +3,8 @@
 
 #if defined(__x86_64__)
 
+#include <immintrin.h>  // functions that are always inlined: none is left for the linker to choose
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -11,6 +13,8 @@
 #endif
 
 #define SYMCONV_ISA avx2
+#define SYMCONV_STREAM(to, v) _mm256_stream_si256(to, v)
+#define SYMCONV_STREAMED __m256i
 #define SYMCONV_BYTES 32
 #define SYMCONV_ROWS1 12
 #define SYMCONV_ROWS2 6

@@ -16,6 +16,8 @@
 #define SYMCONV_HALF_INSTRUCTIONS
 #define SYMCONV_ISA avx512
 #define SYMCONV_MASKED_STORES
+#define SYMCONV_STREAM(to, v) _mm512_stream_si512(to, v)
+#define SYMCONV_STREAMED __m512i
 #define SYMCONV_BYTES 64
 #define SYMCONV_ROWS1 28
 #define SYMCONV_ROWS2 14

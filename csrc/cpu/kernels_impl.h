@@ -70,8 +70,25 @@ template <int S, class X>
 
 #include "pack_impl.h"
 
+// A whole vector at an address that is a multiple of its size, past the caches where the CPU can: the old
+// line is not read first.
+template <class E, class X>
+inline void stream(E* to, X v) {
+  write<X>(to, v);
+}
+#ifdef SYMCONV_STREAM
+template <>
+inline void stream<float, V<float>>(float* to, V<float> v) {
+  SYMCONV_STREAM(reinterpret_cast<SYMCONV_STREAMED*>(to), (SYMCONV_STREAMED)v);
+}
+template <>
+inline void stream<double, V<double>>(double* to, V<double> v) {
+  SYMCONV_STREAM(reinterpret_cast<SYMCONV_STREAMED*>(to), (SYMCONV_STREAMED)v);
+}
+#endif
+
 // Result lines of all members for the columns at `c` of row `r`.
-template <class T, class X, int G, class F>
+template <class T, class X, int G, class F, bool kStream = false>
 inline void store_at(const StoreArgs<T>& a, Element<T>* const (&out)[G], const Sum<T>* tile, int64_t r,
                      int64_t c, int64_t at) {
   X y[F::out][G];
@@ -96,7 +113,8 @@ inline void store_at(const StoreArgs<T>& a, Element<T>* const (&out)[G], const S
         else
           y[i][g] += read<X>(a.bias[g] + c);
       }
-      write<X>(out[g] + i * a.line_stride + at, y[i][g]);
+      Element<T>* const to = out[g] + i * a.line_stride + at;
+      kStream ? stream<Element<T>, X>(to, y[i][g]) : write<X>(to, y[i][g]);
     }
   }
 }
@@ -113,6 +131,10 @@ void store(const StoreArgs<T>& args) {
     if (a.col_offset || a.cols < L) {
       for (int64_t c = 0; c < a.cols; ++c)
         store_at<T, A, G, F>(a, out, tile, r, c, a.col_offset ? a.col_offset[c] : c);
+      continue;
+    }
+    if (a.stream) {
+      for (int64_t c = 0; c < a.cols; c += L) store_at<T, V<A>, G, F, true>(a, out, tile, r, c, c);
       continue;
     }
     for (int64_t c = 0; c + L <= a.cols; c += L) store_at<T, V<A>, G, F>(a, out, tile, r, c, c);
