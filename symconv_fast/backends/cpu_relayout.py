@@ -1,7 +1,8 @@
 """Contiguous tensors in channels_last for one pass: copied there, and the result back.
 
 Channels are the long side of a small map: 512 channels of 7 x 7 positions fill vectors, lines of 7 do not. Copying
-takes a hundredth of such a layer. Large maps are not copied: that would take as much memory as they do.
+takes a hundredth of such a layer. Large maps are not copied, unless the reduced weight is larger: that would take as
+much memory as they do.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def why_not(problem: Problem) -> str | None:
         return "a line has one layout"
     if problem.channels_last or problem.input_channels_last:
         return "it is channels_last already"
-    if _activations(problem) * problem.dtype.itemsize > _MOST_BYTES:
-        return f"input and output, more than {_MOST_BYTES >> 20} MiB, would be copied"
+    size, weight = _activations(problem), math.prod(problem.weight_shape)
+    if size > weight and size * problem.dtype.itemsize > _MOST_BYTES:
+        return f"input and output, more than {_MOST_BYTES >> 20} MiB and than the weight, would be copied"
     return None
 
 
