@@ -1,4 +1,4 @@
-# One command for each job: make build (what make alone does), demo, test, sanitize; bench, bench-full, bench-report;
+# One command for each job: make build (what make alone does), demo, test, sanitize, guard; bench, bench-full, bench-report;
 #   aot, gpu, gpu-rehearse; lint, format; clean.
 #
 # VENV=.venv    the environment that is made, once, with pip. `make VENV= test` uses the current Python as it is: nothing
@@ -34,7 +34,7 @@ ENVIRONMENT := $(VENV)/.ready
 LINT_ENVIRONMENT := $(VENV)/.ready-lint
 endif
 
-.PHONY: all build demo test sanitize bench bench-full bench-report aot gpu gpu-rehearse lint format clean FORCE
+.PHONY: all build demo test sanitize guard bench bench-full bench-report aot gpu gpu-rehearse lint format clean FORCE
 all: build
 
 demo: build/.built
@@ -46,6 +46,10 @@ test: build/.built
 # The native module with AddressSanitizer and UBSan, over SYMCONV_FAST_FUZZ (2000) random problems.
 sanitize: build/.python
 	$(PY) tools/sanitize.py
+
+# The installed native module with every tensor between pages that cannot be touched, over as many problems.
+guard: build/.built
+	$(PY) tools/guard.py
 
 # The quick set and everything that has a target, in under 8 minutes on an otherwise idle machine.
 bench: build/.built

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import cases
 import torch
@@ -30,11 +31,16 @@ def checks(
     ]
 
 
-def check_all(problems: list[Case], dtypes: list[torch.dtype]) -> int:
-    """Check the problems, print what fails, return how many checks passed; stops after 10 failures."""
+def check_all(problems: list[Case], dtypes: list[torch.dtype], trace: Path | None = None) -> int:
+    """Check the problems, print what fails, return how many checks passed; stops after 10 failures.
+
+    With `trace`, that file holds the arguments that repeat the check under way, should it end the process.
+    """
     passed = failed = 0
     for case in problems:
         for row in checks(case, dtypes):
+            if trace:
+                trace.write_text(" ".join((repr(repr(case)), str(row[0])[6:], *row[1:])) + "\n")
             try:
                 check(case, *row)
                 passed += 1
@@ -56,6 +62,7 @@ def main() -> None:
         "rest", nargs="*", help="dtype, op, backend, algorithm; or the first problem's number"
     )
     parser.add_argument("--special", action="store_true", help="the problems listed by hand as well")
+    parser.add_argument("--trace", type=Path, help="file for the check under way")
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)  # fresh memory is NaN
     if args.what.startswith("Case("):
@@ -70,7 +77,7 @@ def main() -> None:
     start = int(args.rest[0]) if args.rest else 0
     problems = list(cases.SPECIAL.values()) if args.special else []
     problems += cases.sample(int(args.what), start)
-    print(f"{check_all(problems, list(DTYPES))} checks passed on {len(problems)} problems")
+    print(f"{check_all(problems, list(DTYPES), args.trace)} checks passed on {len(problems)} problems")
 
 
 if __name__ == "__main__":
