@@ -83,6 +83,14 @@ bool reads_in_place(const Problem& p, const ScatterPlan& plan, const View<const 
          p.stride[plan.inner] * x.stride[plan.inner] * static_cast<int64_t>(sizeof(Element<T>)) <= most;
 }
 
+// Contiguous lines whose channels and orbits fill vectors.
+template <class T>
+bool can_relay(const Problem& p, const Segment& segment) {
+  const int64_t lanes = select_kernels<T>().lanes;
+  return kCanStage<T> && p.in[0] == 1 && p.out[0] == 1 && p.kernel[0] == 1 && segment.rows >= lanes &&
+         p.channels >= lanes;
+}
+
 // Whether it can: source and result must lie alike, and lines that are the lanes must be contiguous.
 template <class T>
 bool run_scatter(const Problem& p, int segment, Preparations& prepared, const MultiplyTensors<T>& tensors,
@@ -90,13 +98,18 @@ bool run_scatter(const Problem& p, int segment, Preparations& prepared, const Mu
   const bool last = tensors.source.channel_stride == 1 && tensors.out.channel_stride == 1;
   const bool lines = tensors.source.stride[kAxes - 1] == 1 && tensors.out.stride[kAxes - 1] == 1;
   const bool turned = last && kCanStage<T> && p.segments[segment].rows < select_kernels<T>().lanes;
-  const std::optional<ScatterPlan> plan = scatter_plan(p, p.segments[segment], filtering, last && !turned);
+  const bool relaid = !last && lines && can_relay<T>(p, p.segments[segment]);
+  const bool pixels = relaid || (last && !turned);
+  const std::optional<ScatterPlan> plan = scatter_plan(p, p.segments[segment], filtering, pixels);
   if (!plan || (!last && !(lines && plan->inner == kAxes - 1))) return false;
-  const bool direct = last && !turned && reads_in_place<T>(p, *plan, tensors.source);
+  View<const Element<T>> source = tensors.source;
+  if (relaid) source.stride[0] = source.stride[1] = source.stride[2] = p.channels;
+  const bool direct = pixels && reads_in_place<T>(p, *plan, source);
   const auto make = [&](int64_t threads) {
-    return prepare_scatter<T>({p, segment, *plan, !last || turned, turned, direct}, threads);
+    return prepare_scatter<T>({p, segment, *plan, !pixels, turned, direct, relaid}, threads);
   };
-  scatter<T>(*prepared.find<PreparedScatter<T>>(p, segment, {!last, direct, turned}, 0, make), tensors);
+  const Layout layout{!last, direct, turned || relaid};
+  scatter<T>(*prepared.find<PreparedScatter<T>>(p, segment, layout, 0, make), tensors);
   return true;
 }
 

@@ -2,10 +2,12 @@
 #include "scatter.h"
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 #include "convert.h"
 #include "scatter_prepared.h"
-#include "scatter_products.h"
+#include "scatter_relaid.h"
 #include "scatter_weights.h"
 #include "scratch.h"
 
@@ -14,10 +16,13 @@ namespace symconv {
 namespace {
 
 template <class T>
-class Scatterer : public ScatterProducts<T> {
+class Scatterer : public ScatterRelaid<T> {
  public:
   Scatterer(const PreparedScatter<T>& prepared, const MultiplyTensors<T>& tensors)
-      : ScatterProducts<T>(prepared, tensors), packer_(prepared, tensors) {}
+      : ScatterRelaid<T>(prepared, tensors, tensors), packer_(prepared, tensors) {}
+  // Of one thread, where lines are relaid: `near` takes the place of the tensors.
+  Scatterer(const Scatterer& whole, const MultiplyTensors<T>& near)
+      : ScatterRelaid<T>(whole.p_, near, whole.m_), packer_(whole.packer_) {}
 
   void operator()() const {
     const int64_t blocks = q_.groups * p_.blocks, pieces = ceil_div(q_.channels, packer_.kChannels);
@@ -36,7 +41,7 @@ class Scatterer : public ScatterProducts<T> {
   }
 
  private:
-  using Base = ScatterProducts<T>;
+  using Base = ScatterRelaid<T>;
   using Base::kDepth;
   using Base::p_, Base::m_, Base::q_, Base::plan_, Base::map_;
   using typename Base::Lines, typename Base::Local, typename Base::Task;
@@ -70,6 +75,10 @@ class Scatterer : public ScatterProducts<T> {
       local.stage = local.turned + p_.turned_words;
       local.bias = bias;
       std::fill(local.zero_sums, local.zero_sums + 2 * longest, Sum<T>(0));
+      if (p_.relaid) local.near = this->nearby();
+      const std::optional<Scatterer> own =
+          p_.relaid ? std::optional<Scatterer>(std::in_place, *this, local.near) : std::nullopt;
+      const Scatterer& scatterer = own ? *own : *this;
       for (int64_t i = begin; i < end; ++i) {
         // Parts of the lines come last, so that threads have the same blocks.
         int64_t rest = i % base, part = i / base;
@@ -87,7 +96,8 @@ class Scatterer : public ScatterProducts<T> {
         packed_block = which;
         local.weights = p_.packs_blocks() ? packed : weights + which * p_.weight_words;
         this->set_spans(t, local);
-        plan_.ring ? run_ring(t, local) : run_lines(t, local);
+        plan_.ring ? scatterer.run_ring(t, local) : scatterer.run_lines(t, local);
+        this->emit(t, 0, local);
       }
     });
   }
@@ -101,6 +111,8 @@ class Scatterer : public ScatterProducts<T> {
     const int64_t results = kLinesOut[plan_.filtering], step = outer.a * results;
     for (int64_t o = t.begin; o < t.end; o += p_.chunk) {
       const int64_t count = std::min(p_.chunk, t.end - o), at = o * step + outer.b[0];
+      this->fetch(t, at, plan_.filtering ? (count - 1) * step + plan_.products() : p_.source_lines(count),
+                  local);
       if (!p_.direct) {
         if (plan_.filtering)
           for (int64_t l = 0; l < count; ++l) this->pack_lines(t, l, at + l * step, 1, local);
@@ -114,14 +126,16 @@ class Scatterer : public ScatterProducts<T> {
     }
   }
 
-  void store_line(const Task& t, int64_t o, int64_t line, const Local& local) const {
+  void store_line(const Task& t, int64_t o, int64_t line, Local& local) const {
     ScatterArgs<T> a{};
     this->set_sources(t, a, 0, 0, line, local);
     a.product_stride = p_.product_stride;
     const int64_t results = kLinesOut[plan_.filtering];
     a.lines = static_cast<int>(std::min(results, q_.out[plan_.outer] - o * results));
+    this->aim(t, o * results, local);
     store(t, o * results, 0, a, local);
     if (p_.turned) turn(t, o * results, a.lines, local);
+    this->emit(t, a.lines, local);
   }
 
   // --- the outer axis is scattered: what lines give waits in a ring ---
@@ -133,6 +147,7 @@ class Scatterer : public ScatterProducts<T> {
     int64_t next = t.begin;
     for (int64_t i = from; i <= to; i += p_.chunk) {
       const int64_t count = std::min(p_.chunk, to + 1 - i);
+      this->fetch(t, i, count, local);
       add_to_ring(t, i, count, local);
       while (next < t.end && outer.a * next + outer.b.back() < i + count) store_from_ring(t, next++, local);
     }
@@ -166,8 +181,9 @@ class Scatterer : public ScatterProducts<T> {
     p_.kernels.scatter_lines[a.taps == 3 ? 0 : 1](a);
   }
 
-  void store_from_ring(const Task& t, int64_t o, const Local& local) const {
+  void store_from_ring(const Task& t, int64_t o, Local& local) const {
     const AxisMap& outer = map_[plan_.outer];
+    this->aim(t, o, local);
     ScatterArgs<T> a{};
     const int taps = static_cast<int>(q_.kernel[plan_.outer]);
     a.taps = taps;
@@ -187,6 +203,7 @@ class Scatterer : public ScatterProducts<T> {
       store(t, o, member, a, local);
     }
     if (p_.turned) turn(t, o, 1, local);
+    this->emit(t, 1, local);
   }
 
   // --- results ---

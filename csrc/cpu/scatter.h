@@ -14,13 +14,15 @@ namespace symconv {
 
 // A scatter of one segment without its tensors. Source and result are both channels_last, and orbits are the
 // lanes, or (planes) both have contiguous lines, and positions are; where orbits fill no vector, lines of
-// channels_last tensors are transposed on their way in and out (turned).
+// channels_last tensors are transposed on their way in and out (turned). Lines of contiguous tensors may be
+// transposed as well, so that orbits are the lanes (relaid).
 struct ScatterShape {
   const Problem& problem;
   int segment;
   ScatterPlan plan;
   bool planes, turned;
-  bool direct;  // pixels only: lines of the source are multiplied where they lie
+  bool direct;  // pixels only: lines of the source are multiplied where they lie, or were transposed to
+  bool relaid;  // pixels only; one plane
 };
 
 // May be used by several threads at a time.

@@ -59,6 +59,7 @@ struct PreparedScatter : ScatterShape {
     place_panel();
     if (planes) make_masks();
     if (turned) place_turned();
+    if (relaid) place_relaid();
   }
 
   // --- contraction ---
@@ -312,6 +313,18 @@ struct PreparedScatter : ScatterShape {
     turned_words = kLinesOut[plan.filtering] * plan.members() * orbits * turned_ld;
   }
 
+  // Source lines of a chunk, [line][position][channel], and result lines, [line][position][filter], enough of
+  // them to fill vectors where they are short.
+  void place_relaid() {
+    int64_t lines = source_lines(chunk);
+    if (plan.filtering) lines = (chunk - 1) * kLinesOut[plan.filtering] + kLinesIn[plan.filtering];
+    stage_ld = most_line() * problem.channels;
+    stage_words = lines * stage_ld + lanes;
+    turned_ld = problem.filters;
+    turned_lines = std::max<int64_t>(kLinesOut[plan.filtering], ceil_div(kChunkPositions, tile));
+    turned_words = turned_lines * tile * turned_ld + lanes;
+  }
+
   struct Region {
     int64_t panel, panel_ld, panel_product;
     int64_t product, product_ld;
@@ -338,6 +351,7 @@ struct PreparedScatter : ScatterShape {
   std::vector<Bits<Sum<T>>> masks;  // by tap of the inner axis and result position (planes)
   int64_t mask_ld = 0;
   int64_t stage_ld = 0, stage_words = 0, turned_ld = 0, turned_words = 0;
+  int64_t turned_lines = 0;              // that are transposed together (relaid)
   int64_t sums_ld = 0, sums_member = 0;  // of a line in the ring: [parity][line member][position or row]
 };
 

@@ -28,6 +28,9 @@ struct ScatterLocal {
   std::vector<GemmSegments> segments;  // by line
   std::vector<ScatterSpan> spans;      // by class of positions
   int64_t stage_begin, stage_count;    // positions of a line that any class reads
+  MultiplyTensors<T> near;             // relaid: copies of lines in the place of the tensors
+  int64_t have_begin, have_end;        // and the source lines that are there
+  int64_t made_begin, made_end;        // and the result lines
 };
 
 template <class T>
@@ -79,7 +82,14 @@ class ScatterSource {
       begin = std::min(begin, first);
       end = std::max(end, first + q_.stride[plan_.inner] * (span.count - 1) + 1);
     }
+    if (!plan_.summed) {
+      const AxisMap& along = map_[plan_.inner];
+      begin = along.a * t.first + along.b[0], end = begin + p_.reads(t.last - t.first);
+      begin = std::clamp<int64_t>(begin, 0, q_.in[plan_.inner]);
+      end = std::clamp(end, begin, q_.in[plan_.inner]);
+    }
     local.stage_begin = begin, local.stage_count = std::max<int64_t>(0, end - begin);
+    local.have_begin = local.have_end = local.made_begin = local.made_end = 0;
   }
 
   // Of a class's position, in the source.

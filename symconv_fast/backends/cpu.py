@@ -64,7 +64,8 @@ def _why_no_scatter(problem: Problem, op: str) -> str | None:
         return "a transposed layer gathers forward"
     if cpu_depthwise.applies(problem):
         return _DEPTHWISE
-    if not any(cpu_scatter.roles(problem, mask, problem.channels_last) for mask, _ in problem.ties):
+    lanes, groups = cpu_cost.lanes(problem), problem.groups
+    if not any(cpu_scatter.applies(problem, mask, rows // groups, lanes) for mask, rows in problem.ties):
         return (
             "no tie whose mirrored taps share their products in this layout, or a kernel of more than 49 taps"
         )

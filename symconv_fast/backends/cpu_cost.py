@@ -37,7 +37,7 @@ _WIDE = {torch.float32: 1.0, torch.float64: 4.0}
 _PASS = ("pass", "multiply_adds", "products", "results", "panel", "runs", "weights")
 LAYOUTS = (
     "pixels", "planes", "staged", "turned", "mirrored", "mirrored turned",
-    "scatter", "scatter planes", "scatter turned",
+    "scatter", "scatter planes", "scatter turned", "scatter relaid",
 )  # fmt: skip
 FEATURES = ("call", "activations", *(f"{layout}/{name}" for layout in LAYOUTS for name in _PASS))
 

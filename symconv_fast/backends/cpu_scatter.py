@@ -30,7 +30,7 @@ class Roles(NamedTuple):
 
 def roles(problem: Problem, mask: int, pixels: bool, filtering: str | None = None) -> Roles | None:
     """The axes of the scatter of a segment, or None: it is not tied, or it needs products that tied members do not
-    share, or more of them than can be kept. With `pixels` orbits are the lanes (`is_pixels`)."""
+    share, or more of them than can be kept. With `pixels` orbits are the lanes (`arrangement`)."""
     if problem.transposed or not mask:
         return None
     ndim = problem.ndim
@@ -53,9 +53,22 @@ def roles(problem: Problem, mask: int, pixels: bool, filtering: str | None = Non
     return Roles(inner, outer, rest[0] if rest else None, summed, ring, len(tied) > 2)
 
 
-def is_pixels(problem: Problem, orbits: int, lanes: int) -> bool:
-    """Are the orbits of a segment the lanes, and not its positions? 16-bit types do not transpose lines."""
-    return problem.channels_last and (orbits >= lanes or problem.dtype.itemsize < 4)
+def arrangement(problem: Problem, orbits: int, lanes: int) -> str:
+    """What the lanes of a segment are, as run_scatter in csrc/cpu/native.cpp has it.
+
+    pixels, relaid: orbits; planes, turned: positions. turned and relaid transpose lines on their way in and out, which
+    16-bit types do not.
+    """
+    wide = problem.dtype.itemsize >= 4
+    if problem.channels_last:
+        return "turned" if orbits < lanes and wide else "pixels"
+    few = min(orbits, problem.in_channels // problem.groups) < lanes
+    return "planes" if few or not wide or problem.ndim == 3 else "relaid"
+
+
+def applies(problem: Problem, mask: int, orbits: int, lanes: int) -> bool:
+    """Can a segment be scattered, without minimal filtering?"""
+    return roles(problem, mask, arrangement(problem, orbits, lanes) in ("pixels", "relaid")) is not None
 
 
 def can_filter(problem: Problem, mask: int) -> bool:
@@ -98,7 +111,8 @@ def counts(
     problem: Problem, mask: int, orbits: int, filtering: str | None, lanes: int
 ) -> dict[str, float] | None:
     """Work of one segment by the names of `cpu_cost.FEATURES`, or None where it is not scattered."""
-    pixels = is_pixels(problem, orbits, lanes)
+    how = arrangement(problem, orbits, lanes)
+    pixels = how in ("pixels", "relaid")
     found = roles(problem, mask, pixels, filtering)
     if found is None:
         return None
@@ -119,7 +133,7 @@ def counts(
         contracted, along = kernel[inner], problem.out_spatial[inner]
     if ring and outer is not None:
         taps *= kernel[outer] / stride[outer]
-    kind = "scatter" if pixels else "scatter turned" if problem.channels_last else "scatter planes"
+    kind = "scatter" if how == "pixels" else f"scatter {how}"
     positions = problem.batch * problem.groups * planes * lines * along
     if pixels:
         columns = -(-taps * orbits // lanes)
@@ -129,12 +143,13 @@ def counts(
     members = 2 ** (summed + ring + folded)
     outputs = problem.batch * problem.groups * math.prod(problem.out_spatial) * members
     calls = problem.batch * problem.groups * planes * lines
+    turned = math.prod(problem.input_shape) / lanes if how == "relaid" else 0.0
     work = {
         "pass": 1,
         "multiply_adds": positions * columns * channels * depth * contracted * made,
         "products": positions * columns * made * (2 if folded else 1),
         "results": outputs * (-(-orbits // lanes) if pixels else orbits / lanes),
-        "panel": positions * channels * depth * made / lanes if packed else 0.0,
+        "panel": turned + (positions * channels * depth * made / lanes if packed else 0.0),
         "runs": calls if pixels else calls * (channels * depth + members * orbits),
         "weights": problem.groups * channels * orbits * math.prod(kernel),
     }
