@@ -73,7 +73,7 @@ gpu-rehearse: build/.built
 # Tables of the README and the documentation, and the plots, from stored rows.
 bench-report: $(ENVIRONMENT)
 	$(PY) -m bench.report $(RESULTS) --into README.md docs/benchmark.md --plots docs/figures
-	$(PY) -m bench.report bench/results/reference-cpu-avx512.jsonl --into docs/benchmark-avx512.md
+	$(PY) -m bench.report bench/results/reference-cpu-avx2.jsonl --into docs/benchmark-avx2.md
 
 lint: $(LINT_ENVIRONMENT)
 	$(PY) -m ruff check .

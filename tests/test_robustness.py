@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -330,6 +331,16 @@ def test_every_instruction_set(isa: str) -> None:
     done = _python([REPLAY, "20", "1000", "--special"], SYMCONV_FAST_ISA=isa, MALLOC_PERTURB_="128")
     assert "checks passed" in done.stdout
     assert int(done.stdout.split()[0]) >= 6 * (20 + len(cases.SPECIAL))
+
+
+@pytest.mark.parametrize("mode", ["end", "begin"])
+def test_nothing_outside_of_a_tensor_is_touched(mode) -> None:
+    """With every tensor and buffer between pages that cannot be touched; `make guard` does this with more problems."""
+    if sys.platform != "linux" or shutil.which("cc") is None:
+        pytest.skip("needs Linux and a C compiler")
+    guard = pytest.importorskip("tools.guard")
+    done = _python([REPLAY, "10", "3000"], LD_PRELOAD=str(guard.build()), SYMCONV_FAST_GUARD=mode)
+    assert "checks passed on 10 problems" in done.stdout
 
 
 def test_replay_reports_what_is_wrong() -> None:
