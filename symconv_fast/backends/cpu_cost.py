@@ -338,10 +338,11 @@ def widening_seconds(problem: Problem, op: str) -> float:
 
 
 def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
-    """Which factor holds for a kind in a 16-bit type: natively, runs that fill no vector cost far more."""
+    """Which factor holds for a kind in a 16-bit type: natively, runs that fill no vector cost more, those of 1 most."""
     if kind.startswith("torch"):
         return f"{dtype} {kind}"
-    narrow = "/narrow" if min(c.run for c in contractions(problem, op)) < lanes(problem) else ""
+    run = min(c.run for c in contractions(problem, op))
+    narrow = "" if run >= lanes(problem) else "/narrow" if run > 1 else "/single"
     family = kind.removesuffix("/strided").removesuffix("/3d")
     return f"{dtype} {family}/{'pixels' if problem.input_channels_last else 'planes'}{narrow}"
 
