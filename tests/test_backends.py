@@ -7,6 +7,7 @@ the backend's own reason. The full product of the axes has some 10^12 problems, 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -213,3 +214,18 @@ def test_same_arguments_give_the_same_bits(backend: str, algorithm: str, op: str
     assert first.abs().sum() > 0
     for _ in range(5):
         assert torch.equal(run(case, dtype, op, backend, algorithm), first)
+
+
+@pytest.mark.parametrize(("ties", "size"), [(((1, 16),), 262), (((3, 16),), 184)])
+def test_results_that_are_stored_past_the_caches_are_right(
+    ties: tuple[tuple[int, int], ...], size: int
+) -> None:
+    """`direct_fold` stores channels_last results of 8 MiB and more so."""
+    last = ("channels_last",) * 3
+    case = Case(
+        ties=ties, channels=1, spatial=(size, size), padding=(1, 1), batch=1, layouts=last, result_last=True, threads=2
+    )  # fmt: skip
+    assert 4 * math.prod(case.output_shape) >= 8 << 20
+    if ("cpu", "direct_fold", None) not in candidates(case, torch.float32, "fprop"):
+        pytest.skip("the native CPU module is not built")
+    check(case, torch.float32, "fprop", "cpu", "direct_fold")
