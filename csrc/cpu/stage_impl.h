@@ -6,7 +6,7 @@ template <class T, int N>
 inline V<T> every(const V<T> (&v)[N], int n) {
   constexpr int L = Vec<T>::lanes;
   V<T> found = v[0];
-#pragma GCC unroll 4
+#pragma GCC unroll 9
   for (int part = 1; part < N; ++part) {
     Mask<T> order;
 #pragma GCC unroll 16
@@ -27,9 +27,9 @@ void deal(const T* source, int64_t count, T* out, int64_t stride) {
   int64_t i = 0;
   for (; i + L <= count; i += L) {
     V<T> v[N];
-#pragma GCC unroll 4
+#pragma GCC unroll 9
     for (int n = 0; n < N; ++n) v[n] = load(source + N * i + n * L);
-#pragma GCC unroll 4
+#pragma GCC unroll 9
     for (int n = 0; n < N; ++n) save(out + n * stride + i, every<T, N>(v, n));
   }
   for (; i < count; ++i)
@@ -71,6 +71,8 @@ void stage_line(const T* source, int64_t channel_stride, int64_t step, int64_t c
     return deal<T, 2>(source, positions, out, out_stride);
   if (channel_stride == 1 && channels == step && channels == 4)
     return deal<T, 4>(source, positions, out, out_stride);
+  if (channel_stride == 1 && channels == step && channels == 9)  // taps of filters
+    return deal<T, 9>(source, positions, out, out_stride);
   if (channel_stride == 1 && channels > 1) return turn(source, step, positions, channels, out, out_stride);
   for (int64_t c = 0; c < channels; ++c, source += channel_stride, out += out_stride) {
     if (step == 1) {

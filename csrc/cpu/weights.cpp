@@ -8,6 +8,7 @@ namespace symconv {
 namespace {
 
 constexpr int64_t kOthers = 64;  // contraction rows packed together: their taps share cache lines
+constexpr int64_t kTaps = 9, kMostLanes = 16;
 
 // Vectors of the column block that holds vector v, and its first vector.
 ColumnBlock block_of(int64_t vector, int64_t total) {
@@ -29,24 +30,62 @@ struct WeightPacker {
   bool planes;
   Word<T>* out;
 
-  int64_t column_stride() const { return plan.fold ? w.orbit_stride : w.channel_stride; }
-  int64_t row_stride() const { return plan.fold ? w.channel_stride : w.orbit_stride; }
+  // Weights of some contraction rows and columns, from the first of both.
+  struct Part {
+    const Element<T>* data;
+    int64_t row_stride, column_stride;
+    Triple tap_stride;
+  };
 
-  // Contraction rows [begin, begin + count) of a group, columns [column, column + lanes).
-  void pack(const Group& g, size_t chunk, int64_t shift, int64_t begin, int64_t count, int64_t column) const {
+  // Of a group's rows from `begin` on and the columns from `column` on.
+  Part part(const Group& g, size_t chunk, int64_t begin, int64_t column) const {
     const Slot& slot = plan.slots[g.slot[0]];
     const Segment& segment = p.segments[slot.segment];
-    const int64_t first_row = plan.fold ? layout.chunks[chunk].begin : segment.first + slot.row;
-    const int64_t first_column = plan.fold ? segment.first : 0;
+    const int64_t rows = begin + (plan.fold ? layout.chunks[chunk].begin : segment.first + slot.row);
+    if (plan.fold)
+      return {w.data + rows * w.channel_stride + (segment.first + column) * w.orbit_stride, w.channel_stride,
+              w.orbit_stride, w.tap_stride};
+    return {w.data + rows * w.orbit_stride + column * w.channel_stride, w.orbit_stride, w.channel_stride,
+            w.tap_stride};
+  }
+
+  // Are the 9 taps of each channel, and channels, contiguous? They are then brought apart in registers first,
+  // instead of one by one while they are packed.
+  bool deals() const {
+    if (!kCanStage<T> || planes || w.channel_stride != kTaps ||
+        p.kernel[0] * p.kernel[1] * p.kernel[2] != kTaps)
+      return false;
+    bool one = p.segments.size() == 1;
+    for (const Slot& slot : plan.slots) one = one && slot.row == 0;
+    for (int64_t axis = kAxes - 1, stride = 1; axis >= 0; stride *= p.kernel[axis--])
+      one = one && (p.kernel[axis] == 1 || w.tap_stride[axis] == stride);
+    return one;
+  }
+
+  // The same with runs of channels for every tap, in `room`: [orbit][tap][channel].
+  Part dealt(const Part& from, int64_t count, int64_t columns, Element<T>* room) const {
+    const int64_t orbits = plan.fold ? columns : count, channels = plan.fold ? count : columns;
+    const int64_t run = plan.fold ? kOthers : kMostLanes;
+    if constexpr (kCanStage<T>)
+      for (int64_t u = 0; u < orbits; ++u)
+        kernels.stage_line(from.data + u * w.orbit_stride, 1, kTaps, kTaps, channels, room + u * kTaps * run,
+                           run);
+    const Triple taps{p.kernel[1] * p.kernel[2] * run, p.kernel[2] * run, run};
+    return plan.fold ? Part{room, 1, kTaps * run, taps} : Part{room, kTaps * run, 1, taps};
+  }
+
+  // Contraction rows [begin, begin + count) of a group, columns [column, column + lanes).
+  void pack(const Group& g, size_t chunk, int64_t shift, int64_t begin, int64_t count, int64_t column,
+            const Part& from) const {
     const int sources = plan.fold ? 1 << g.log_sources : 1;
     WeightArgs<T> a{};
-    a.tap_stride = plan.filtering ? w.tap_stride[plan.offset_axis] * (plan.reversed ? -1 : 1) : 0;
-    a.source = w.data + (first_row + begin) * row_stride() + (first_column + column) * column_stride();
+    a.tap_stride = plan.filtering ? from.tap_stride[plan.offset_axis] * (plan.reversed ? -1 : 1) : 0;
+    a.source = from.data;
     a.scale = Sum<T>(1) / Sum<T>(sources);
     for (int s = 0; s < sources; ++s) {
       a.tap[s] = 0;
       for (int axis = 0; axis < kAxes; ++axis)
-        a.tap[s] += (axis == plan.offset_axis ? first_tap(shift) : g.tap[s][axis]) * w.tap_stride[axis];
+        a.tap[s] += (axis == plan.offset_axis ? first_tap(shift) : g.tap[s][axis]) * from.tap_stride[axis];
       const int parity = plan.slots[g.slot[s]].parity;
       a.product_stride[s] = layout.rows[chunk].shift_stride[parity] * row_step(column);
       const int64_t row = layout.rows[chunk].row[g.slot[s]] +
@@ -54,13 +93,13 @@ struct WeightPacker {
       a.out[s] = reinterpret_cast<Stored<T>*>(out + layout.offset[parity] + destination(parity, row, column));
     }
     if (planes) {
-      a.lane_stride = row_stride(), a.other_stride = column_stride();
+      a.lane_stride = from.row_stride, a.other_stride = from.column_stride;
       a.others = std::min<int64_t>(kernels.lanes, layout.columns - column);
       a.lanes = static_cast<int>(count);
       a.stored = static_cast<int>(words<T>(count)) * layout.depth;
       pack_planes(a, g, sources);
     } else {
-      a.lane_stride = column_stride(), a.other_stride = row_stride();
+      a.lane_stride = from.column_stride, a.other_stride = from.row_stride;
       a.others = count;
       a.lanes = static_cast<int>(std::min<int64_t>(kernels.lanes, layout.columns - column));
       a.stored = kernels.lanes;
@@ -101,15 +140,23 @@ struct WeightPacker {
 
   void pack_piece(int64_t column) const {
     const int64_t step = planes ? kernels.lanes : kOthers;
+    const bool deal = deals();
+    Element<T> room[kCanStage<T> ? kTaps * kOthers * kMostLanes : 1];
     for (size_t chunk = 0; chunk < layout.chunks.size(); ++chunk)
       for (int64_t begin = 0;; begin += step) {
         bool more = false;
+        Part near{};
         for (const Group& g : plan.groups) {
           const int64_t width = layout.chunks[chunk].width(plan, plan.slots[g.slot[0]]);
           if (begin >= width) continue;
+          const int64_t count = std::min(step, width - begin);
+          Part from = part(g, chunk, begin, column);
+          if (deal && !more)
+            near = dealt(from, count, std::min<int64_t>(kernels.lanes, layout.columns - column), room);
+          if (deal) from = near;
           more = true;
           for (int64_t shift = 0; shift < (plan.filtering ? 1 : layout.shifts); ++shift)
-            pack(g, chunk, shift, begin, std::min(step, width - begin), column);
+            pack(g, chunk, shift, begin, count, column, from);
         }
         if (!more) break;
       }
