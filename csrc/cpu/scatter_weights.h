@@ -21,28 +21,44 @@ class ScatterWeights {
     const int64_t count = std::min(kChannels, q_.channels - channel);
     const Segment& s = q_.segments[p_.segment];
     const int64_t first = block % p_.blocks * p_.width, orbits = std::min(p_.width, p_.orbits - first);
-    WeightArgs<T> a{};
-    a.lane_stride = m_.weight.orbit_stride, a.other_stride = m_.weight.channel_stride;
-    a.others = count, a.stored = p_.lanes, a.zip = kDepth > 1;
-    a.tap_stride = plan_.filtering ? m_.weight.tap_stride[plan_.outer] : 0;
-    const Element<T>* source = m_.weight.data + block / p_.blocks * m_.weight_group_stride +
-                               (s.first + first) * a.lane_stride + channel * a.other_stride;
-    for (int64_t shift = 0; shift < p_.shifts(); ++shift)
-      for (size_t g = 0; g < p_.groups.size(); ++g)
-        for (size_t l = 0; l < p_.line_classes(); ++l)
-          for (size_t c = 0; c < plan_.line.classes.size(); ++c)
-            pack_matrix(a, source, g, shift, l, c, words<T>(channel), orbits, out);
+    WeightView<const Element<T>> w = m_.weight;
+    w.data += block / p_.blocks * m_.weight_group_stride + (s.first + first) * w.orbit_stride +
+              channel * w.channel_stride;
+    // Strip by strip, where none of them ends amid a vector: what that writes past its orbits, the next tap
+    // mends.
+    const bool deal = p_.width % p_.lanes == 0 && deals_taps<T>(q_, w);
+    if (!deal) return pack_strips(w, 0, orbits, channel, count, out);
+    Element<T> room[kDealtElements<T>];
+    for (int64_t u = 0; u < orbits; u += p_.lanes) {
+      const int64_t now = std::min<int64_t>(p_.lanes, orbits - u);
+      pack_strips(deal_taps<T>(p_.kernels, q_, w, now, count, room), u, u + now, channel, count, out);
+      w.data += p_.lanes * w.orbit_stride;
+    }
   }
 
  private:
   static constexpr int kDepth = Format<T>::depth;
 
+  // Orbits [begin, end) of a block; the view begins at the first one.
+  void pack_strips(const WeightView<const Element<T>>& w, int64_t begin, int64_t end, int64_t channel,
+                   int64_t count, Word<T>* out) const {
+    WeightArgs<T> a{};
+    a.lane_stride = w.orbit_stride, a.other_stride = w.channel_stride;
+    a.others = count, a.stored = p_.lanes, a.zip = kDepth > 1;
+    a.tap_stride = plan_.filtering ? w.tap_stride[plan_.outer] : 0;
+    for (int64_t shift = 0; shift < p_.shifts(); ++shift)
+      for (size_t g = 0; g < p_.groups.size(); ++g)
+        for (size_t l = 0; l < p_.line_classes(); ++l)
+          for (size_t c = 0; c < plan_.line.classes.size(); ++c)
+            pack_matrix(a, w, g, shift, l, c, words<T>(channel), begin, end, out);
+  }
+
   // All taps of two classes, in the order of their columns: what one writes past its orbits, the next mends.
-  void pack_matrix(WeightArgs<T>& a, const Element<T>* source, size_t group, int64_t shift, size_t l,
-                   size_t c, int64_t row, int64_t orbits, Word<T>* out) const {
+  void pack_matrix(WeightArgs<T>& a, const WeightView<const Element<T>>& w, size_t group, int64_t shift,
+                   size_t l, size_t c, int64_t row, int64_t begin, int64_t end, Word<T>* out) const {
     const DeepGroup& g = p_.groups[group];
     const ScatterAxis::Class& positions = plan_.line.classes[c];
-    const auto& tap_stride = m_.weight.tap_stride;
+    const auto& tap_stride = w.tap_stride;
     const int64_t per_shift = static_cast<int64_t>(p_.groups.size());
     const int64_t even = p_.matrix(0, l, c).ld, odd = plan_.folded ? p_.matrix(1, l, c).ld : 0;
     a.scale = Sum<T>(1) / Sum<T>(g.odd < 0 ? 1 : 2);
@@ -57,9 +73,9 @@ class ScatterWeights {
         const int64_t at = inner * tap_stride[plan_.inner] + outer * tap_stride[plan_.outer];
         a.tap[0] = at + g.tap * tap_stride[plan_.deep];
         if (g.odd >= 0) a.tap[1] = at + g.mirror * tap_stride[plan_.deep];
-        for (int64_t u = 0; u < orbits; u += p_.lanes) {
-          a.source = source + u * a.lane_stride;
-          a.lanes = static_cast<int>(std::min<int64_t>(p_.lanes, orbits - u));
+        for (int64_t u = begin; u < end; u += p_.lanes) {
+          a.source = w.data + (u - begin) * a.lane_stride;
+          a.lanes = static_cast<int>(std::min<int64_t>(p_.lanes, end - u));
           const int64_t term = shift * per_shift + static_cast<int64_t>(group);
           set_out(a, 0, out + p_.matrix(0, l, c).offset + (term * p_.rows + row) * even + column + u);
           if (g.odd >= 0)

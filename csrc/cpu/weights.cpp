@@ -8,7 +8,7 @@ namespace symconv {
 namespace {
 
 constexpr int64_t kOthers = 64;  // contraction rows packed together: their taps share cache lines
-constexpr int64_t kTaps = 9, kMostLanes = 16;
+static_assert(kOthers <= kDealtChannels, "rows of a fold are channels");
 
 // Vectors of the column block that holds vector v, and its first vector.
 ColumnBlock block_of(int64_t vector, int64_t total) {
@@ -49,29 +49,19 @@ struct WeightPacker {
             w.tap_stride};
   }
 
-  // Are the 9 taps of each channel, and channels, contiguous? They are then brought apart in registers first,
-  // instead of one by one while they are packed.
+  // Are runs of taps brought apart first? One segment: all groups have the same rows.
   bool deals() const {
-    if (!kCanStage<T> || planes || w.channel_stride != kTaps ||
-        p.kernel[0] * p.kernel[1] * p.kernel[2] != kTaps)
-      return false;
-    bool one = p.segments.size() == 1;
+    bool one = p.segments.size() == 1 && !planes;
     for (const Slot& slot : plan.slots) one = one && slot.row == 0;
-    for (int64_t axis = kAxes - 1, stride = 1; axis >= 0; stride *= p.kernel[axis--])
-      one = one && (p.kernel[axis] == 1 || w.tap_stride[axis] == stride);
-    return one;
+    return one && deals_taps<T>(p, w);
   }
 
-  // The same with runs of channels for every tap, in `room`: [orbit][tap][channel].
   Part dealt(const Part& from, int64_t count, int64_t columns, Element<T>* room) const {
-    const int64_t orbits = plan.fold ? columns : count, channels = plan.fold ? count : columns;
-    const int64_t run = plan.fold ? kOthers : kMostLanes;
-    if constexpr (kCanStage<T>)
-      for (int64_t u = 0; u < orbits; ++u)
-        kernels.stage_line(from.data + u * w.orbit_stride, 1, kTaps, kTaps, channels, room + u * kTaps * run,
-                           run);
-    const Triple taps{p.kernel[1] * p.kernel[2] * run, p.kernel[2] * run, run};
-    return plan.fold ? Part{room, 1, kTaps * run, taps} : Part{room, kTaps * run, 1, taps};
+    WeightView<const Element<T>> near = w;
+    near.data = from.data;
+    near = deal_taps<T>(kernels, p, near, plan.fold ? columns : count, plan.fold ? count : columns, room);
+    return plan.fold ? Part{room, near.channel_stride, near.orbit_stride, near.tap_stride}
+                     : Part{room, near.orbit_stride, near.channel_stride, near.tap_stride};
   }
 
   // Contraction rows [begin, begin + count) of a group, columns [column, column + lanes).
@@ -141,7 +131,7 @@ struct WeightPacker {
   void pack_piece(int64_t column) const {
     const int64_t step = planes ? kernels.lanes : kOthers;
     const bool deal = deals();
-    Element<T> room[kCanStage<T> ? kTaps * kOthers * kMostLanes : 1];
+    Element<T> room[kDealtElements<T>];
     for (size_t chunk = 0; chunk < layout.chunks.size(); ++chunk)
       for (int64_t begin = 0;; begin += step) {
         bool more = false;
