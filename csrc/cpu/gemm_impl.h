@@ -38,12 +38,32 @@ inline void add_half(const GemmArgs<Pair>& g, V<float> (&acc)[R][N]) {
   const int64_t s = g.segments - 1;
   const Pair* a = g.a + g.a_offset[s] + g.k[s] * g.a_step;
   const Pair* b = g.b + g.b_offset[s] + g.k[s] * g.ldb;
+#pragma GCC unroll 28
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n)
       acc[r][n] = At::add(acc[r][n], At::first_half(At::scalar(a + r * g.lda)),
                           At::first_half(At::vector(b + n * Vec<float>::lanes)));
 }
 #endif
+
+// Writes a tile, or adds it. Row addresses are made here: the compiler would make all of them before the
+// products, which takes it as long as three rows of these, and keep them in memory.
+template <class A, int R, int N>
+SYMCONV_INLINE void store_tile(const V<A> (&acc)[R][N], A* to, int64_t ldc, bool add) {
+  asm volatile("" : "+r"(to));
+  if (add) {
+#pragma GCC unroll 28
+    for (int r = 0; r < R; ++r, to += ldc)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) save(to + n * Vec<A>::lanes, load(to + n * Vec<A>::lanes) + acc[r][n]);
+  } else {
+#pragma GCC unroll 28
+    for (int r = 0; r < R; ++r, to += ldc)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) save(to + n * Vec<A>::lanes, acc[r][n]);
+  }
+}
 
 // Matrix tile. Row addresses are one base for five rows and multiples of lda, so that fourteen rows need
 // five registers and not fourteen.
@@ -59,7 +79,10 @@ void gemm_tile(const GemmArgs<W>& g) {
   int64_t s = 0, k = 0;  // segment, and the place in it
   do {
     V<A> acc[R][N];
+    // Unrolled: else the compiler fills an array in memory, and loads it into the registers.
+#pragma GCC unroll 28
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
       for (int n = 0; n < N; ++n) acc[r][n] = V<A>{};
     for (int64_t left = kChain; s < g.segments && left > 0;) {
       const W* a[(R + 4) / 5];
@@ -86,11 +109,7 @@ void gemm_tile(const GemmArgs<W>& g) {
 #ifdef SYMCONV_PAIR_INSTRUCTIONS
     if (s == g.segments && g.half) add_half(g, acc);
 #endif
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) {
-        A* c = to + r * ldc + n * L;
-        save(c, add ? load(c) + acc[r][n] : acc[r][n]);
-      }
+    store_tile<A>(acc, to, ldc, add);
     add = true;
   } while (s < g.segments);
 }
@@ -117,7 +136,6 @@ void taps_tile(const TapsArgs<T>& g) {
   const T *const left = g.a, *const right = g.b;
   int64_t rest = g.taps;
   V<T> acc[R][N];
-  // Unrolled: else the compiler fills an array in memory, and loads it into the registers.
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n) {
     const V<T> start = g.start ? load(g.start + n * L) : V<T>{};
@@ -140,14 +158,11 @@ void taps_tile(const TapsArgs<T>& g) {
         for (int n = 0; n < N; ++n) acc[r][n] += x * bv[n];
       }
     }
+    store_tile<T>(acc, to, ldc, add);
 #pragma GCC unroll 28
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) {
-        T* c = to + r * ldc + n * L;
-        save(c, add ? load(c) + acc[r][n] : acc[r][n]);
-        acc[r][n] = V<T>{};
-      }
+      for (int n = 0; n < N; ++n) acc[r][n] = V<T>{};
     rest -= count, a_offset += count, b_offset += count;
     if (rest == 0) return;
   }

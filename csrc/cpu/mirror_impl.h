@@ -48,12 +48,13 @@ SYMCONV_INLINE void mirror_rows(const MirrorArgs<W>& g, int64_t s, int64_t k, in
 
 template <class W, int R, int N>
 void mirror_tile(const MirrorArgs<W>& g) {
-  constexpr int L = Vec<W>::lanes;
   bool add = g.add;
   int64_t s = 0, k = 0;  // segment, and the place in it
   do {
     MirrorSums<W, R, N> sums;
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
       for (int n = 0; n < N; ++n) sums.even[r][n] = sums.odd[r][n] = V<W>{};
     for (int64_t left = kChain; s < g.segments && left > 0;) {
       const int64_t rest = g.k[s] - k, count = rest < left ? rest : left;
@@ -64,12 +65,8 @@ void mirror_tile(const MirrorArgs<W>& g) {
       left -= count, k += count;
       if (k == g.k[s]) ++s, k = 0;
     }
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) {
-        Sum<W>*e = g.e + r * g.ldc + n * L, *o = g.o + r * g.ldc + n * L;
-        save(e, add ? load(e) + sums.even[r][n] : sums.even[r][n]);
-        save(o, add ? load(o) + sums.odd[r][n] : sums.odd[r][n]);
-      }
+    store_tile<Sum<W>>(sums.even, g.e, g.ldc, add);
+    store_tile<Sum<W>>(sums.odd, g.o, g.ldc, add);
     add = true;
   } while (s < g.segments);
 }

@@ -16,7 +16,7 @@ namespace symconv {
 
 constexpr int64_t kBlockBytes = 512 << 10;    // of all that belongs to a block of orbits
 constexpr int64_t kProductBytes = 128 << 10;  // of a chunk of lines, about
-constexpr int64_t kChunkPositions = 64;       // which a chunk should have, where lines are short
+constexpr int64_t kChunkPositions = 48;       // which a chunk should have, where lines are short
 constexpr int64_t kLongLine = 160, kTilePositions = 128;
 
 // Positions along the deep axis that are loaded together: a tap, or a pair of mirrored ones, which leaves as
