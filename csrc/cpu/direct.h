@@ -11,11 +11,11 @@ namespace symconv {
 
 constexpr int64_t kDirectChannels = 4;  // of a group, at most
 
-// The filters of a group must fill whole vectors, and output and upstream gradient be channels_last, but for
-// direct_fold_fprop().
+// The filters of a group must fill whole vectors of sums, and the output of direct_fprop() be channels_last.
 template <class T>
 bool direct_applies(const Problem& p);
 
+// float and double alone: results are written as they are summed.
 template <class T>
 void direct_fprop(const Problem& p, const MultiplyTensors<T>& tensors);
 
@@ -24,7 +24,7 @@ template <class T>
 void direct_dgrad(const Problem& p, const MultiplyTensors<T>& tensors);
 
 template <class T>
-void direct_wgrad(const Problem& p, const View<const T>& grad, const View<const T>& input,
-                  const WeightView<T>& out, int64_t out_group_stride);
+void direct_wgrad(const Problem& p, const View<const Element<T>>& grad, const View<const Element<T>>& input,
+                  const WeightView<Element<T>>& out, int64_t out_group_stride);
 
 }  // namespace symconv

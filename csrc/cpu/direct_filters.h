@@ -5,11 +5,59 @@
 #include <cstdint>
 #include <vector>
 
+#include "convert.h"
 #include "geometry.h"
+#include "scratch.h"
 #include "sizes.h"
 #include "weights.h"
 
 namespace symconv {
+
+template <class F>
+void for_taps(const Triple& kernel, const F& f) {
+  for (int64_t d = 0; d < kernel[0]; ++d)
+    for (int64_t h = 0; h < kernel[1]; ++h)
+      for (int64_t w = 0; w < kernel[2]; ++w) f(Triple{d, h, w});
+}
+
+// The reduced weight in the type of sums: where it lies, or widened.
+template <class T>
+class WideWeight {
+ public:
+  WideWeight(const Problem& p, const WeightView<const Element<T>>& weight, int64_t group_stride)
+      : taps_(p.kernel[0] * p.kernel[1] * p.kernel[2]),
+        group_stride_(kWidens ? p.orbits * p.channels * taps_ : group_stride),
+        memory_(kWidens ? group_stride_ * p.groups : 0) {
+    if constexpr (!kWidens) {
+      view_ = weight;
+    } else {
+      Sum<T>* out = memory_.data();
+      view_ = {out, p.channels * taps_, taps_, {p.kernel[1] * p.kernel[2], p.kernel[2], 1}};
+      for (int64_t g = 0; g < p.groups; ++g)
+        for (int64_t u = 0; u < p.orbits; ++u)
+          for (int64_t c = 0; c < p.channels; ++c)
+            for_taps(p.kernel, [&](const Triple& tap) {
+              const Element<T>* from =
+                  weight.data + g * group_stride + u * weight.orbit_stride + c * weight.channel_stride;
+              for (int axis = 0; axis < kAxes; ++axis) from += tap[axis] * weight.tap_stride[axis];
+              *out++ = widened(*from);
+            });
+    }
+  }
+
+  WeightView<const Sum<T>> of_group(int64_t group) const {
+    WeightView<const Sum<T>> view = view_;
+    view.data += group * group_stride_;
+    return view;
+  }
+  int64_t group_stride() const { return group_stride_; }
+
+ private:
+  static constexpr bool kWidens = sizeof(Element<T>) < sizeof(Sum<T>);
+  int64_t taps_, group_stride_;
+  Scratch<Sum<T>> memory_;
+  WeightView<const Sum<T>> view_;
+};
 
 // The fold of one segment along some of its tied axes.
 class FoldedAxes {
@@ -56,13 +104,6 @@ class FoldedAxes {
   int ties_ = 0, folds_ = 0, axis_[kAxes], bit_[kAxes];
   std::vector<int> rest_;
 };
-
-template <class F>
-void for_taps(const Triple& kernel, const F& f) {
-  for (int64_t d = 0; d < kernel[0]; ++d)
-    for (int64_t h = 0; h < kernel[1]; ++h)
-      for (int64_t w = 0; w < kernel[2]; ++w) f(Triple{d, h, w});
-}
 
 // Filters of one base member of a segment, folded: [parity][tap][channel][orbit].
 template <class T>

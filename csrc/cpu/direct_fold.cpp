@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "direct_filters.h"
@@ -19,7 +20,8 @@ constexpr int64_t kStreamedBytes = 8 << 20;
 constexpr int64_t kMostRows = 32;         // of a tile of the matrix kernel
 constexpr int64_t kPlaneTile = 32 << 10;  // bytes of a tile where positions are the lanes, about
 
-template <class T>
+// R: the way to run whose kernels store results, of the same element.
+template <class T, class R = T>
 class DirectFold : DirectLines<T> {
  public:
   DirectFold(const Problem& p, int axes, const MultiplyTensors<T>& tensors)
@@ -35,32 +37,30 @@ class DirectFold : DirectLines<T> {
       }
     }
     filters_ = filters;
-    streams_ = !planes_ && may_stream();
+    streams_ = !planes_ && !this->kWidens && may_stream();
   }
 
   void operator()() {
-    Scratch<T> filters(filters_ * p_.groups);
+    const WideWeight<T> weight(p_, m_.weight, m_.weight_group_stride);
+    Scratch<S> filters(filters_ * p_.groups);
     for (int64_t g = 0; g < p_.groups; ++g)
       for (const Fold& fold : folds_)
-        for (const Part& part : fold.parts) {
-          WeightView<const T> w = m_.weight;
-          w.data += g * m_.weight_group_stride;
-          part.filters.make(w, filters.data() + g * filters_ + part.first);
-        }
+        for (const Part& part : fold.parts)
+          part.filters.make(weight.of_group(g), filters.data() + g * filters_ + part.first);
     const int64_t tasks = this->chunks(p_.out[0], p_.out[1]), slices = std::min(tasks, this->threads_);
     const int64_t lines = p_.kernel[0] * std::max(p_.kernel[1], window());
     const int64_t sums = lines * line_size();
     // Vectors of positions end past the last one.
     const int64_t past = planes_ ? kMaxVectors * this->lanes_ : 0;
     const int64_t each = round_up(tile_ + this->copy_elements() + this->line_ + sums + past, this->lanes_);
-    Scratch<T> memory(each * slices);
+    Scratch<S> memory(each * slices);
     parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       Local local;
       local.tile = memory.data() + slice * each;
       local.copies = local.tile + tile_;
       local.zeros = local.copies + this->copy_elements();
       local.sums = local.zeros + this->line_;
-      std::fill(local.zeros, local.sums, T(0));
+      std::fill(local.zeros, local.sums, S(0));
       for (int64_t i = begin; i < end; ++i) {
         const Chunk c = this->chunk(i, p_.out[0], p_.out[1]);
         this->copy_lines(c, m_.source, local.copies);
@@ -71,14 +71,14 @@ class DirectFold : DirectLines<T> {
   }
 
  private:
-  using typename DirectLines<T>::Chunk;
+  using typename DirectLines<T>::Chunk, typename DirectLines<T>::E, typename DirectLines<T>::S;
   using DirectLines<T>::p_, DirectLines<T>::planes_;
 
   // Pixels: rows of a tile are positions, columns orbits. Planes: the other way round.
   struct Part {
     int base;
     int64_t first;  // of its filters
-    FoldedFilters<T> filters;
+    FoldedFilters<S> filters;
     std::vector<int64_t> filter_row;  // of each tap and channel of a parity
     std::vector<ColumnBlock> blocks;
     int64_t rows;           // of a tile
@@ -93,16 +93,16 @@ class DirectFold : DirectLines<T> {
   // A line of the kernel: what its taps read. Along the width the line as it is, or sums and differences of
   // pairs of taps.
   struct Line {
-    const T* whole;
-    T* own;     // where sums and differences of lines go
-    T* folded;  // by tap; null where all is zero
+    const S* whole;
+    S* own;     // where sums and differences of lines go
+    S* folded;  // by tap; null where all is zero
   };
 
   struct Local {
-    T *tile, *copies, *zeros, *sums;
+    S *tile, *copies, *zeros, *sums;
     std::vector<Line> lines;
     std::vector<int64_t> offset[8];  // of taps from `zeros`, by parity
-    std::vector<StoreArgs<T>> stores;
+    std::vector<StoreArgs<R>> stores;
     int64_t folded;  // input lines of the chunk before this one are folded along the width
   };
 
@@ -112,7 +112,7 @@ class DirectFold : DirectLines<T> {
   int64_t line_size() const { return (1 + p_.kernel[2]) * this->line_; }
 
   bool may_stream() const {
-    const int64_t size = static_cast<int64_t>(sizeof(T)), line = kCacheLine / size;
+    const int64_t size = static_cast<int64_t>(sizeof(E)), line = kCacheLine / size;
     bool whole =
         reinterpret_cast<uintptr_t>(m_.out.data) % kCacheLine == 0 && m_.out.batch_stride % line == 0;
     for (const int64_t stride : m_.out.stride) whole = whole && stride % line == 0;
@@ -135,7 +135,7 @@ class DirectFold : DirectLines<T> {
   void plan_planes(const Fold& fold, Part& part) {
     list_filters(fold, part);
     const int64_t orbits = std::min<int64_t>(fold.segment->rows, this->kernels_.max_rows[2]);
-    const int64_t bytes = fold.axes.parities() * orbits * static_cast<int64_t>(sizeof(T));
+    const int64_t bytes = fold.axes.parities() * orbits * static_cast<int64_t>(sizeof(S));
     const int64_t most = std::max<int64_t>(kMaxVectors * this->lanes_, kPlaneTile / bytes);
     part.positions = round_up(ceil_div(p_.out[2], ceil_div(p_.out[2], most)), this->lanes_);
     part.blocks = column_blocks(part.positions, this->lanes_);
@@ -154,7 +154,7 @@ class DirectFold : DirectLines<T> {
 
   bool folds_lines(const Fold& fold) const { return fold.axes.folds(0) || fold.axes.folds(1); }
 
-  void run(const Fold& fold, const Chunk& c, const T* filters, Local& local) const {
+  void run(const Fold& fold, const Chunk& c, const S* filters, Local& local) const {
     local.lines.resize(p_.kernel[0] * p_.kernel[1]);
     for (int64_t o = c.begin; o < c.end; ++o) {
       find_lines(fold, c, o, local);
@@ -177,8 +177,8 @@ class DirectFold : DirectLines<T> {
       for (int64_t h = 0; h < p_.kernel[1]; ++h) {
         const int64_t deep = this->source(0, c.plane, d), at = this->source(1, o, h);
         const bool there = this->inside(0, deep) && this->inside(1, at);
-        T* own = outer ? local.sums + (d * p_.kernel[1] + h) * line_size() : window_line(c, d, at, local);
-        const T* whole = there ? local.copies + this->copied(c, d, at) : local.zeros;
+        S* own = outer ? local.sums + (d * p_.kernel[1] + h) * line_size() : window_line(c, d, at, local);
+        const S* whole = there ? local.copies + this->copied(c, d, at) : local.zeros;
         line(local, d, h) = {whole, own, there || outer ? own + this->line_ : nullptr};
       }
     for (int i = 0; i < fold.axes.folds(); ++i)
@@ -187,7 +187,7 @@ class DirectFold : DirectLines<T> {
       for (Line& l : local.lines) fold_width(fold.axes, l);
   }
 
-  T* window_line(const Chunk& c, int64_t d, int64_t at, const Local& local) const {
+  S* window_line(const Chunk& c, int64_t d, int64_t at, const Local& local) const {
     const int64_t place = (at - this->source(1, c.begin, 0)) % window();
     return local.sums + (d * window() + place) * line_size();
   }
@@ -199,7 +199,7 @@ class DirectFold : DirectLines<T> {
     for (int64_t at = std::max(first, local.folded); at < end; ++at)
       for (int64_t d = 0; d < p_.kernel[0]; ++d) {
         if (!this->inside(0, this->source(0, c.plane, d)) || !this->inside(1, at)) continue;
-        T* own = window_line(c, d, at, local);
+        S* own = window_line(c, d, at, local);
         fold_width(fold.axes, {local.copies + this->copied(c, d, at), own, own + this->line_});
       }
     local.folded = end;
@@ -221,8 +221,8 @@ class DirectFold : DirectLines<T> {
     const int64_t run = planes_ ? p_.out[2] : (p_.stride[2] * (p_.out[2] - 1) + 1) * p_.channels;
     for (int64_t w = 0; w < axes.mirror(2, w); ++w) {
       const int64_t other = axes.mirror(2, w);
-      const T *a = l.whole + this->tap_at(w), *b = l.whole + this->tap_at(other);
-      T *sum = l.folded + w * this->line_, *difference = l.folded + other * this->line_;
+      const S *a = l.whole + this->tap_at(w), *b = l.whole + this->tap_at(other);
+      S *sum = l.folded + w * this->line_, *difference = l.folded + other * this->line_;
       for (int64_t at = 0; at < runs * step; at += step)
         this->kernels_.add_subtract(a + at, b + at, run, sum + at, difference + at);
     }
@@ -234,7 +234,7 @@ class DirectFold : DirectLines<T> {
     for_taps(p_.kernel, [&](const Triple& tap) {
       const Line& l = line(local, tap[0], tap[1]);
       const bool pair = width && tap[2] != fold.axes.mirror(2, tap[2]);
-      const T* at = l.whole + (pair ? 0 : this->tap_at(tap[2]));
+      const S* at = l.whole + (pair ? 0 : this->tap_at(tap[2]));
       if (pair && l.folded) at = l.folded + tap[2] * this->line_;
       std::vector<int64_t>& offset = local.offset[fold.axes.parity(tap)];
       for (int64_t c = 0; c < p_.channels; ++c) offset.push_back(at + c * this->channel_step() - local.zeros);
@@ -246,12 +246,12 @@ class DirectFold : DirectLines<T> {
   }
 
   // Results of a line for one block of orbits, from the first position on; `offset` is that of the rows.
-  StoreArgs<T> stores(const Fold& fold, const Part& part, const Chunk& c, int64_t o, int64_t orbit,
+  StoreArgs<R> stores(const Fold& fold, const Part& part, const Chunk& c, int64_t o, int64_t orbit,
                       const int64_t* offset, const Local& local) const {
-    StoreArgs<T> s{};
+    StoreArgs<R> s{};
     s.stream = streams_;
     s.tile = local.tile, s.lines = 1, s.row_offset = offset, s.bias_of_row = planes_;
-    T* line = m_.out.data + c.image * m_.out.batch_stride + c.plane * m_.out.stride[0] + o * m_.out.stride[1];
+    E* line = m_.out.data + c.image * m_.out.batch_stride + c.plane * m_.out.stride[0] + o * m_.out.stride[1];
     for (int i = 0; i < fold.axes.parities(); ++i) {
       const int64_t channel = channel_of(fold, part, c, i) + orbit;
       s.out[i] = line + channel * m_.out.channel_stride;
@@ -261,32 +261,32 @@ class DirectFold : DirectLines<T> {
   }
 
   // Results of what is multiplied next: stores that miss the caches wait for each other.
-  void ask_for_results(const StoreArgs<T>& s, int parities) const {
+  void ask_for_results(const StoreArgs<R>& s, int parities) const {
     for (int64_t r = 0; r < s.rows; ++r)
       for (int i = 0; i < parities; ++i)
-        for (int64_t at = 0; at < s.cols; at += kCacheLine / static_cast<int64_t>(sizeof(T)))
+        for (int64_t at = 0; at < s.cols; at += kCacheLine / static_cast<int64_t>(sizeof(E)))
           __builtin_prefetch(s.out[i] + s.row_offset[r] + at, 1);
   }
 
   // A line of results, a few positions of all orbits at a time.
-  void multiply_pixels(const Fold& fold, const Part& part, const Chunk& c, int64_t o, const T* filters,
+  void multiply_pixels(const Fold& fold, const Part& part, const Chunk& c, int64_t o, const S* filters,
                        Local& local) const {
     int64_t offset[kMostRows];
     for (int64_t i = 0; i < kMostRows; ++i) offset[i] = i * m_.out.stride[2];
     local.stores.clear();
     for (const ColumnBlock& block : part.blocks) {
       const int64_t orbit = block.vector * this->lanes_;
-      StoreArgs<T> s = stores(fold, part, c, o, orbit, offset, local);
+      StoreArgs<R> s = stores(fold, part, c, o, orbit, offset, local);
       s.ld = block.vectors * this->lanes_, s.parity_stride = part.rows * s.ld;
       s.cols = std::min(s.ld, fold.segment->rows - orbit);
       local.stores.push_back(s);
     }
-    TapsArgs<T> g{};
+    TapsArgs<S> g{};
     g.lda = this->position_step(), g.b_offset = part.filter_row.data();
     for_pieces(p_.out[2], part.rows, [&](int64_t p0, int64_t positions) {
       g.a = local.zeros + p0 * g.lda;
       for (size_t b = 0; b < part.blocks.size(); ++b) {
-        StoreArgs<T>& s = local.stores[b];
+        StoreArgs<R>& s = local.stores[b];
         s.rows = positions;
         if (!streams_) ask_for_results(s, fold.axes.parities());
         g.b = filters + part.blocks[b].vector * this->lanes_, g.ldc = s.ld;
@@ -296,22 +296,22 @@ class DirectFold : DirectLines<T> {
           this->kernels_.taps(static_cast<int>(positions), part.blocks[b].vectors, g);
           g.b += g.taps * part.filters.ld();
         }
-        this->kernels_.store[kPlain][fold.axes.folds()](s);
+        stores_.store[kPlain][fold.axes.folds()](s);
         for (int i = 0; i < fold.axes.parities(); ++i) s.out[i] += positions * m_.out.stride[2];
       }
     });
   }
 
   // A line of results, a few orbits at a time: each is stored in one run.
-  void multiply_planes(const Fold& fold, const Part& part, const Chunk& c, int64_t o, const T* filters,
+  void multiply_planes(const Fold& fold, const Part& part, const Chunk& c, int64_t o, const S* filters,
                        const Local& local) const {
     int64_t offset[kMostRows];
     for (int64_t i = 0; i < kMostRows; ++i) offset[i] = i * m_.out.channel_stride;
-    TapsArgs<T> g{};
+    TapsArgs<S> g{};
     g.a_offset = part.filter_row.data(), g.lda = 1, g.ldc = part.positions;
     for (int64_t p0 = 0; p0 < p_.out[2]; p0 += part.positions)
       for_pieces(fold.segment->rows, part.rows, [&](int64_t orbit, int64_t orbits) {
-        StoreArgs<T> s = stores(fold, part, c, o, orbit, offset, local);
+        StoreArgs<R> s = stores(fold, part, c, o, orbit, offset, local);
         for (int i = 0; i < fold.axes.parities(); ++i) s.out[i] += p0;
         s.ld = part.positions, s.parity_stride = orbits * s.ld;
         s.rows = orbits, s.cols = std::min(part.positions, p_.out[2] - p0);
@@ -327,11 +327,12 @@ class DirectFold : DirectLines<T> {
           }
           g.a += g.taps * part.filters.ld();
         }
-        this->kernels_.store[kPlain][fold.axes.folds()](s);
+        stores_.store[kPlain][fold.axes.folds()](s);
       });
   }
 
   const MultiplyTensors<T>& m_;
+  const Kernels<R>& stores_ = select_kernels<R>();
   std::vector<Fold> folds_;
   bool streams_;
   int64_t filters_;   // elements of a group
@@ -342,10 +343,15 @@ class DirectFold : DirectLines<T> {
 
 template <class T>
 void direct_fold_fprop(const Problem& p, int axes, const MultiplyTensors<T>& tensors) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (has_pairs()) return DirectFold<T, Pair>(p, axes, tensors)();  // they round by an instruction
+  }
   DirectFold<T>(p, axes, tensors)();
 }
 
 template void direct_fold_fprop<float>(const Problem&, int, const MultiplyTensors<float>&);
 template void direct_fold_fprop<double>(const Problem&, int, const MultiplyTensors<double>&);
+template void direct_fold_fprop<Half>(const Problem&, int, const MultiplyTensors<Half>&);
+template void direct_fold_fprop<BFloat16>(const Problem&, int, const MultiplyTensors<BFloat16>&);
 
 }  // namespace symconv

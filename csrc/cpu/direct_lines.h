@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "convert.h"
 #include "kernels.h"
 #include "multiply.h"
 #include "scratch.h"
@@ -16,12 +17,15 @@ constexpr int64_t kMostLines = 16;  // of results, whose input lines are copied 
 // What the three passes have in common: copies of input lines with zeros on both sides, on which every window
 // lies whole, and runs of taps that follow each other in them. A line is [position][channel], or in planes
 // [channel][position], with the positions of each residue of the stride together.
+//
+// 16-bit elements are widened as they are copied, and multiplied in float32.
 template <class T>
 class DirectLines {
  public:
   explicit DirectLines(const Problem& p, bool planes = false)
       : p_(p),
-        kernels_(select_kernels<T>()),
+        kernels_(select_kernels<Sum<T>>()),
+        own_(select_kernels<T>()),
         lanes_(kernels_.lanes),
         threads_(thread_count(p.macs())),
         planes_(planes) {
@@ -36,6 +40,10 @@ class DirectLines {
   }
 
  protected:
+  using E = Element<T>;
+  using S = Sum<T>;
+  static constexpr bool kWidens = sizeof(E) < sizeof(S);
+
   // Result lines [begin, end) of one image, group and result plane.
   struct Chunk {
     int64_t group, image, plane, begin, end;
@@ -68,7 +76,7 @@ class DirectLines {
     return (plane * copied_lines() + line - source(1, c.begin, 0)) * line_;
   }
 
-  void copy_lines(const Chunk& c, const View<const T>& input, T* to) const {
+  void copy_lines(const Chunk& c, const View<const E>& input, S* to) const {
     const int64_t first = source(1, c.begin, 0), last = source(1, c.end - 1, p_.kernel[1] - 1);
     for (int64_t plane = 0; plane < p_.kernel[0]; ++plane) {
       const int64_t deep = source(0, c.plane, plane);
@@ -88,50 +96,77 @@ class DirectLines {
   int64_t position_step() const { return planes_ ? 1 : p_.stride[2] * p_.channels; }
   int64_t channel_step() const { return planes_ ? p_.stride[2] * residue_ : 1; }
 
-  void copy_line(const T* from, const View<const T>& input, T* to, T* whole) const {
+  void copy_line(const E* from, const View<const E>& input, S* to, S* whole) const {
     if (planes_) return copy_planes(from, input, to, whole);
     const int64_t before = p_.padding[2] * p_.channels, size = p_.in[2] * p_.channels;
-    std::fill(to, to + before, T(0));
+    std::fill(to, to + before, S(0));
     if (input.stride[2] == p_.channels && (input.channel_stride == 1 || p_.channels == 1)) {
-      std::copy_n(from, size, to + before);
+      stage(from, size, 1, 1, size, to + before, size);
     } else {
       for (int64_t i = 0; i < p_.in[2]; ++i)
         for (int64_t c = 0; c < p_.channels; ++c)
-          to[before + i * p_.channels + c] = from[i * input.stride[2] + c * input.channel_stride];
+          to[before + i * p_.channels + c] = widened(from[i * input.stride[2] + c * input.channel_stride]);
     }
-    std::fill(to + before + size, to + line_, T(0));
+    std::fill(to + before + size, to + line_, S(0));
   }
 
-  void copy_planes(const T* from, const View<const T>& input, T* to, T* whole) const {
+  void copy_planes(const E* from, const View<const E>& input, S* to, S* whole) const {
     const bool split = p_.stride[2] > 1;
-    T* const line = split ? whole : to;
+    S* const line = split ? whole : to;
     const int64_t before = p_.padding[2], step = split ? positions_ : residue_;
-    kernels_.stage_line(from, input.channel_stride, input.stride[2], p_.channels, p_.in[2], line + before,
-                        step);
+    stage(from, input.channel_stride, input.stride[2], p_.channels, p_.in[2], line + before, step);
     for (int64_t c = 0; c < p_.channels; ++c) {
-      std::fill_n(line + c * step, before, T(0));
-      std::fill(line + c * step + before + p_.in[2], line + (c + 1) * step, T(0));
+      std::fill_n(line + c * step, before, S(0));
+      std::fill(line + c * step + before + p_.in[2], line + (c + 1) * step, S(0));
       if (split)
         kernels_.split_line(line + c * step, positions_, p_.stride[2], to + c * channel_step(), residue_);
     }
   }
 
+  // out[c * out_stride + i] = from[c * channel_stride + i * step], widened.
+  void stage(const E* from, int64_t channel_stride, int64_t step, int64_t channels, int64_t positions, S* out,
+             int64_t out_stride) const {
+    if constexpr (!kWidens) {
+      kernels_.stage_line(from, channel_stride, step, channels, positions, out, out_stride);
+    } else if (step == 0) {  // panels have another meaning for that
+      for (int64_t c = 0; c < channels; ++c)
+        std::fill_n(out + c * out_stride, positions, widened(from[c * channel_stride]));
+    } else {
+      // As panels are packed: runs of channels there are positions here, where these are contiguous.
+      RunArgs<T> run{};
+      run.source[0][0] = from, run.out[0] = out, run.ld = out_stride;
+      run.position_step[0][0] = step == 1 ? channel_stride : step, run.channel_step[0][0] = channel_stride;
+      run.positions = step == 1 ? channels : positions, run.channels = step == 1 ? positions : channels;
+      (step == 1 ? own_.fold_pixels : own_.fold_planes)[kPlain][0](run);
+    }
+  }
+
   // A line of upstream gradients of one group as [position][filter], and the step from one position to the
-  // next: in place where channels are contiguous, else transposed to `room`.
+  // next: in place where channels are contiguous, else transposed or widened to `room`.
   struct Gradients {
-    const T* data;
+    const S* data;
     int64_t step;
   };
-  Gradients gradients(const View<const T>& grad, int64_t image, int64_t group, int64_t plane, int64_t line,
-                      T* room) const {
-    const T* from = grad.data + image * grad.batch_stride + group * p_.filters * grad.channel_stride +
+  Gradients gradients(const View<const E>& grad, int64_t image, int64_t group, int64_t plane, int64_t line,
+                      S* room) const {
+    const E* from = grad.data + image * grad.batch_stride + group * p_.filters * grad.channel_stride +
                     plane * grad.stride[0] + line * grad.stride[1];
-    if (grad.channel_stride == 1) return {from, grad.stride[2]};
-    kernels_.stage_line(from, grad.stride[2], grad.channel_stride, p_.out[2], p_.filters, room, p_.filters);
+    if constexpr (!kWidens) {
+      if (grad.channel_stride == 1) return {from, grad.stride[2]};
+    }
+    if (!kWidens || grad.channel_stride == 1) {
+      stage(from, grad.stride[2], grad.channel_stride, p_.out[2], p_.filters, room, p_.filters);
+    } else {
+      S* const planes = room + p_.out[2] * p_.filters;
+      stage(from, grad.channel_stride, grad.stride[2], p_.filters, p_.out[2], planes, p_.out[2]);
+      kernels_.stage_line(planes, 1, p_.out[2], p_.out[2], p_.filters, room, p_.filters);
+    }
     return {room, p_.filters};
   }
-  int64_t gradient_elements(const View<const T>& grad) const {
-    return grad.channel_stride == 1 ? 0 : p_.out[2] * p_.filters;
+  // Of the room that they need.
+  int64_t gradient_elements(const View<const E>& grad) const {
+    const bool last = grad.channel_stride == 1;
+    return p_.out[2] * p_.filters * (kWidens ? (last ? 1 : 2) : last ? 0 : 1);
   }
 
   // Calls f(first tap row, offset from a line's start) for every run of taps of one line of the kernel.
@@ -143,9 +178,9 @@ class DirectLines {
   }
 
   // The product for all pieces of `rows` rows and `columns` columns.
-  void gemm(GemmArgs<T> g, int64_t rows, int64_t columns) const {
-    const T *a = g.a, *b = g.b;
-    T* c = g.c;
+  void gemm(GemmArgs<S> g, int64_t rows, int64_t columns) const {
+    const S *a = g.a, *b = g.b;
+    S* c = g.c;
     for (const ColumnBlock& block : column_blocks(columns, lanes_)) {
       g.b = b + block.vector * lanes_;
       for_pieces(rows, kernels_.max_rows[block.vectors], [&](int64_t r0, int64_t count) {
@@ -156,7 +191,8 @@ class DirectLines {
   }
 
   const Problem& p_;
-  const Kernels<T>& kernels_;
+  const Kernels<Sum<T>>& kernels_;
+  const Kernels<T>& own_;
   int lanes_;
   int64_t threads_;
   bool planes_;

@@ -210,7 +210,11 @@ void run_direct_fprop(const Problem& p, int axes, const at::Tensor& x, const at:
   check_direct<T>(p);
   TORCH_CHECK(axes || y.stride(1) == 1, "algorithm direct is for a channels_last output");
   const MultiplyTensors<T> tensors = forward_tensors<T>(p, x, w, bias, y);
-  axes ? direct_fold_fprop<T>(p, axes, tensors) : direct_fprop<T>(p, tensors);
+  if (axes) return direct_fold_fprop<T>(p, axes, tensors);
+  if constexpr (kCanStage<T>)
+    direct_fprop<T>(p, tensors);
+  else
+    TORCH_CHECK(false, "algorithm direct is, forward, for float32 and float64, got ", y.scalar_type());
 }
 
 template <class T>
@@ -222,22 +226,10 @@ void run_direct_dgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& 
 template <class T>
 void run_direct_wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw) {
   check_direct<T>(p);
-  direct_wgrad<T>(p, const_view<T>(gy), const_view<T>(x),
-                  weight_view(static_cast<T*>(gw.data_ptr()), gw, p.transposed),
+  direct_wgrad<T>(p, const_view<Element<T>>(gy), const_view<Element<T>>(x),
+                  weight_view(static_cast<Element<T>*>(gw.data_ptr()), gw, p.transposed),
                   weight_group_stride(gw, p.groups));
 }
-
-// Runs CALL with `scalar` as float or double, which `direct` is for.
-#define SYMCONV_DISPATCH_DIRECT(TENSOR, CALL)                                                               \
-  if ((TENSOR).scalar_type() == at::kFloat) {                                                               \
-    using scalar = float;                                                                                   \
-    CALL;                                                                                                   \
-  } else {                                                                                                  \
-    TORCH_CHECK((TENSOR).scalar_type() == at::kDouble, "algorithm direct is for float32 and float64, got ", \
-                (TENSOR).scalar_type());                                                                    \
-    using scalar = double;                                                                                  \
-    CALL;                                                                                                   \
-  }
 
 // The kernels read along channels or along the last dimension; anything else is copied once.
 at::Tensor readable(const at::Tensor& t) {
@@ -252,7 +244,7 @@ void native_fprop(const NativePass& pass, const at::Tensor& x, const at::Tensor&
                   const std::optional<at::Tensor>& bias, const at::Tensor& y) {
   const Problem& p = pass.problem;
   if (const int axes = direct_axes(pass.algorithm); axes >= 0) {
-    SYMCONV_DISPATCH_DIRECT(y, run_direct_fprop<scalar>(p, axes, x, w, bias, y));
+    SYMCONV_DISPATCH(y, run_direct_fprop<scalar>(p, axes, x, w, bias, y));
   } else if (pass.depthwise) {
     SYMCONV_DISPATCH(y, run_depthwise<scalar>(p, true, x, w, bias, y));
   } else {
@@ -265,7 +257,7 @@ void native_fprop(const NativePass& pass, const at::Tensor& x, const at::Tensor&
 void native_dgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx) {
   const Problem& p = pass.problem;
   if (pass.algorithm == "direct") {
-    SYMCONV_DISPATCH_DIRECT(gx, run_direct_dgrad<scalar>(p, gy, w, gx));
+    SYMCONV_DISPATCH(gx, run_direct_dgrad<scalar>(p, gy, w, gx));
   } else if (pass.depthwise) {
     SYMCONV_DISPATCH(gx, run_depthwise<scalar>(p, false, gy, w, std::nullopt, gx));
   } else {
@@ -278,7 +270,7 @@ void native_dgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor
 void native_wgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw) {
   const Problem& p = pass.problem;
   if (pass.algorithm == "direct") {
-    SYMCONV_DISPATCH_DIRECT(gw, run_direct_wgrad<scalar>(p, gy, x, gw));
+    SYMCONV_DISPATCH(gw, run_direct_wgrad<scalar>(p, gy, x, gw));
   } else if (pass.depthwise) {
     SYMCONV_DISPATCH(gw, run_depthwise_wgrad<scalar>(p, gy, x, gw));
   } else {

@@ -2,14 +2,12 @@
 
 Mirrors csrc/cpu/direct.cpp and direct_fold.cpp. `direct` multiplies each filter by itself; forward, `direct_fold` adds
 and subtracts whole input lines along the tied axes first, and `direct_lines` does so along height and depth alone,
-which leaves a window of a line in one piece.
+which leaves a window of a line in one piece. 16-bit types are widened as lines are copied, and multiplied in float32.
 """
 
 from __future__ import annotations
 
 import math
-
-import torch
 
 from ..problem import Problem
 
@@ -22,13 +20,13 @@ def why_not(problem: Problem, op: str, algorithm: str, vector_bytes: int) -> str
     """Why an algorithm cannot run, or None. Depthwise layers are left to their own kernels."""
     if problem.transposed:
         return "a transposed layer"
-    if problem.dtype not in (torch.float32, torch.float64):
-        return f"float32 and float64 alone, not {str(problem.dtype)[6:]}"
     if problem.in_channels > MOST_CHANNELS * problem.groups:
         return f"more than {MOST_CHANNELS} input channels in a group"
     if op == "fprop" and algorithm == "direct" and (problem.ndim == 1 or not problem.channels_last):
         return "the output is not channels_last"
-    lanes = vector_bytes // problem.dtype.itemsize
+    if op == "fprop" and algorithm == "direct" and problem.dtype.itemsize == 2:
+        return f"forward float32 and float64 alone, not {str(problem.dtype)[6:]}"
+    lanes = vector_bytes // max(4, problem.dtype.itemsize)
     if problem.out_channels // problem.groups % lanes:
         return f"the filters of a group do not fill vectors of {lanes}"
     return None if algorithm == "direct" else _why_no_fold(problem, op, algorithm)
