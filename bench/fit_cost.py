@@ -3,8 +3,8 @@
 
 With `--measure` the cases are timed first and kept in bench/results/reference-cost.jsonl (16-bit types: -16.jsonl),
 beside the machine and the date, the quickest of several runs; without, the stored ones are fitted again. The rates are
-those of float32. float16 is measured on fewer cases; 16-bit types get one factor for each kind of work that the threads
-share; bfloat16 is "widened" where the CPU has no instructions for it, or where SYMCONV_FAST_ISA=avx512 and
+those of float32. float16 is measured on fewer cases; 16-bit types get a factor for each kind of work that the threads
+share, and a call's own time; bfloat16 is "widened" where the CPU has no instructions for it, or where SYMCONV_FAST_ISA=avx512 and
 ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away.
 Each case is one pass of one algorithm, timed in turns with torch's.
 
@@ -42,6 +42,7 @@ from symconv_fast.symmetry import Symmetry
 DATA = Path(__file__).parent / "results" / "reference-cost.jsonl"
 DATA_16 = DATA.with_name("reference-cost-16.jsonl")
 DATA_HELD = DATA.with_name("reference-cost-held.jsonl")
+_HELPS = 0.05  # that much less error
 RATES = Path(cpu_cost.__file__).with_name("cpu_rates.py")
 
 # (batch, channels, filters, spatial, kernel, stride)
@@ -240,8 +241,13 @@ def tell(kind: str, ratio: np.ndarray) -> None:
     )
 
 
-def fit_factors(rows: list[dict[str, Any]], rates: dict[str, dict[str, float]]) -> dict[str, float]:
-    """For each 16-bit type and kind, the factor with the least mean error of the logarithm."""
+def fit_factors(
+    rows: list[dict[str, Any]], rates: dict[str, dict[str, float]]
+) -> dict[str, tuple[float, float]]:
+    """For each 16-bit type and kind, what of `FACTORS` has the least mean error of the logarithm.
+
+    A call's own nanoseconds are more than one thing to learn from a handful of rows, and stay 0 unless they help.
+    """
     by_kind = defaultdict(list)
     for row in rows:
         kind, counts = counted(row)
@@ -252,16 +258,21 @@ def fit_factors(rows: list[dict[str, Any]], rates: dict[str, dict[str, float]]) 
     factors = {}
     for kind, found in sorted(by_kind.items()):
         serial, shared, times = np.array(found).T
-        tried = np.geomspace(0.1, 100, 400)
-        errors = [np.abs(np.log((serial + factor * shared) / times)).mean() for factor in tried]
-        factors[kind] = float(f"{tried[int(np.argmin(errors))]:.3g}")
-        tell(kind, (serial + factors[kind] * shared) / times)
+        tried = np.geomspace(0.1, 100, 400)[:, None] * shared
+        calls = np.concatenate(([0.0], np.geomspace(1e3, 1e5, 41)))
+        errors = np.array([np.abs(np.log((serial + call + tried) / times)).mean(axis=1) for call in calls])
+        best = int(errors.min(axis=1).argmin())
+        if errors[0].min() - errors[best].min() < _HELPS:
+            best = 0
+        factor, call = np.geomspace(0.1, 100, 400)[errors[best].argmin()], calls[best]
+        factors[kind] = (float(f"{factor:.3g}"), float(f"{call:.3g}"))
+        tell(kind, (serial + call + factor * shared) / times)
     return factors
 
 
 def write(
     rates: dict[str, dict[str, dict[str, float]]],
-    factors: dict[str, dict[str, float]],
+    factors: dict[str, dict[str, tuple[float, float]]],
     machines: list[str],
 ) -> None:
     """The tables as a module, beside where their rows come from."""
@@ -271,7 +282,10 @@ def write(
         f"By the vectors of the CPU. Measured on\n{where}\n"
         'The rows are in bench/results/reference-cost.jsonl. What is left out is 0.\n"""\n\n'
     )
-    note = "# 16-bit types: what the threads share, over that of float32; the rows are in reference-cost-16.jsonl.\n"
+    note = (
+        "# 16-bit types: what the threads share, over that of float32, and nanoseconds of a call beside those above.\n"
+        "# The rows are in reference-cost-16.jsonl.\n"
+    )
     tables = f"RATES = {json.dumps(rates, indent=4)}\n\n{note}FACTORS = {json.dumps(factors, indent=4)}\n"
     RATES.write_text(header + tables)
     subprocess.run(

@@ -348,10 +348,11 @@ def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
 
 
 def _seconds(counts: dict[str, float], kind: str, problem: Problem, op: str) -> float:
-    """Calls and passes cost the same whatever the threads and the dtype; the rest is shared by the threads."""
+    """Calls and passes cost the same whatever the threads; the rest is shared by the threads."""
     serial, shared = parts(counts, rates(kind))
-    factor = FACTORS[_measured_as()].get(factor_kind(problem, op, kind, dtype_name(problem.dtype)), 1.0)
-    return (serial + factor * shared / max(1, torch.get_num_threads())) * 1e-9
+    factors = FACTORS[_measured_as()]
+    factor, call = factors.get(factor_kind(problem, op, kind, dtype_name(problem.dtype)), (1.0, 0.0))
+    return (serial + call + factor * shared / max(1, torch.get_num_threads())) * 1e-9
 
 
 def parts(counts: dict[str, float], of: dict[str, float]) -> tuple[float, float]:
