@@ -14,6 +14,13 @@ struct Vec {
   static constexpr int lanes = SYMCONV_BYTES / sizeof(T);
 };
 
+// 16-bit elements, moved as they are: as many as a vector of their sums has.
+template <>
+struct Vec<uint16_t> {
+  typedef uint16_t type __attribute__((vector_size(SYMCONV_BYTES / 2), aligned(2), may_alias));
+  static constexpr int lanes = SYMCONV_BYTES / 4;
+};
+
 template <class T>
 using V = typename Vec<T>::type;
 
@@ -277,9 +284,9 @@ void gather(const GatherArgs<T>& g) {
   }
 }
 
-#ifndef SYMCONV_PAIR_INSTRUCTIONS
 #include "stage_impl.h"
 
+#ifndef SYMCONV_PAIR_INSTRUCTIONS
 #include "depthwise_impl.h"
 #include "depthwise_lanes_impl.h"
 #endif
@@ -335,7 +342,7 @@ constexpr Kernels<T> kPairTable = {
     {SYMCONV_PLAIN_SCATTER(3), SYMCONV_PLAIN_SCATTER(0)},
     SYMCONV_PLAIN_ROWS(fold_weights),
     {gather<T, Plain>, nullptr, nullptr},
-    nullptr,
+    stage_bits<T>,
     nullptr,
     nullptr,
     zip,
@@ -388,7 +395,7 @@ constexpr Kernels<T> kWideTable = {
     {SYMCONV_PLAIN_SCATTER(3), SYMCONV_PLAIN_SCATTER(0)},
     SYMCONV_PLAIN_ROWS(fold_weights),
     {gather<T, Plain>, nullptr, nullptr},
-    nullptr,
+    stage_bits<T>,
     nullptr,
     nullptr,
     nullptr,

@@ -87,8 +87,7 @@ bool reads_in_place(const Problem& p, const ScatterPlan& plan, const View<const 
 template <class T>
 bool can_relay(const Problem& p, const Segment& segment) {
   const int64_t lanes = select_kernels<T>().lanes;
-  return kCanStage<T> && p.in[0] == 1 && p.out[0] == 1 && p.kernel[0] == 1 && segment.rows >= lanes &&
-         p.channels >= lanes;
+  return p.in[0] == 1 && p.out[0] == 1 && p.kernel[0] == 1 && segment.rows >= lanes && p.channels >= lanes;
 }
 
 // Whether it can: source and result must lie alike, and lines that are the lanes must be contiguous.

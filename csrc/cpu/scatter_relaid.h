@@ -9,8 +9,7 @@
 namespace symconv {
 
 // The rest of a scatter reads and writes copies of lines, through views (`near`) that take the place of the
-// tensors
-// (`far`).
+// tensors (`far`).
 template <class T>
 class ScatterRelaid : public ScatterProducts<T> {
  public:
@@ -69,36 +68,32 @@ class ScatterRelaid : public ScatterProducts<T> {
  private:
   // Lines [next, end) to their places behind line `begin`. Whole ones follow each other without a gap.
   void turn_source(const Task& t, int64_t begin, int64_t next, int64_t end, const Local& local) const {
-    if constexpr (kCanStage<T>) {
-      const View<const Element<T>>& x = far_.source;
-      const int64_t positions = local.stage_count, step = x.stride[plan_.inner];
-      const bool whole = positions == p_.most_line() && x.stride[plan_.outer] == positions * step;
-      const Element<T>* line = x.data + t.image * x.batch_stride + t.group * q_.channels * x.channel_stride +
-                               local.stage_begin * step;
-      for (int64_t count; next < end; next += count) {
-        count = whole ? end - next : 1;
-        p_.kernels.stage_line(line + next * x.stride[plan_.outer], step, x.channel_stride, count * positions,
-                              q_.channels, local.stage + (next - begin) * p_.stage_ld, q_.channels);
-      }
+    const View<const Element<T>>& x = far_.source;
+    const int64_t positions = local.stage_count, step = x.stride[plan_.inner];
+    const bool whole = positions == p_.most_line() && x.stride[plan_.outer] == positions * step;
+    const Element<T>* line = x.data + t.image * x.batch_stride + t.group * q_.channels * x.channel_stride +
+                             local.stage_begin * step;
+    for (int64_t count; next < end; next += count) {
+      count = whole ? end - next : 1;
+      p_.kernels.stage_line(line + next * x.stride[plan_.outer], step, x.channel_stride, count * positions,
+                            q_.channels, local.stage + (next - begin) * p_.stage_ld, q_.channels);
     }
   }
 
   // Lines of one member, of the orbits of a block.
   void turn_result(const Task& t, int member, int64_t lines, const Local& local) const {
-    if constexpr (kCanStage<T>) {
-      const View<Element<T>>& y = far_.out;
-      const int64_t first = t.block * p_.width, orbits = std::min(p_.width, p_.orbits - first);
-      const int64_t row = member_channel(q_.segments[p_.segment], member) + first;
-      const int64_t positions = t.last - t.first, step = y.stride[plan_.inner];
-      const bool whole = positions == p_.tile && y.stride[plan_.outer] == positions * step;
-      Element<T>* to = y.data + t.image * y.batch_stride + (t.group * q_.filters + row) * y.channel_stride +
-                       t.first * step;
-      for (int64_t l = 0, count; l < lines; l += count) {
-        count = whole ? lines : 1;
-        p_.kernels.stage_line(local.turned + l * p_.tile * p_.turned_ld + row, 1, p_.turned_ld, orbits,
-                              count * positions, to + (local.made_begin + l) * y.stride[plan_.outer],
-                              y.channel_stride);
-      }
+    const View<Element<T>>& y = far_.out;
+    const int64_t first = t.block * p_.width, orbits = std::min(p_.width, p_.orbits - first);
+    const int64_t row = member_channel(q_.segments[p_.segment], member) + first;
+    const int64_t positions = t.last - t.first, step = y.stride[plan_.inner];
+    const bool whole = positions == p_.tile && y.stride[plan_.outer] == positions * step;
+    Element<T>* to =
+        y.data + t.image * y.batch_stride + (t.group * q_.filters + row) * y.channel_stride + t.first * step;
+    for (int64_t l = 0, count; l < lines; l += count) {
+      count = whole ? lines : 1;
+      p_.kernels.stage_line(local.turned + l * p_.tile * p_.turned_ld + row, 1, p_.turned_ld, orbits,
+                            count * positions, to + (local.made_begin + l) * y.stride[plan_.outer],
+                            y.channel_stride);
     }
   }
 

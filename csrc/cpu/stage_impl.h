@@ -83,6 +83,13 @@ void stage_line(const T* source, int64_t channel_stride, int64_t step, int64_t c
   }
 }
 
+template <class T>
+void stage_bits(const Element<T>* source, int64_t channel_stride, int64_t step, int64_t channels,
+                int64_t positions, Element<T>* out, int64_t out_stride) {
+  stage_line<uint16_t>(reinterpret_cast<const uint16_t*>(source), channel_stride, step, channels, positions,
+                       reinterpret_cast<uint16_t*>(out), out_stride);
+}
+
 // Residue r of a line goes to out + r * pitch.
 template <class T>
 void split_line(const T* line, int64_t positions, int64_t residues, T* out, int64_t pitch) {

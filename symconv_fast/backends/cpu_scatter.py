@@ -56,14 +56,13 @@ def roles(problem: Problem, mask: int, pixels: bool, filtering: str | None = Non
 def arrangement(problem: Problem, orbits: int, lanes: int) -> str:
     """What the lanes of a segment are, as run_scatter in csrc/cpu/native.cpp has it.
 
-    pixels, relaid: orbits; planes, turned: positions. turned and relaid transpose lines on their way in and out, which
-    16-bit types do not.
+    pixels, relaid: orbits; planes, turned: positions. turned and relaid transpose lines on their way in and out; few
+    orbits of 16-bit types stay as they are.
     """
-    wide = problem.dtype.itemsize >= 4
     if problem.channels_last:
-        return "turned" if orbits < lanes and wide else "pixels"
+        return "turned" if orbits < lanes and problem.dtype.itemsize >= 4 else "pixels"
     few = min(orbits, problem.in_channels // problem.groups) < lanes
-    return "planes" if few or not wide or problem.ndim == 3 else "relaid"
+    return "planes" if few or problem.ndim == 3 else "relaid"
 
 
 def applies(problem: Problem, mask: int, orbits: int, lanes: int) -> bool:
