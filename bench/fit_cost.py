@@ -4,8 +4,8 @@
 With `--measure` the cases are timed first and kept in bench/results/reference-cost.jsonl (16-bit types: -16.jsonl),
 beside the machine and the date, the quickest of several runs; without, the stored ones are fitted again. The rates are
 those of float32. float16 is measured on fewer cases; 16-bit types get a factor for each kind of work that the threads
-share, and a call's own time; bfloat16 is "widened" where the CPU has no instructions for it, or where SYMCONV_FAST_ISA=avx512 and
-ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away.
+share, and a call's own time; bfloat16 is "widened" where the CPU has no instructions for it, or where
+SYMCONV_FAST_ISA=avx512 and ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away.
 Each case is one pass of one algorithm, timed in turns with torch's.
 
 `--held` measures on a machine whose vectors are wider than it is allowed to use (SYMCONV_FAST_ISA, ATEN_CPU_CAPABILITY

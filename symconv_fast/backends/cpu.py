@@ -17,7 +17,7 @@ _NATIVE = ("fold", "winograd", "scatter", "scatter_winograd", *cpu_direct.ALGORI
 ALGORITHMS = (*_NATIVE, cpu_relayout.NAME, "expand")
 
 # Estimates are off by 20 % at times; losing against torch is worse than leaving a small gain.
-# 16-bit types pack few orbits or channels one by one, and there the estimates are worse.
+# Panels of 16-bit types pack few orbits or channels one by one, and there the estimates are worse.
 _MARGIN, _MARGIN_NARROW, _NARROW = 1.1, 1.5, 8
 # Most rows of the fit are older than what a pass keeps from call to call: an 8 x 8 x 8 input then took 7.7 us, now 5.3.
 _KEPT_SECONDS = 2.4e-6
@@ -98,7 +98,7 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
         inner = cpu_relayout.relaid(problem)
         return estimate(inner, op, _quickest(inner, op)) + cpu_relayout.seconds(problem, op)
     least = min(problem.in_channels, *(rows for _, rows in problem.ties)) // problem.groups
-    narrow = problem.dtype.itemsize == 2 and least < _NARROW
+    narrow = problem.dtype.itemsize == 2 and least < _NARROW and algorithm not in cpu_direct.ALGORITHMS
     margin = _MARGIN_NARROW if narrow else _MARGIN
     name = _native_name(algorithm)
     if not cpu_cost.is_measured(problem, op, name):
