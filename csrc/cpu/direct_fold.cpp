@@ -245,13 +245,14 @@ class DirectFold : DirectLines<T> {
     return c.group * p_.filters + member_channel(*fold.segment, fold.axes.member(part.base, parity));
   }
 
-  // Results of a line for one block of orbits, from the first position on; `offset` is that of the rows.
-  StoreArgs<R> stores(const Fold& fold, const Part& part, const Chunk& c, int64_t o, int64_t orbit,
-                      const int64_t* offset, const Local& local) const {
+  // Results of a line for one block of orbits, from position `at` on; `offset` is that of the rows.
+  StoreArgs<R> stores(const Fold& fold, const Part& part, const Chunk& c, int64_t o, int64_t at,
+                      int64_t orbit, const int64_t* offset, const Local& local) const {
     StoreArgs<R> s{};
     s.stream = streams_;
     s.tile = local.tile, s.lines = 1, s.row_offset = offset, s.bias_of_row = planes_;
-    E* line = m_.out.data + c.image * m_.out.batch_stride + c.plane * m_.out.stride[0] + o * m_.out.stride[1];
+    E* line = m_.out.data + c.image * m_.out.batch_stride + c.plane * m_.out.stride[0] +
+              o * m_.out.stride[1] + at * m_.out.stride[2];
     for (int i = 0; i < fold.axes.parities(); ++i) {
       const int64_t channel = channel_of(fold, part, c, i) + orbit;
       s.out[i] = line + channel * m_.out.channel_stride;
@@ -276,7 +277,7 @@ class DirectFold : DirectLines<T> {
     local.stores.clear();
     for (const ColumnBlock& block : part.blocks) {
       const int64_t orbit = block.vector * this->lanes_;
-      StoreArgs<R> s = stores(fold, part, c, o, orbit, offset, local);
+      StoreArgs<R> s = stores(fold, part, c, o, 0, orbit, offset, local);
       s.ld = block.vectors * this->lanes_, s.parity_stride = part.rows * s.ld;
       s.cols = std::min(s.ld, fold.segment->rows - orbit);
       local.stores.push_back(s);
@@ -311,8 +312,7 @@ class DirectFold : DirectLines<T> {
     g.a_offset = part.filter_row.data(), g.lda = 1, g.ldc = part.positions;
     for (int64_t p0 = 0; p0 < p_.out[2]; p0 += part.positions)
       for_pieces(fold.segment->rows, part.rows, [&](int64_t orbit, int64_t orbits) {
-        StoreArgs<R> s = stores(fold, part, c, o, orbit, offset, local);
-        for (int i = 0; i < fold.axes.parities(); ++i) s.out[i] += p0;
+        StoreArgs<R> s = stores(fold, part, c, o, p0, orbit, offset, local);
         s.ld = part.positions, s.parity_stride = orbits * s.ld;
         s.rows = orbits, s.cols = std::min(part.positions, p_.out[2] - p0);
         ask_for_results(s, fold.axes.parities());

@@ -126,15 +126,40 @@ inline void store_at(const StoreArgs<T>& a, Element<T>* const (&out)[G], const S
   }
 }
 
+// A field of arguments, loaded by itself. The compiler joins loads of neighbours to vectors, which cannot be
+// had from the fields' own stores before all stores in front of those are done, of results among them.
+template <class X>
+SYMCONV_INLINE X alone(const X& field) {
+  X value = field;
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// Of our own: what is stored cannot change them.
+template <class T, int G>
+SYMCONV_INLINE StoreArgs<T> own_copy(const StoreArgs<T>& args) {
+  StoreArgs<T> a;
+  a.tile = alone(args.tile);
+  a.parity_stride = alone(args.parity_stride), a.product_stride = alone(args.product_stride);
+  a.ld = alone(args.ld), a.rows = alone(args.rows), a.cols = alone(args.cols);
+  a.line_stride = alone(args.line_stride), a.lines = alone(args.lines);
+  a.row_offset = alone(args.row_offset), a.col_offset = alone(args.col_offset);
+  a.bias_of_row = args.bias_of_row, a.stream = args.stream;
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g) a.out[g] = alone(args.out[g]), a.bias[g] = alone(args.bias[g]);
+  return a;
+}
+
 template <class T, int G, class F>
 void store(const StoreArgs<T>& args) {
   using A = Sum<T>;
   constexpr int L = Vec<A>::lanes;
-  const StoreArgs<T> a = args;  // of our own: what is stored cannot change it
+  const StoreArgs<T> a = own_copy<T, G>(args);
   for (int64_t r = 0; r < a.rows; ++r) {
     const A* tile = a.tile + r * a.ld;
     Element<T>* out[G];
-    for (int g = 0; g < G; ++g) out[g] = a.out[g] + a.row_offset[r];
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) out[g] = alone(a.out[g]) + a.row_offset[r];
     if (a.col_offset || a.cols < L) {
       for (int64_t c = 0; c < a.cols; ++c)
         store_at<T, A, G, F>(a, out, tile, r, c, a.col_offset ? a.col_offset[c] : c);
