@@ -28,7 +28,7 @@ class ScatterWeights {
     // mends.
     const bool deal = p_.width % p_.lanes == 0 && deals_taps<T>(q_, w);
     if (!deal) return pack_strips(w, 0, orbits, channel, count, out);
-    Element<T> room[kDealtElements<T>];
+    Element<T> room[kDealtElements];
     for (int64_t u = 0; u < orbits; u += p_.lanes) {
       const int64_t now = std::min<int64_t>(p_.lanes, orbits - u);
       pack_strips(deal_taps<T>(p_.kernels, q_, w, now, count, room), u, u + now, channel, count, out);

@@ -131,7 +131,7 @@ struct WeightPacker {
   void pack_piece(int64_t column) const {
     const int64_t step = planes ? kernels.lanes : kOthers;
     const bool deal = deals();
-    Element<T> room[kDealtElements<T>];
+    Element<T> room[kDealtElements];
     for (size_t chunk = 0; chunk < layout.chunks.size(); ++chunk)
       for (int64_t begin = 0;; begin += step) {
         bool more = false;

@@ -22,12 +22,11 @@ struct WeightView {
 // are packed, unless the taps of some orbits are brought apart first: [orbit][tap][channel], by vectors.
 constexpr int64_t kDealtTaps = 9, kDealtChannels = 64;
 // Of 16 orbits with so many channels, or of so many orbits with 16 channels.
-template <class T>
-constexpr int64_t kDealtElements = kCanStage<T> ? kDealtTaps * kDealtChannels * 16 : 1;
+constexpr int64_t kDealtElements = kDealtTaps * kDealtChannels * 16;
 
 template <class T>
 bool deals_taps(const Problem& p, const WeightView<const Element<T>>& w) {
-  if (!kCanStage<T> || w.channel_stride != kDealtTaps) return false;
+  if (w.channel_stride != kDealtTaps) return false;
   int64_t stride = 1;
   bool inside = true;
   for (int axis = kAxes - 1; axis >= 0; stride *= p.kernel[axis--])
@@ -41,10 +40,9 @@ WeightView<const Element<T>> deal_taps(const Kernels<T>& kernels, const Problem&
                                        const WeightView<const Element<T>>& w, int64_t orbits,
                                        int64_t channels, Element<T>* room) {
   const int64_t run = channels > 16 ? kDealtChannels : 16;
-  if constexpr (kCanStage<T>)
-    for (int64_t u = 0; u < orbits; ++u)
-      kernels.stage_line(w.data + u * w.orbit_stride, 1, kDealtTaps, kDealtTaps, channels,
-                         room + u * kDealtTaps * run, run);
+  for (int64_t u = 0; u < orbits; ++u)
+    kernels.stage_line(w.data + u * w.orbit_stride, 1, kDealtTaps, kDealtTaps, channels,
+                       room + u * kDealtTaps * run, run);
   return {room, kDealtTaps * run, 1, {p.kernel[1] * p.kernel[2] * run, p.kernel[2] * run, run}};
 }
 
