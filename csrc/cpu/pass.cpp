@@ -44,15 +44,16 @@ at::Tensor allocate(const Ints& shape, const at::Tensor& like, bool channels_las
 }  // namespace
 
 Pass::Pass(Geometry geometry, Shapes shapes, Torch torch, bool channels_last, bool depthwise,
-           std::string algorithm, bool relayout)
+           std::string algorithm, int64_t images)
     : geometry_(std::move(geometry)),
       shapes_(std::move(shapes)),
       torch_(std::move(torch)),
       channels_last_(channels_last),
       depthwise_(depthwise),
       algorithm_(std::move(algorithm)),
-      relayout_(relayout),
+      images_(images),
       problem_(make_problem(geometry_, shapes_.input, shapes_.weight, shapes_.output)) {
+  if (images_) problem_.batch = images_;
   TORCH_CHECK(!depthwise_ || problem_.channels == 1,
               "a depthwise layer has one input channel in each group, got ", problem_.channels);
 }
@@ -62,29 +63,29 @@ at::Tensor Pass::fprop(const at::Tensor& x, const at::Tensor& w,
   check(x, "input", shapes_.input, w.scalar_type()), check(w, "weight", shapes_.weight, x.scalar_type());
   if (bias) check(*bias, "bias", shapes_.output[1], x.scalar_type());
   if (algorithm_ == "expand") return convolve(x, w, bias);
-  const at::Tensor y = room(shapes_.output, x);
   std::optional<at::Tensor> b;
   if (bias) b = bias->contiguous();
-  native_fprop(native(), arranged(x), w, b, y);
-  return returned(y);
+  return by_images(x, shapes_.output, [&](const at::Tensor& source, const at::Tensor& y) {
+    native_fprop(native(), source, w, b, y);
+  });
 }
 
 at::Tensor Pass::dgrad(const at::Tensor& gy, const at::Tensor& w) const {
   check(gy, "grad_output", shapes_.output, w.scalar_type());
   check(w, "weight", shapes_.weight, gy.scalar_type());
   if (algorithm_ == "expand") return convolve_back(gy, w);
-  const at::Tensor gx = room(shapes_.input, w);
-  native_dgrad(native(), arranged(gy), w, gx);
-  return returned(gx);
+  return by_images(gy, shapes_.input, [&](const at::Tensor& source, const at::Tensor& gx) {
+    native_dgrad(native(), source, w, gx);
+  });
 }
 
 at::Tensor Pass::wgrad(const at::Tensor& gy, const at::Tensor& x) const {
   check(gy, "grad_output", shapes_.output, x.scalar_type());
   check(x, "input", shapes_.input, gy.scalar_type());
-  const at::Tensor gw = room(shapes_.weight, x);
+  const at::Tensor gw = allocate(shapes_.weight, x, channels_last_ || images_);
   if (algorithm_ != "expand") {
     native_wgrad(native(), arranged(gy), arranged(x), gw);
-    return returned(gw);
+    return images_ ? as_result(gw) : gw;
   }
   const at::Tensor filters = filter_gradient(gy, x);
   if (filters.scalar_type() == gw.scalar_type()) {
@@ -165,11 +166,27 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> Pass::backward(const at::Tensor& 
 }
 
 at::Tensor Pass::arranged(const at::Tensor& t) const {
-  return relayout_ ? t.contiguous(memory_format(t.dim(), true)) : t;
+  return images_ ? t.contiguous(memory_format(t.dim(), true)) : t;
 }
 
-at::Tensor Pass::room(const Ints& shape, const at::Tensor& like) const {
-  return allocate(shape, like, channels_last_ || relayout_);
+at::Tensor Pass::by_images(
+    const at::Tensor& source, const Ints& shape,
+    const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const {
+  const int64_t batch = shape[0];
+  const bool parts = images_ && images_ < batch;
+  const at::Tensor out = allocate(shape, source, channels_last_ || (images_ && !parts));
+  if (!parts) {
+    run(arranged(source), out);
+    return images_ ? as_result(out) : out;
+  }
+  Ints part = shape;
+  part[0] = images_;
+  const at::Tensor near = allocate(part, source, true);
+  for (int64_t i = 0; i < batch; i += images_) {
+    run(arranged(source.narrow(0, i, images_)), near);
+    out.narrow(0, i, images_).copy_(near);
+  }
+  return as_result(out);
 }
 
 at::Tensor Pass::as_result(const at::Tensor& t) const {

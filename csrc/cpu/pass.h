@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <array>
+#include <functional>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -37,7 +38,7 @@ struct Torch {
 class Pass {
  public:
   Pass(Geometry geometry, Shapes shapes, Torch torch, bool channels_last, bool depthwise,
-       std::string algorithm, bool relayout);
+       std::string algorithm, int64_t images);
 
   at::Tensor fprop(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const;
   at::Tensor dgrad(const at::Tensor& gy, const at::Tensor& w) const;
@@ -55,17 +56,17 @@ class Pass {
                                                           const at::Tensor& filters,
                                                           std::array<bool, 3> wanted) const;
   at::Tensor as_result(const at::Tensor& t) const;
-  // Of contiguous tensors that are copied to channels_last for the pass, and its result back.
+  // Of contiguous tensors that are copied to channels_last, `images_` of them at a time, and the result back.
   at::Tensor arranged(const at::Tensor& t) const;
-  at::Tensor room(const Ints& shape, const at::Tensor& like) const;
-  at::Tensor returned(const at::Tensor& t) const { return relayout_ ? as_result(t) : t; }
+  at::Tensor by_images(const at::Tensor& source, const Ints& shape,
+                       const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const;
 
   Geometry geometry_;
   Shapes shapes_;
   Torch torch_;
   bool channels_last_, depthwise_;
   std::string algorithm_;
-  bool relayout_;
+  int64_t images_;  // 0: nothing is copied
   Problem problem_;
   mutable Preparations preparations_;
 };

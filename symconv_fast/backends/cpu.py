@@ -49,7 +49,7 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     if algorithm.endswith("winograd"):
         return _why_no_winograd(problem, op, algorithm)
     if algorithm == cpu_relayout.NAME:
-        return _DEPTHWISE if cpu_depthwise.applies(problem) else cpu_relayout.why_not(problem)
+        return _DEPTHWISE if cpu_depthwise.applies(problem) else cpu_relayout.why_not(problem, op)
     if algorithm in cpu_direct.ALGORITHMS:
         if cpu_depthwise.applies(problem):
             return _DEPTHWISE
@@ -95,8 +95,9 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
     if cpu_depthwise.applies(problem):
         return _MARGIN * cpu_depthwise.native_seconds(problem, op)
     if algorithm == cpu_relayout.NAME:
-        inner = cpu_relayout.relaid(problem)
-        return estimate(inner, op, _quickest(inner, op)) + cpu_relayout.seconds(problem, op)
+        inner = cpu_relayout.relaid(problem, op)
+        parts = problem.batch // inner.batch
+        return parts * estimate(inner, op, _quickest(inner, op)) + cpu_relayout.seconds(problem, op)
     least = min(problem.in_channels, *(rows for _, rows in problem.ties)) // problem.groups
     narrow = problem.dtype.itemsize == 2 and least < _NARROW and algorithm not in cpu_direct.ALGORITHMS
     margin = _MARGIN_NARROW if narrow else _MARGIN
@@ -119,16 +120,17 @@ def _native_name(algorithm: str) -> str:
 
 def bind(problem: Problem, op: str, algorithm: str) -> Callable[..., Tensor]:
     """The function of `op` with all but its tensors bound: one native call."""
-    p, relayout = problem, algorithm == cpu_relayout.NAME
-    if relayout:
-        algorithm = _quickest(cpu_relayout.relaid(p), op)
+    p, images = problem, 0
+    if algorithm == cpu_relayout.NAME:
+        inner = cpu_relayout.relaid(p, op)
+        algorithm, images = _quickest(inner, op), inner.batch
     _, _, dilation, _, output_padding, _ = torch_conv.geometry(p)
     strides = allocate(p.result_shape(op), torch.empty(0, device="meta"), p.channels_last).stride()
     ties = [value for segment in p.ties for value in segment]
     native = _cpu.Pass(
         ties, p.stride, p.padding, p.dilation, p.transposed, p.groups, p.input_shape, p.weight_shape, p.output_shape,
         dilation, output_padding, p.expanded_shape, strides, torch_conv.asked_in(p, op), p.channels_last,
-        cpu_depthwise.applies(p), _native_name(algorithm), relayout,
+        cpu_depthwise.applies(p), _native_name(algorithm), images,
     )  # fmt: skip
     function: Callable[..., Tensor] = getattr(native, op)
     return function
