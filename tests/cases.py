@@ -206,6 +206,10 @@ SPECIAL: dict[str, Case] = {
     "direct, 3-D, mixed": _case(
         {5: 2, 6: 1, 7: 2, 0: 4}, 4, (6, 5, 11), (3, 2, 3), padding=1, dilation=(1, 2, 1), threads=2, **LAST
     ),
+    "direct, one value": _case({1: 8}, 3, (9, 21), 3, padding=1, layouts=("scalar", "expanded", "scalar")),
+    "direct, one value, channels last": _case({3: 4}, 3, (9, 21), 3, layouts=("expanded",) * 3, result_last=True),
+    "direct, 1-D, one channel": _case({1: 16}, 1, (150,), 25, padding=12, threads=2),
+    "relayout, images in parts": _case({2: 20, 1: 12}, 40, (32, 30), 3, padding=1, batch=4, threads=2),
     "gradient of a sum": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("contiguous", "contiguous", "scalar")),
     "stride 0 everywhere": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("expanded", "scalar", "expanded")),
     "slices among NaN": _case({3: 4, 1: 2}, 6, (9, 8), 3, padding=1, layouts=("sliced",) * 3),

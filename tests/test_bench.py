@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,20 @@ def test_refuses_threads_that_are_not_pinned():
     done = run_python("-c", "import torch, bench.threads")
     assert done.returncode != 0
     assert "OMP_PROC_BIND=close" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_keeps_freed_memory():
+    """Else a large result is new memory for every call, and each of its pages a fault."""
+    count = (
+        "import sys, resource\n"
+        "if sys.argv[1:]: import bench.threads\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for i in range(4):\n"
+        "    before = faults(); block = b'x' * (64 << 20); del block\n"
+        "print(faults() - before)\n"
+    )
+    assert int(run_python("-c", count).stdout) > 1000 > int(run_python("-c", count, "kept").stdout)
 
 
 def test_peaks_are_of_the_fastest_candidate(monkeypatch):
