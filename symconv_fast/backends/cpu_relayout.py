@@ -29,7 +29,7 @@ def images(problem: Problem, op: str) -> int:
     most = _MOST_BYTES * batch // (size * problem.dtype.itemsize)
     if op == "wgrad":
         return batch if batch <= most else 0
-    return max((part for part in range(1, most + 1) if batch % part == 0), default=0)
+    return next((part for part in range(min(most, batch), 0, -1) if batch % part == 0), 0)
 
 
 def relaid(problem: Problem, op: str) -> Problem:
