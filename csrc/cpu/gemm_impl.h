@@ -48,7 +48,7 @@ inline void add_half(const GemmArgs<Pair>& g, V<float> (&acc)[R][N]) {
 #endif
 
 // Writes a tile, or adds it. Row addresses are made here: the compiler would make all of them before the
-// products, which takes it as long as three rows of these, and keep them in memory.
+// products, and keep them in memory.
 template <class A, int R, int N>
 SYMCONV_INLINE void store_tile(const V<A> (&acc)[R][N], A* to, int64_t ldc, bool add) {
   asm volatile("" : "+r"(to));
