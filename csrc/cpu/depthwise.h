@@ -74,6 +74,4 @@ template <class T>
 void scatter_taps(const DepthwiseKernels<T>& kernels, const Problem& p, const WeightView<T>& weight,
                   int64_t group_stride, const ChannelBlock& block, int64_t orbit, int lanes, Sum<T>* from);
 
-inline int64_t kernel_taps(const Problem& p) { return p.kernel[0] * p.kernel[1] * p.kernel[2]; }
-
 }  // namespace symconv

@@ -31,8 +31,8 @@ class DirectLines {
         planes_(planes) {
     const int64_t reach = p.dilation[2] * (p.kernel[2] - 1) + 1;
     positions_ = std::max(p.in[2] + p.padding[2], p.stride[2] * (p.out[2] - 1) + reach);
-    residue_ = round_up(ceil_div(positions_, p.stride[2]), lanes_);
-    line_ = p.channels * (planes ? p.stride[2] * residue_ : positions_);
+    residue_ = odd_lines<Sum<T>>(ceil_div(positions_, p.stride[2]));
+    line_ = planes ? odd_lines<Sum<T>>(p.channels * p.stride[2] * residue_) : p.channels * positions_;
     run_ = p.dilation[2] == 1 ? p.kernel[2] * p.channels : p.channels;
     taps_ = p.kernel[0] * p.kernel[1] * p.kernel[2] * p.channels;
     const int64_t lines = p.batch * p.groups * p.out[0] * p.out[1];

@@ -46,6 +46,8 @@ struct Problem {
   }
 };
 
+inline int64_t kernel_taps(const Problem& p) { return p.kernel[0] * p.kernel[1] * p.kernel[2]; }
+
 struct AxisMap {
   int64_t count = 0, a = 1, extent = 0, first = 0, step = 1;
   std::vector<int64_t> b;     // by tap

@@ -58,6 +58,27 @@ struct TapsArgs {
   int64_t ldc;
 };
 
+// Such contractions for all parities of a fold, and what follows: the butterfly, bias, and the store to each
+// member. Planes: rows are orbits, columns positions. Pixels: the other way round.
+template <class T>
+struct FoldedArgs {
+  const int64_t* line_offset;       // one for each tap, one parity after the other
+  int64_t taps[kMaxSources];        // of each parity
+  int64_t filter_step;              // from one tap to the next
+  int64_t line_step;                // from one position to the next; planes: 1
+  Element<T>* out[kMaxSources];     // one for each member; columns are contiguous
+  int64_t out_row;                  // from one row to the next
+  const Sum<T>* bias[kMaxSources];  // by orbit; whole vectors are read
+  bool stream;                      // as in StoreArgs
+};
+template <class T>
+struct FoldedTile {
+  const Sum<T>*filters, *lines;
+  int64_t columns;    // of the output. A part of a vector overlaps the one before it, if there is one
+  int64_t out, bias;  // where its own begin
+  int64_t ahead;      // where the output is written next, from here
+};
+
 // E[rows, vectors * lanes] (+)= sum over segments s of A_s * (B_s + B'_s), and O the same of B_s - B'_s. Rows
 // of the left sides follow each other in memory, so that those of one k fill a run; a segment without B' has
 // a part in E alone.
@@ -196,8 +217,11 @@ struct Kernels {
   int lanes;                      // elements of a vector
   int max_rows[kMaxVectors + 1];  // rows of a matrix tile by its number of vectors
   void (*gemm)(int rows, int vectors, const GemmArgs<Word<T>>&);
-  void (*taps)(int rows, int vectors, const TapsArgs<T>&);            // not for 16-bit types
-  int mirror_rows, mirror_vectors;                                    // of a tile, at most
+  void (*taps)(int rows, int vectors, const TapsArgs<T>&);  // not for 16-bit types
+  // First pixels, then planes; by log2 of the number of members, from two on.
+  void (*folded[2][4])(int rows, int vectors, const FoldedArgs<T>&, const FoldedTile<T>&);
+  int folded_rows[kMaxVectors + 1];  // of a tile at most, by its number of vectors
+  int mirror_rows, mirror_vectors;   // of a tile, at most
   void (*mirror)(int rows, int vectors, const MirrorArgs<Word<T>>&);  // null where it would not pay
   // By filtering and log2 of the number of sources; null where no axis would be left to filter along.
   void (*fold_pixels[kFilterings][4])(const RunArgs<T>&);

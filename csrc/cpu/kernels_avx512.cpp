@@ -22,6 +22,7 @@
 #define SYMCONV_ROWS1 28
 #define SYMCONV_ROWS2 14
 #define SYMCONV_ROWS3 8
+#define SYMCONV_SUMS 24
 #define SYMCONV_MIRROR_ROWS 6
 #define SYMCONV_MIRROR_VECTORS 2
 #include "kernels_impl.h"

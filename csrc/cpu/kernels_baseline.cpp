@@ -6,6 +6,7 @@
 #define SYMCONV_ROWS1 12
 #define SYMCONV_ROWS2 6
 #define SYMCONV_ROWS3 4
+#define SYMCONV_SUMS 12
 #include "kernels_impl.h"
 
 #include <algorithm>

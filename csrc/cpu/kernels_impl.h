@@ -1,8 +1,8 @@
 // Bodies of the inner loops. Included by one file for each instruction set, which defines
 // SYMCONV_ISA (a namespace), SYMCONV_BYTES (of a vector), SYMCONV_ROWS2 and SYMCONV_ROWS3
-// (rows of a matrix tile with 2 and 3 vectors: as many as the registers hold).
-// No standard header may be included here: inline functions compiled for a wide instruction set
-// could be kept by the linker for everybody.
+// (rows of a matrix tile with 2 and 3 vectors: as many as the registers hold) and SYMCONV_SUMS (vectors of a
+// tile that the registers hold beside all else). No standard header may be included here: inline functions
+// compiled for a wide instruction set could be kept by the linker for everybody.
 
 #define SYMCONV_INLINE __attribute__((always_inline)) inline
 
@@ -235,6 +235,8 @@ inline void write_part<double, double>(double* to, V<double> v, int64_t count) {
 }
 #endif
 
+#include "folded_impl.h"
+
 #include "turn_impl.h"
 
 #include "scatter_impl.h"
@@ -340,6 +342,13 @@ void gather(const GatherArgs<T>& g) {
     {scatter_store<T, K, 2, Plain>, nullptr, nullptr}, { scatter_store<T, K, 4, Plain>, nullptr, nullptr } \
   }
 
+#define SYMCONV_FOLDED_LAYOUT(planes) \
+  {nullptr, folded<T, planes, 2>, folded<T, planes, 4>, folded<T, planes, 8>}
+#define SYMCONV_FOLDED                                           \
+  {SYMCONV_FOLDED_LAYOUT(false), SYMCONV_FOLDED_LAYOUT(true)}, { \
+    0, kFoldedRows<1>, kFoldedRows<2>, kFoldedRows<3>            \
+  }
+
 #ifdef SYMCONV_MIRROR_ROWS
 #define SYMCONV_MIRROR(W) SYMCONV_MIRROR_ROWS, SYMCONV_MIRROR_VECTORS, mirror<W>
 #else
@@ -354,6 +363,7 @@ constexpr Kernels<T> kPairTable = {
     {0, SYMCONV_ROWS1, SYMCONV_ROWS2, SYMCONV_ROWS3},
     gemm<Word<T>>,
     nullptr,
+    SYMCONV_FOLDED,
     0,
     0,
     nullptr,
@@ -384,6 +394,7 @@ constexpr Kernels<T> kTable = {
     {0, SYMCONV_ROWS1, SYMCONV_ROWS2, SYMCONV_ROWS3},
     gemm<T>,
     taps<T>,
+    SYMCONV_FOLDED,
     SYMCONV_MIRROR(T),
     SYMCONV_ROWS(pack_pixels, true),
     SYMCONV_ROWS(pack_planes, true),
@@ -409,6 +420,7 @@ constexpr Kernels<T> kWideTable = {
     {0, SYMCONV_ROWS1, SYMCONV_ROWS2, SYMCONV_ROWS3},
     gemm<float>,
     nullptr,
+    SYMCONV_FOLDED,
     SYMCONV_MIRROR(float),
     SYMCONV_PLAIN_ROWS(pack_pixels, true),
     SYMCONV_PLAIN_ROWS(pack_planes, true),
