@@ -76,7 +76,8 @@ class FoldedProducts {
   // Results of all parities stay in registers. Longer contractions need more products for each load, so tiles
   // of one parity at a time, and results wait in memory. No parity of few has more than 384, a chain of sums.
   bool few_taps(int parities) const {
-    const int64_t most = !planes_ ? 96 : parities == 2 ? 75 : 24;
+    const bool many_registers = stores_.folded_rows[2] > 4;
+    const int64_t most = !many_registers ? 24 : !planes_ ? 96 : parities == 2 ? 60 : 24;
     return parities > 1 && taps_ <= most * parities;
   }
   static constexpr int64_t kTileVectors = 512;  // of such results
