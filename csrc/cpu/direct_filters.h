@@ -138,6 +138,22 @@ class FoldedFilters {
     for (int i = 0; i < axes_.folds(); ++i) fold(axes_.axis(i), out);
   }
 
+  // The adjoint, where all axes are folded: the gradient of the weight from that of the folded filters, which
+  // are overwritten. Folding is its own adjoint.
+  template <class E>
+  void gradient(T* rows, WeightView<E> weight) const {
+    for (int i = 0; i < axes_.folds(); ++i) fold(axes_.axis(i), rows);
+    weight.data += segment_.first * weight.orbit_stride;
+    for_taps(p_.kernel, [&](const Triple& tap) {
+      E* at = weight.data;
+      for (int axis = 0; axis < kAxes; ++axis) at += tap[axis] * weight.tap_stride[axis];
+      for (int64_t c = 0; c < p_.channels; ++c)
+        for (int64_t u = 0; u < segment_.rows; ++u)
+          assign(at[c * weight.channel_stride + u * weight.orbit_stride],
+                 rows[(row_[index(tap)] + c) * ld_ + u]);
+    });
+  }
+
  private:
   int64_t index(const Triple& tap) const { return (tap[0] * p_.kernel[1] + tap[1]) * p_.kernel[2] + tap[2]; }
 

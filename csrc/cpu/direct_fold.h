@@ -11,4 +11,11 @@ namespace symconv {
 template <class T>
 void direct_fold_fprop(const Problem& p, int axes, const MultiplyTensors<T>& tensors);
 
+// Where direct_applies(), all tied axes folded. `bias`: null, or room for the gradient of every filter's
+// bias.
+template <class T>
+void direct_fold_wgrad(const Problem& p, const View<const Element<T>>& grad,
+                       const View<const Element<T>>& input, const WeightView<Element<T>>& out,
+                       int64_t out_group_stride, Element<T>* bias);
+
 }  // namespace symconv

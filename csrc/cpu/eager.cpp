@@ -269,15 +269,19 @@ struct Tied : torch::autograd::Function<Tied> {
     // What the running pass asks for: torch.autograd.grad may want less than was wanted when the graph was
     // built.
     const Wanted wanted{w.defined() && ctx->needs_input_grad(0), x.defined() && ctx->needs_input_grad(1)};
+    const bool bias = call->has_bias && ctx->needs_input_grad(2);
     const auto seen = [](const at::Tensor& t) { return t.defined() && (!is_plain(t) || has_tangent(t)); };
     if (at::GradMode::is_enabled() || seen(gy) || seen(x) || seen(w) || !nothing_listens()) {
       std::tie(result[0], result[1]) = gradients_by_operators(*call, gy, x, w, wanted);
     } else if (wanted.input || wanted.weight) {
       const Gradients& found = find_gradients(*call, gy, x, w, wanted);
       if (wanted.input) result[0] = run_gradient(*found.dgrad, true, gy, w);
-      if (wanted.weight) result[1] = run_gradient(*found.wgrad, false, gy, x);
+      if (wanted.weight && bias && found.wgrad->pass)
+        std::tie(result[1], result[2]) = found.wgrad->pass->wgrad_and_bias(gy, x);
+      else if (wanted.weight)
+        result[1] = run_gradient(*found.wgrad, false, gy, x);
     }
-    if (call->has_bias && ctx->needs_input_grad(2)) {
+    if (bias && !result[2].defined()) {
       std::vector<int64_t> all_but_channels{0};
       for (int64_t d = 2; d < gy.dim(); ++d) all_but_channels.push_back(d);
       result[2] = gy.sum(all_but_channels);

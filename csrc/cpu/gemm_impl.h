@@ -180,3 +180,47 @@ void taps(int rows, int vectors, const TapsArgs<T>& g) {
   if (vectors == 2) return taps_rows<T, 2, SYMCONV_ROWS2>(rows, g);
   taps_rows<T, 3, SYMCONV_ROWS3>(rows, g);
 }
+
+// Rows of a tile of correlate(): as many as the registers hold, addresses of theirs included.
+template <int N>
+constexpr int kCorrelateRowsOf = SYMCONV_SUMS / N < kCorrelateRows ? SYMCONV_SUMS / N : kCorrelateRows;
+
+template <class T, int R, int N>
+void correlate_tile(const CorrelateArgs<T>& g) {
+  constexpr int L = Vec<T>::lanes;
+  V<T> acc[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) acc[r][n] = V<T>{};
+  const T* row[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) row[r] = g.a + g.a_offset[r];
+  const T* b = g.b;
+  const int64_t step = g.a_step, end = g.positions * step, ldb = g.ldb;
+  for (int64_t at = 0; at < end; at += step, b += ldb) {
+    V<T> bv[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) bv[n] = load(b + n * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const T x = row[r][at];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[r][n] += x * bv[n];
+    }
+  }
+  store_tile<T>(acc, g.c, g.ldc, true);
+}
+
+template <class T, int N, int R>
+inline void correlate_rows(int rows, const CorrelateArgs<T>& g) {
+  if (rows == R) return correlate_tile<T, R, N>(g);
+  if constexpr (R > 1) correlate_rows<T, N, R - 1>(rows, g);
+}
+
+template <class T>
+void correlate(int rows, int vectors, const CorrelateArgs<T>& g) {
+  if (vectors == 3) return correlate_rows<T, 3, kCorrelateRowsOf<3>>(rows, g);
+  if (vectors == 2) return correlate_rows<T, 2, kCorrelateRowsOf<2>>(rows, g);
+  correlate_rows<T, 1, kCorrelateRowsOf<1>>(rows, g);
+}

@@ -79,6 +79,19 @@ struct FoldedTile {
   int64_t ahead;      // where the output is written next, from here
 };
 
+// C[rows, vectors * lanes] += sum over positions p of A[a_offset[row] + p * a_step] * B[p][vectors * lanes]:
+// the matrix kernel where positions are contracted and rows lie anywhere.
+template <class T>
+struct CorrelateArgs {
+  const T *a, *b;
+  const int64_t* a_offset;
+  int64_t a_step, ldb;
+  int64_t positions;
+  T* c;
+  int64_t ldc;
+};
+constexpr int kCorrelateRows = 8;  // at most
+
 // E[rows, vectors * lanes] (+)= sum over segments s of A_s * (B_s + B'_s), and O the same of B_s - B'_s. Rows
 // of the left sides follow each other in memory, so that those of one k fill a run; a segment without B' has
 // a part in E alone.
@@ -221,7 +234,9 @@ struct Kernels {
   // First pixels, then planes; by log2 of the number of members, from two on.
   void (*folded[2][4])(int rows, int vectors, const FoldedArgs<T>&, const FoldedTile<T>&);
   int folded_rows[kMaxVectors + 1];  // of a tile at most, by its number of vectors
-  int mirror_rows, mirror_vectors;   // of a tile, at most
+  void (*correlate)(int rows, int vectors, const CorrelateArgs<T>&);  // not for 16-bit types
+  int correlate_rows[kMaxVectors + 1];
+  int mirror_rows, mirror_vectors;                                    // of a tile, at most
   void (*mirror)(int rows, int vectors, const MirrorArgs<Word<T>>&);  // null where it would not pay
   // By filtering and log2 of the number of sources; null where no axis would be left to filter along.
   void (*fold_pixels[kFilterings][4])(const RunArgs<T>&);

@@ -49,7 +49,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def(py::init(&make_pass))
       .def("fprop", &Pass::fprop, NoGil())
       .def("dgrad", &Pass::dgrad, NoGil())
-      .def("wgrad", &Pass::wgrad, NoGil());
+      .def("wgrad", py::overload_cast<const at::Tensor&, const at::Tensor&>(&Pass::wgrad, py::const_),
+           NoGil());
   m.def(
       "clear_workspace", [] { symconv::Workspace::of_thread().clear(); },
       "Gives the working memory that the calling thread keeps for its next call back to the system.");

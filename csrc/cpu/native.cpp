@@ -230,6 +230,16 @@ void run_direct_wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& 
                   weight_group_stride(gw, p.groups));
 }
 
+template <class T>
+void run_direct_fold_wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
+                           const at::Tensor& gb) {
+  check_direct<T>(p);
+  direct_fold_wgrad<T>(p, const_view<Element<T>>(gy), const_view<Element<T>>(x),
+                       weight_view(static_cast<Element<T>*>(gw.data_ptr()), gw, p.transposed),
+                       weight_group_stride(gw, p.groups),
+                       gb.defined() ? static_cast<Element<T>*>(gb.data_ptr()) : nullptr);
+}
+
 // The kernels read along channels or along the last dimension; anything else is copied once.
 at::Tensor readable(const at::Tensor& t) {
   if (t.stride(1) == 1 || t.stride(-1) == 1) return t;
@@ -238,6 +248,8 @@ at::Tensor readable(const at::Tensor& t) {
 }
 
 }  // namespace
+
+bool sums_bias(const std::string& algorithm) { return algorithm == "direct_fold"; }
 
 void native_fprop(const NativePass& pass, const at::Tensor& x, const at::Tensor& w,
                   const std::optional<at::Tensor>& bias, const at::Tensor& y) {
@@ -266,10 +278,15 @@ void native_dgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor
   }
 }
 
-void native_wgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw) {
+void native_wgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
+                  const at::Tensor& gb) {
   const Problem& p = pass.problem;
+  TORCH_CHECK(!gb.defined() || sums_bias(pass.algorithm), "algorithm ", pass.algorithm,
+              " does not sum the bias");
   if (pass.algorithm == "direct") {
     SYMCONV_DISPATCH(gw, run_direct_wgrad<scalar>(p, gy, x, gw));
+  } else if (sums_bias(pass.algorithm)) {
+    SYMCONV_DISPATCH(gw, run_direct_fold_wgrad<scalar>(p, gy, x, gw, gb));
   } else if (pass.depthwise) {
     SYMCONV_DISPATCH(gw, run_depthwise_wgrad<scalar>(p, gy, x, gw));
   } else {

@@ -48,7 +48,8 @@ class Preparations {
 };
 
 // Algorithms are "fold", "f2", "f4" and "direct", forward also "scatter", "scatter_f2", "scatter_f4",
-// "direct_fold" and "direct_lines"; depthwise layers have kernels of their own for all of them.
+// "direct_fold" and "direct_lines", for the weight gradient also "direct_fold"; depthwise layers have kernels
+// of their own for all of them.
 struct NativePass {
   const Problem& problem;
   const std::string& algorithm;
@@ -59,6 +60,9 @@ struct NativePass {
 void native_fprop(const NativePass& pass, const at::Tensor& x, const at::Tensor& w,
                   const std::optional<at::Tensor>& bias, const at::Tensor& y);
 void native_dgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx);
-void native_wgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw);
+// `gb`: undefined, or room for the gradient of the bias, where it comes with that of the weight.
+bool sums_bias(const std::string& algorithm);
+void native_wgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
+                  const at::Tensor& gb);
 
 }  // namespace symconv

@@ -41,6 +41,12 @@ at::Tensor allocate(const Ints& shape, const at::Tensor& like, bool channels_las
   return at::empty(shape, like.options().requires_grad(false), memory_format(shape.size(), channels_last));
 }
 
+at::Tensor channel_sums(const at::Tensor& t) {
+  Ints all_but_channels{0};
+  for (int64_t d = 2; d < t.dim(); ++d) all_but_channels.push_back(d);
+  return t.sum(all_but_channels);
+}
+
 }  // namespace
 
 Pass::Pass(Geometry geometry, Shapes shapes, Torch torch, bool channels_last, bool depthwise,
@@ -79,15 +85,17 @@ at::Tensor Pass::dgrad(const at::Tensor& gy, const at::Tensor& w) const {
   });
 }
 
-at::Tensor Pass::wgrad(const at::Tensor& gy, const at::Tensor& x) const {
+std::pair<at::Tensor, at::Tensor> Pass::wgrad(const at::Tensor& gy, const at::Tensor& x, bool bias) const {
   check(gy, "grad_output", shapes_.output, x.scalar_type());
   check(x, "input", shapes_.input, gy.scalar_type());
   const at::Tensor gw = allocate(shapes_.weight, x, channels_last_ || images_);
   if (algorithm_ != "expand") {
-    native_wgrad(native(), arranged(gy), arranged(x), gw);
-    return images_ ? as_result(gw) : gw;
+    const bool here = bias && sums_bias(algorithm_) && !depthwise_;
+    const at::Tensor gb = here ? at::empty({shapes_.output[1]}, gw.options()) : at::Tensor();
+    native_wgrad(native(), arranged(gy), arranged(x), gw, gb);
+    return {images_ ? as_result(gw) : gw, bias && !here ? channel_sums(gy) : gb};
   }
-  const at::Tensor filters = filter_gradient(gy, x);
+  const auto [filters, gb] = filter_gradient(gy, x, bias);
   if (filters.scalar_type() == gw.scalar_type()) {
     reduce_into(filters, gw);
   } else {  // rounded once, after the sum
@@ -95,7 +103,7 @@ at::Tensor Pass::wgrad(const at::Tensor& gy, const at::Tensor& x) const {
     reduce_into(filters, wide);
     gw.copy_(wide);
   }
-  return gw;
+  return {gw, bias ? gb.to(gw.scalar_type()) : gb};
 }
 
 // --- the ordinary filters, and torch's convolution: autocast has had its say where the layer was entered ---
@@ -150,10 +158,12 @@ at::Tensor Pass::convolve_back(const at::Tensor& gy, const at::Tensor& w) const 
   return as_result(gx.to(gy.scalar_type()));
 }
 
-at::Tensor Pass::filter_gradient(const at::Tensor& gy, const at::Tensor& x) const {
+std::pair<at::Tensor, at::Tensor> Pass::filter_gradient(const at::Tensor& gy, const at::Tensor& x,
+                                                        bool bias) const {
   const at::Tensor input = asked(x);
   const at::Tensor like = allocate(torch_.filters, input, channels_last_ && torch_.type != at::kDouble);
-  return std::get<1>(backward(asked(gy), input, like, {false, true, false}));
+  auto grads = backward(asked(gy), input, like, {false, true, bias});
+  return {std::get<1>(grads), std::get<2>(grads)};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> Pass::backward(const at::Tensor& gy, const at::Tensor& x,
@@ -161,7 +171,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> Pass::backward(const at::Tensor& 
                                                               std::array<bool, 3> wanted) const {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const Geometry& g = geometry_;
-  return at::convolution_backward(gy, x, filters, at::OptionalIntArrayRef(), g.stride, g.padding,
+  return at::convolution_backward(gy, x, filters, at::IntArrayRef(shapes_.output[1]), g.stride, g.padding,
                                   torch_.dilation, g.transposed, torch_.output_padding, g.groups, wanted);
 }
 

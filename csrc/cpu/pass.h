@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "geometry.h"
@@ -42,7 +43,11 @@ class Pass {
 
   at::Tensor fprop(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const;
   at::Tensor dgrad(const at::Tensor& gy, const at::Tensor& w) const;
-  at::Tensor wgrad(const at::Tensor& gy, const at::Tensor& x) const;
+  at::Tensor wgrad(const at::Tensor& gy, const at::Tensor& x) const { return wgrad(gy, x, false).first; }
+  // The gradients of weight and bias, in one pass over the upstream gradient where there is a way.
+  std::pair<at::Tensor, at::Tensor> wgrad_and_bias(const at::Tensor& gy, const at::Tensor& x) const {
+    return wgrad(gy, x, true);
+  }
 
  private:
   NativePass native() const { return {problem_, algorithm_, depthwise_, preparations_}; }
@@ -51,7 +56,9 @@ class Pass {
   void reduce_into(const at::Tensor& filters, const at::Tensor& gw) const;
   at::Tensor convolve(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const;
   at::Tensor convolve_back(const at::Tensor& gy, const at::Tensor& w) const;
-  at::Tensor filter_gradient(const at::Tensor& gy, const at::Tensor& x) const;
+  std::pair<at::Tensor, at::Tensor> wgrad(const at::Tensor& gy, const at::Tensor& x, bool bias) const;
+  std::pair<at::Tensor, at::Tensor> filter_gradient(const at::Tensor& gy, const at::Tensor& x,
+                                                    bool bias) const;
   std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& gy, const at::Tensor& x,
                                                           const at::Tensor& filters,
                                                           std::array<bool, 3> wanted) const;

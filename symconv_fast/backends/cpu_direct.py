@@ -33,8 +33,8 @@ def why_not(problem: Problem, op: str, algorithm: str, vector_bytes: int) -> str
 
 
 def _why_no_fold(problem: Problem, op: str, algorithm: str) -> str | None:
-    if op != "fprop":
-        return "lines are folded forward alone"
+    if op == "dgrad" or (op == "wgrad" and algorithm == "direct_lines"):
+        return "lines are not folded for this gradient"
     masks = [mask for mask, _ in problem.ties]
     if not any(masks):
         return "no axis is tied"
@@ -45,7 +45,7 @@ def _why_no_fold(problem: Problem, op: str, algorithm: str) -> str | None:
 
 def work(problem: Problem, op: str, algorithm: str, width: int) -> dict[str, float]:
     """Vectors of `width` multiplied, stored and folded, lines listed, and weights, by names of `cpu_cost`."""
-    return _each_filter(problem, op, width) if algorithm == "direct" else _folded(problem, algorithm, width)
+    return _each_filter(problem, op, width) if algorithm == "direct" else _folded(problem, op, algorithm, width)
 
 
 def _each_filter(problem: Problem, op: str, width: int) -> dict[str, float]:
@@ -63,8 +63,11 @@ def _each_filter(problem: Problem, op: str, width: int) -> dict[str, float]:
     }
 
 
-def _folded(problem: Problem, algorithm: str, width: int) -> dict[str, float]:
-    """Folded axes divide the columns; a tile of results of each parity is one product."""
+def _folded(problem: Problem, op: str, algorithm: str, width: int) -> dict[str, float]:
+    """Folded axes divide the columns; a tile of results of each parity is one product.
+
+    In the weight gradient results are upstream gradients, read and folded.
+    """
     groups, (*outer, last) = problem.groups, problem.kernel
     channels, lines_of_kernel = problem.in_channels // groups, math.prod(outer)
     lines = problem.batch * groups * math.prod(problem.out_spatial[:-1])
