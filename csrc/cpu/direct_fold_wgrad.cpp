@@ -15,9 +15,9 @@ namespace symconv {
 
 namespace {
 
-// Of the upstream gradients of one parity that all taps are multiplied by before the next ones.
-constexpr int64_t kPieceBytes = 24 << 10;
-constexpr int64_t kMostPositions = 384;  // a chain of sums
+// Of upstream gradients that are folded and multiplied together: they stay in the first-level cache.
+constexpr int64_t kPieceBytes = 40 << 10;
+constexpr int64_t kLeastPositions = 32, kMostPositions = 384;  // the latter a chain of sums
 
 template <class T>
 class DirectFoldWgrad : FoldedLines<T> {
@@ -28,10 +28,14 @@ class DirectFoldWgrad : FoldedLines<T> {
  public:
   DirectFoldWgrad(const Problem& p, const View<const E>& grad) : FoldedLines<T>(p), grad_(grad) {
     for (const Segment& segment : p.segments) {
-      Fold fold{&segment, FoldedAxes(p, segment, 7), 0, 0};
-      fold.ld = round_up(segment.rows, this->lanes_), fold.first = sums_;
+      Fold fold{&segment, FoldedAxes(p, segment, 7), round_up(segment.rows, this->lanes_), sums_, 0};
+      const int64_t position = fold.axes.parities() * fold.ld;
+      fold.positions =
+          std::min(p.out[2], std::clamp(kPieceBytes / (position * static_cast<int64_t>(sizeof(S))),
+                                        kLeastPositions, kMostPositions));
       sums_ += rows(fold) * fold.ld;
-      folded_ = std::max(folded_, fold.axes.parities() * p.out[2] * fold.ld);
+      folded_ = std::max(folded_, position * fold.positions);
+      positions_ = std::max(positions_, fold.positions);
       folds_.push_back(std::move(fold));
     }
   }
@@ -77,6 +81,7 @@ class DirectFoldWgrad : FoldedLines<T> {
     const Segment* segment;
     FoldedAxes axes;
     int64_t ld, first;  // of its sums: [tap and channel, then one row for each parity][orbit]
+    int64_t positions;  // folded together, at most
   };
   struct Local {
     S *sums, *folded, *ones, *room;
@@ -85,61 +90,61 @@ class DirectFoldWgrad : FoldedLines<T> {
 
   int64_t taps() const { return kernel_taps(p_) * p_.channels; }
   int64_t rows(const Fold& fold) const { return taps() + fold.axes.parities(); }
-  // For a line of upstream gradients whose channels are not contiguous.
-  int64_t room() const { return grad_.channel_stride == 1 ? 0 : p_.out[2] * p_.filters; }
+  // For upstream gradients whose channels are not contiguous.
+  int64_t room() const { return grad_.channel_stride == 1 ? 0 : positions_ * p_.filters; }
 
-  // Result line `o`: the gradients of all members folded, times what each tap reads, and alone for the bias.
+  // Result line `o`, some positions at a time: the gradients of all members folded, times what each tap
+  // reads, and alone for the bias.
   void add(const Fold& fold, const Chunk& c, int64_t o, bool bias, Local& local) const {
-    fold_gradients(fold, c, o, local);
     this->fold(fold.axes, c, o, local.lines);
-    std::vector<int64_t>& offset = local.lines.offset;
+    const E* const line = grad_.data + c.image * grad_.batch_stride +
+                          c.group * p_.filters * grad_.channel_stride + c.plane * grad_.stride[0] +
+                          o * grad_.stride[1];
     S* const sums = local.sums + c.group * sums_ + fold.first;
     const int64_t ones = local.ones - local.lines.zeros;
-    int64_t row = 0;
-    for (int i = 0; i < fold.axes.parities(); ++i) {
-      const S* const grad = local.folded + i * p_.out[2] * fold.ld;
-      multiply(fold, grad, local.lines.zeros, offset.data() + row, local.lines.taps[i], sums + row * fold.ld);
-      if (bias) multiply(fold, grad, local.lines.zeros, &ones, 1, sums + (taps() + i) * fold.ld);
-      row += local.lines.taps[i];
-    }
+    for_pieces(p_.out[2], fold.positions, [&](int64_t first, int64_t count) {
+      fold_gradients(fold, line + first * grad_.stride[2], count, local);
+      const S* const lines = local.lines.zeros + first * this->position_step();
+      const int64_t* offset = local.lines.offset.data();
+      S* to = sums;
+      for (int i = 0; i < fold.axes.parities(); ++i) {
+        const int64_t rows = local.lines.taps[i];
+        const S* const grad = local.folded + i * count * fold.ld;
+        multiply(fold, grad, count, lines, offset, rows, to);
+        if (bias) multiply(fold, grad, count, local.lines.zeros, &ones, 1, sums + (taps() + i) * fold.ld);
+        offset += rows, to += rows * fold.ld;
+      }
+    });
   }
 
   // As [parity][position][orbit].
-  void fold_gradients(const Fold& fold, const Chunk& c, int64_t o, Local& local) const {
-    const E* line = grad_.data + c.image * grad_.batch_stride + c.group * p_.filters * grad_.channel_stride +
-                    c.plane * grad_.stride[0] + o * grad_.stride[1];
+  void fold_gradients(const Fold& fold, const E* line, int64_t positions, Local& local) const {
     int64_t step = grad_.stride[2];
     if (grad_.channel_stride != 1) {
       E* const room = reinterpret_cast<E*>(local.room);
-      this->own_.stage_line(line, step, grad_.channel_stride, p_.out[2], p_.filters, room, p_.filters);
+      this->own_.stage_line(line, step, grad_.channel_stride, positions, p_.filters, room, p_.filters);
       line = room, step = p_.filters;
     }
     RunArgs<T> run{};
-    run.ld = fold.ld, run.positions = p_.out[2], run.channels = fold.segment->rows;
+    run.ld = fold.ld, run.positions = positions, run.channels = fold.segment->rows;
     for (int i = 0; i < fold.axes.parities(); ++i) {
       run.source[0][i] = line + member_channel(*fold.segment, i), run.position_step[0][i] = step;
-      run.out[i] = local.folded + i * p_.out[2] * fold.ld;
+      run.out[i] = local.folded + i * positions * fold.ld;
     }
     this->own_.fold_pixels[kPlain][fold.axes.folds()](run);
   }
 
   // sums[row][orbit] += sum over positions of lines[offset[row] + position * step] * grad[position][orbit]
-  void multiply(const Fold& fold, const S* grad, const S* lines, const int64_t* offset, int64_t rows,
-                S* sums) const {
-    const int64_t line_bytes = fold.ld * static_cast<int64_t>(sizeof(S));
-    const int64_t positions = std::clamp<int64_t>(kPieceBytes / line_bytes, 64, kMostPositions);
+  void multiply(const Fold& fold, const S* grad, int64_t positions, const S* lines, const int64_t* offset,
+                int64_t rows, S* sums) const {
     const int64_t vectors = fold.ld / this->lanes_, most = ceil_div(vectors, ceil_div(vectors, kMaxVectors));
     CorrelateArgs<S> g{};
-    g.a_step = this->position_step(), g.ldb = g.ldc = fold.ld;
-    for_pieces(p_.out[2], positions, [&](int64_t first, int64_t count) {
-      g.a = lines + first * g.a_step, g.positions = count;
-      for_pieces(rows, this->kernels_.correlate_rows[most], [&](int64_t row, int64_t together) {
-        g.a_offset = offset + row;
-        for_pieces(vectors, most, [&](int64_t vector, int64_t now) {
-          g.b = grad + first * fold.ld + vector * this->lanes_;
-          g.c = sums + row * fold.ld + vector * this->lanes_;
-          this->kernels_.correlate(static_cast<int>(together), static_cast<int>(now), g);
-        });
+    g.a = lines, g.a_step = this->position_step(), g.positions = positions, g.ldb = g.ldc = fold.ld;
+    for_pieces(rows, this->kernels_.correlate_rows[most], [&](int64_t row, int64_t count) {
+      g.a_offset = offset + row;
+      for_pieces(vectors, most, [&](int64_t vector, int64_t now) {
+        g.b = grad + vector * this->lanes_, g.c = sums + row * fold.ld + vector * this->lanes_;
+        this->kernels_.correlate(static_cast<int>(count), static_cast<int>(now), g);
       });
     });
   }
@@ -159,7 +164,8 @@ class DirectFoldWgrad : FoldedLines<T> {
   View<const E> grad_;
   std::vector<Fold> folds_;
   int64_t sums_ = 0;    // elements of a group
-  int64_t folded_ = 0;  // of a line of upstream gradients
+  int64_t folded_ = 0;  // of folded upstream gradients
+  int64_t positions_ = 0;
 };
 
 }  // namespace
