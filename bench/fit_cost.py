@@ -1,11 +1,11 @@
 # Measures many small and large cases, stores them, and fits the rates of the CPU cost model to them.
-"""`python -m bench.fit_cost [--measure DTYPE]`: refit symconv_fast/backends/cpu_rates.py.
+"""`python -m bench.fit_cost [--measure DTYPE [--new]]`: refit symconv_fast/backends/cpu_rates.py.
 
 With `--measure` the cases are timed first and kept in bench/results/reference-cost.jsonl (16-bit types: -16.jsonl),
 beside the machine and the date, the quickest of several runs; without, the stored ones are fitted again. The rates are
-those of float32. float16 is measured on fewer cases; 16-bit types get a factor for each kind of work that the threads
-share, and a call's own time; bfloat16 is "widened" where the CPU has no instructions for it, or where
-SYMCONV_FAST_ISA=avx512 and ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away.
+those of float32, and of bfloat16 where all cases were measured. Other 16-bit types, measured on fewer, get a factor for
+each kind of work that the threads share, and a call's own time; bfloat16 is "widened" where the CPU has no
+instructions for it, or where SYMCONV_FAST_ISA=avx512 and ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away.
 Each case is one pass of one algorithm, timed in turns with torch's.
 
 `--held` measures on a machine whose vectors are wider than it is allowed to use (SYMCONV_FAST_ISA, ATEN_CPU_CAPABILITY
@@ -59,6 +59,7 @@ SHAPES_2D = [
     (4, 8, 64, 56, 3, 1), (1, 12, 48, 28, 3, 1), (1, 8, 128, 14, 3, 1), (1, 8, 8, 112, 3, 1),
     (1, 3, 64, 224, 3, 1), (1, 1, 16, 28, 3, 1), (1, 3, 32, 64, 5, 2),
     (1, 4, 32, 112, 3, 1), (1, 3, 96, 224, 11, 4), (4, 1, 64, 56, 3, 1), (1, 2, 32, 28, 5, 1),
+    (4, 128, 128, 56, 3, 2), (4, 256, 256, 28, 3, 2), (1, 64, 64, 112, 3, 2), (1, 512, 512, 14, 3, 2),
 ]  # fmt: skip
 SHAPES_3D = [
     (1, 8, 8, 8, 3, 1), (1, 4, 16, 16, 3, 1), (1, 16, 16, 12, 3, 1), (1, 32, 32, 16, 3, 1), (1, 64, 64, 8, 3, 1),
@@ -82,20 +83,34 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[int, tuple[int, ...], object, bo
                     yield ndim, shape, tie, last
 
 
-def measure(dtype: torch.dtype, seconds: float, held: bool = False) -> None:
+def measure(dtype: torch.dtype, seconds: float, held: bool = False, new: bool = False) -> None:
     """Time every case; of a pass and algorithm timed before on the same kind of machine, the quicker row stays.
+
+    `new`: those alone of which there is no row for such vectors.
 
     Shared machines have slow minutes: two or three runs leave a table without them.
     """
     data = DATA_HELD if held else DATA_16 if dtype.itemsize == 2 else DATA
     best = {key(row): row for row in stored(data)}
-    for case in tqdm(list(cases(dtype)), desc="measuring", unit="case", mininterval=10):
+    known = {
+        json.dumps(row["case"])
+        for row in best.values()
+        if row["capability"] == cpu_cost.CAPABILITY
+        and (dtype.itemsize > 2 or row["dtype"] == cpu_cost.dtype_name(dtype))
+    }
+    wanted = [case for case in cases(dtype) if not (new and json.dumps(stored_case(*case)) in known)]
+    for case in tqdm(wanted, desc="measuring", unit="case", mininterval=10):
         for row in rows(*case, dtype, seconds):
             row = json.loads(json.dumps(row))
             before = best.get(key(row))
             if before is None or before["device"] != row["device"] or row["ns"] < before["ns"]:
                 best[key(row)] = row
     data.write_text("".join(json.dumps(row) + "\n" for row in best.values()))
+
+
+def stored_case(ndim: int, shape: tuple[int, ...], tie: object, last: bool) -> list[Any]:
+    """A case as it is written to a row."""
+    return [ndim, list(shape), tie if isinstance(tie, str) else json.dumps(tie), last]
 
 
 def stored(data: Path) -> list[dict[str, Any]]:
@@ -122,7 +137,7 @@ def rows(
     ndim: int, shape: tuple[int, ...], tie: object, last: bool, dtype: torch.dtype, seconds: float
 ) -> Iterator[dict[str, object]]:
     """Timed rows of one case, all algorithms of a pass in turns."""
-    case = [ndim, shape, tie if isinstance(tie, str) else json.dumps(tie), last]
+    case = stored_case(ndim, shape, tie, last)
     p, static = problem_of(case, dtype)
     shapes = (p.input_shape, p.output_shape, p.weight_shape)
     x, gy, w = (allocate(shape, torch.empty(0, dtype=dtype), last).normal_() for shape in shapes)
@@ -151,6 +166,11 @@ def rows(
             yield {**row, **more, "ns": timing.p20 * 1e6, **provenance()}
 
 
+def place(row: dict[str, Any]) -> str:
+    """The pass that a row is about."""
+    return json.dumps((row["case"], row["op"]))
+
+
 def counted(row: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """The kind of rates that hold for a row, and its work."""
     dtype = getattr(torch, row.get("dtype", "float32").split()[0])
@@ -170,6 +190,13 @@ def fit() -> None:
         own, own_16 = ([r for r in found if r["capability"] == capability] for found in (rows, rows_16))
         rates[capability] = fit_rates(own)
         factors[capability] = fit_factors(own_16, rates[capability])
+        for dtype in sorted({row["dtype"] for row in own_16}):
+            found = [row for row in own_16 if row["dtype"] == dtype]
+            if len({place(row) for row in found}) > len({place(row) for row in own}) // 2:
+                rates[capability] |= fit_rates(found)
+                factors[capability] = {
+                    k: v for k, v in factors[capability].items() if not k.startswith(f"{dtype} ")
+                }
         newest = max(own, key=lambda row: row["date"])
         machines.append(
             f"{newest['device']} ({capability}), {newest['threads']} threads, torch {newest['torch']}, "
@@ -177,8 +204,11 @@ def fit() -> None:
         )
     write(rates, factors, machines)
     cpu_cost.RATES.update(rates)
+    cpu_cost.FACTORS.update(factors)
     for capability in rates:
         tell_regret([row for row in rows if row["capability"] == capability])
+    for dtype in ("bfloat16", "float16"):
+        tell_regret([row for row in rows_16 if row["dtype"] == dtype and row["capability"] == "AVX512"])
 
 
 def tell_regret(rows: list[dict[str, Any]]) -> None:
@@ -189,11 +219,12 @@ def tell_regret(rows: list[dict[str, Any]]) -> None:
     lost = []
     for (case, op), measured in passes.items():
         cpu_cost.CAPABILITY = next(iter(measured.values()))["capability"]
-        problem, _ = problem_of(json.loads(case))
+        problem, _ = problem_of(json.loads(case), getattr(torch, rows[0].get("dtype", "float32").split()[0]))
         chosen = min(measured, key=lambda algorithm: cpu.estimate(problem, op, algorithm))
         lost.append(measured[chosen]["ns"] / min(row["ns"] for row in measured.values()) - 1)
+    what = f"{rows[0]['capability']}, {rows[0].get('dtype', 'float32')}"
     print(
-        f"{rows[0]['capability']}: on {len(lost)} passes what is chosen takes {np.mean(lost):.1%} longer in the mean "
+        f"{what}: on {len(lost)} passes what is chosen takes {np.mean(lost):.1%} longer in the mean "
         f"than the quickest, more than 10 % longer on {sum(loss > 0.1 for loss in lost)}"
     )
 
@@ -216,6 +247,9 @@ def fit_rates(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     by_kind = defaultdict(list)
     for row in rows:
         kind, counts = counted(row)
+        if "dtype" in row:
+            p, _ = problem_of(row["case"], getattr(torch, row["dtype"].split()[0]))
+            kind = cpu_cost.own_kind(p, row["op"], kind, row["dtype"])
         by_kind[kind].append((row, counts))
     rates = {}
     for kind, found in sorted(by_kind.items()):
@@ -253,8 +287,8 @@ def fit_factors(
         kind, counts = counted(row)
         p, _ = problem_of(row["case"], getattr(torch, row["dtype"].split()[0]))
         serial, shared = cpu_cost.parts(counts, rates[kind])
-        place = cpu_cost.factor_kind(p, row["op"], kind, row["dtype"])
-        by_kind[place].append((serial, shared / row["threads"], row["ns"]))
+        where = cpu_cost.factor_kind(p, row["op"], kind, row["dtype"])
+        by_kind[where].append((serial, shared / row["threads"], row["ns"]))
     factors = {}
     for kind, found in sorted(by_kind.items()):
         serial, shared, times = np.array(found).T
@@ -283,7 +317,8 @@ def write(
         'The rows are in bench/results/reference-cost.jsonl. What is left out is 0.\n"""\n\n'
     )
     note = (
-        "# 16-bit types: what the threads share, over that of float32, and nanoseconds of a call beside those above.\n"
+        "# 16-bit types without rates of their own: what the threads share, over that of float32, and nanoseconds of a\n"
+        "# call beside those above.\n"
         "# The rows are in reference-cost-16.jsonl.\n"
     )
     tables = f"RATES = {json.dumps(rates, indent=4)}\n\n{note}FACTORS = {json.dumps(factors, indent=4)}\n"
@@ -300,9 +335,10 @@ def main() -> None:
     parser.add_argument("--measure", choices=dtypes, help="time the cases in this dtype before fitting")
     parser.add_argument("--seconds", type=float, default=0.08, help="for each pass of each case")
     parser.add_argument("--held", action="store_true", help="on a machine held to lesser vectors: see above")
+    parser.add_argument("--new", action="store_true", help="time only cases that were not timed before")
     args = parser.parse_args()
     if args.measure:
-        measure(dtypes[args.measure], args.seconds, args.held)
+        measure(dtypes[args.measure], args.seconds, args.held, args.new)
     fit()
 
 

@@ -1,4 +1,4 @@
-"""How many images of contiguous tensors are copied to channels_last at a time."""
+"""How much of contiguous tensors is copied to channels_last at a time."""
 
 from __future__ import annotations
 
@@ -19,23 +19,53 @@ def problem(batch: int, channels: int, size: int, dtype: torch.dtype = torch.flo
     return found
 
 
-@pytest.mark.parametrize(
-    ("dtype", "expected"), [(torch.float32, 2), (torch.bfloat16, 4), (torch.float64, 0)], ids=str
-)
-def test_as_many_as_stay_within_a_mebibyte(dtype, expected):
+@pytest.mark.parametrize(("dtype", "images"), [(torch.float32, 2), (torch.bfloat16, 4)], ids=str)
+def test_as_many_images_as_stay_within_a_mebibyte(dtype, images):
     few = problem(batch=4, channels=64, size=32, dtype=dtype)  # 512 KiB an image in float32
-    few = few if expected else problem(batch=4, channels=64, size=40, dtype=dtype)
-    assert cpu_relayout.images(few, "dgrad") == expected
+    assert cpu_relayout.parts(few, "dgrad") == (images, 0)
 
 
 def test_parts_are_equal():
-    assert cpu_relayout.images(problem(batch=6, channels=64, size=16), "dgrad") == 6
-    assert cpu_relayout.images(problem(batch=9, channels=64, size=17), "dgrad") == 3  # of 7 that would fit
+    assert cpu_relayout.parts(problem(batch=6, channels=64, size=16), "dgrad") == (6, 0)
+    assert cpu_relayout.parts(problem(batch=9, channels=64, size=17), "dgrad") == (
+        3,
+        0,
+    )  # of 7 that would fit
+    many = problem(batch=2, channels=64, size=80)
+    part = cpu_relayout.parts(many, "dgrad")
+    assert part is not None
+    assert part == (1, 20)
+    assert part.number(many, "dgrad") == 8
+
+
+def test_lines_of_a_large_image():
+    p = problem(batch=1, channels=64, size=128)
+    part = cpu_relayout.parts(p, "fprop")
+    assert part is not None
+    assert part.images == 1
+    assert 128 % part.lines == 0
+    inner = cpu_relayout.relaid(p, "fprop")
+    assert inner.out_spatial == (part.lines, 128)
+    assert inner.spatial[0] == part.lines + 2
+
+
+def test_lines_of_a_gradient_are_a_multiple_of_the_stride():
+    layer = sf.SymmetricConv2d(64, 64, 3, padding=1, stride=3, symmetry="v")
+    p = sf.explain(layer, torch.empty(1, 64, 100, 100)).problem
+    part = cpu_relayout.parts(p, "dgrad")
+    assert part is not None
+    assert part.lines % 3 == 0
+
+
+def test_not_where_lines_around_a_part_are_most_of_it():
+    layer = sf.SymmetricConv2d(64, 64, 15, padding=7, symmetry="v")
+    p = sf.explain(layer, torch.empty(1, 64, 128, 128)).problem
+    assert cpu_relayout.parts(p, "fprop") is None
 
 
 def test_a_weight_gradient_wants_all_images():
     p = problem(batch=4, channels=64, size=32)
-    assert cpu_relayout.images(p, "wgrad") == 0
+    assert cpu_relayout.parts(p, "wgrad") is None
     assert "more than 1 MiB" in str(cpu.can_run(p, "wgrad", "relayout"))
     assert cpu.can_run(p, "dgrad", "relayout") is None
 
@@ -43,7 +73,7 @@ def test_a_weight_gradient_wants_all_images():
 def test_small_beside_the_weight():
     """All at once: the copies are smaller than what is multiplied with."""
     p = problem(batch=4, channels=512, size=7, dtype=torch.float64)
-    assert cpu_relayout.images(p, "wgrad") == 4
+    assert cpu_relayout.parts(p, "wgrad") == (4, 0)
 
 
 def test_an_estimate_counts_the_parts():

@@ -32,12 +32,12 @@ std::unique_ptr<Pass> make_pass(const Ints& ties, const Ints& stride, const Ints
                                 const Ints& weight, const Ints& output, const Ints& torch_dilation,
                                 const Ints& output_padding, const Ints& filters, const Ints& strides,
                                 const py::object& torch_dtype, bool channels_last, bool depthwise,
-                                const std::string& algorithm, int64_t images) {
+                                const std::string& algorithm, int64_t images, int64_t lines, bool of_input) {
   const at::ScalarType type = torch::python::detail::py_object_to_dtype(torch_dtype);
   return std::make_unique<Pass>(symconv::Geometry{ties, stride, padding, dilation, transposed, groups},
                                 symconv::Shapes{input, weight, output},
                                 symconv::Torch{torch_dilation, output_padding, filters, strides, type},
-                                channels_last, depthwise, algorithm, images);
+                                channels_last, depthwise, algorithm, symconv::Parts{images, lines, of_input});
 }
 
 }  // namespace

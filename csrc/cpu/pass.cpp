@@ -50,16 +50,16 @@ at::Tensor channel_sums(const at::Tensor& t) {
 }  // namespace
 
 Pass::Pass(Geometry geometry, Shapes shapes, Torch torch, bool channels_last, bool depthwise,
-           std::string algorithm, int64_t images)
+           std::string algorithm, Parts parts)
     : geometry_(std::move(geometry)),
       shapes_(std::move(shapes)),
       torch_(std::move(torch)),
       channels_last_(channels_last),
       depthwise_(depthwise),
       algorithm_(std::move(algorithm)),
-      images_(images),
-      problem_(make_problem(geometry_, shapes_.input, shapes_.weight, shapes_.output)) {
-  if (images_) problem_.batch = images_;
+      relays_(parts.images > 0),
+      problem_(make_problem(geometry_, shapes_.input, shapes_.weight, shapes_.output)),
+      relay_(parts, shapes_.input.size(), problem_) {
   TORCH_CHECK(!depthwise_ || problem_.channels == 1,
               "a depthwise layer has one input channel in each group, got ", problem_.channels);
 }
@@ -71,7 +71,7 @@ at::Tensor Pass::fprop(const at::Tensor& x, const at::Tensor& w,
   if (algorithm_ == "expand") return convolve(x, w, bias);
   std::optional<at::Tensor> b;
   if (bias) b = bias->contiguous();
-  return by_images(x, shapes_.output, [&](const at::Tensor& source, const at::Tensor& y) {
+  return made(x, shapes_.output, [&](const at::Tensor& source, const at::Tensor& y) {
     native_fprop(native(), source, w, b, y);
   });
 }
@@ -80,20 +80,19 @@ at::Tensor Pass::dgrad(const at::Tensor& gy, const at::Tensor& w) const {
   check(gy, "grad_output", shapes_.output, w.scalar_type());
   check(w, "weight", shapes_.weight, gy.scalar_type());
   if (algorithm_ == "expand") return convolve_back(gy, w);
-  return by_images(gy, shapes_.input, [&](const at::Tensor& source, const at::Tensor& gx) {
-    native_dgrad(native(), source, w, gx);
-  });
+  return made(gy, shapes_.input,
+              [&](const at::Tensor& source, const at::Tensor& gx) { native_dgrad(native(), source, w, gx); });
 }
 
 std::pair<at::Tensor, at::Tensor> Pass::wgrad(const at::Tensor& gy, const at::Tensor& x, bool bias) const {
   check(gy, "grad_output", shapes_.output, x.scalar_type());
   check(x, "input", shapes_.input, gy.scalar_type());
-  const at::Tensor gw = allocate(shapes_.weight, x, channels_last_ || images_);
+  const at::Tensor gw = allocate(shapes_.weight, x, channels_last_ || relays_);
   if (algorithm_ != "expand") {
     const bool here = bias && sums_bias(algorithm_) && !depthwise_;
     const at::Tensor gb = here ? at::empty({shapes_.output[1]}, gw.options()) : at::Tensor();
-    native_wgrad(native(), arranged(gy), arranged(x), gw, gb);
-    return {images_ ? as_result(gw) : gw, bias && !here ? channel_sums(gy) : gb};
+    native_wgrad(native(), relays_ ? Relay::copied(gy) : gy, relays_ ? Relay::copied(x) : x, gw, gb);
+    return {relays_ ? as_result(gw) : gw, bias && !here ? channel_sums(gy) : gb};
   }
   const auto [filters, gb] = filter_gradient(gy, x, bias);
   if (filters.scalar_type() == gw.scalar_type()) {
@@ -175,28 +174,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> Pass::backward(const at::Tensor& 
                                   torch_.dilation, g.transposed, torch_.output_padding, g.groups, wanted);
 }
 
-at::Tensor Pass::arranged(const at::Tensor& t) const {
-  return images_ ? t.contiguous(memory_format(t.dim(), true)) : t;
-}
-
-at::Tensor Pass::by_images(
-    const at::Tensor& source, const Ints& shape,
-    const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const {
-  const int64_t batch = shape[0];
-  const bool parts = images_ && images_ < batch;
-  const at::Tensor out = allocate(shape, source, channels_last_ || (images_ && !parts));
-  if (!parts) {
-    run(arranged(source), out);
-    return images_ ? as_result(out) : out;
-  }
-  Ints part = shape;
-  part[0] = images_;
-  const at::Tensor near = allocate(part, source, true);
-  for (int64_t i = 0; i < batch; i += images_) {
-    run(arranged(source.narrow(0, i, images_)), near);
-    out.narrow(0, i, images_).copy_(near);
-  }
-  return as_result(out);
+at::Tensor Pass::made(const at::Tensor& source, const Ints& shape,
+                      const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const {
+  const at::Tensor out = allocate(shape, source, channels_last_);
+  relays_ ? relay_(source, out, run) : run(source, out);
+  return out;
 }
 
 at::Tensor Pass::as_result(const at::Tensor& t) const {

@@ -13,6 +13,7 @@
 
 #include "geometry.h"
 #include "native.h"
+#include "relay.h"
 
 namespace symconv {
 
@@ -39,7 +40,7 @@ struct Torch {
 class Pass {
  public:
   Pass(Geometry geometry, Shapes shapes, Torch torch, bool channels_last, bool depthwise,
-       std::string algorithm, int64_t images);
+       std::string algorithm, Parts parts);
 
   at::Tensor fprop(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const;
   at::Tensor dgrad(const at::Tensor& gy, const at::Tensor& w) const;
@@ -63,18 +64,18 @@ class Pass {
                                                           const at::Tensor& filters,
                                                           std::array<bool, 3> wanted) const;
   at::Tensor as_result(const at::Tensor& t) const;
-  // Of contiguous tensors that are copied to channels_last, `images_` of them at a time, and the result back.
-  at::Tensor arranged(const at::Tensor& t) const;
-  at::Tensor by_images(const at::Tensor& source, const Ints& shape,
-                       const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const;
+  // A result from its source, copied to channels_last and back or where they lie.
+  at::Tensor made(const at::Tensor& source, const Ints& shape,
+                  const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const;
 
   Geometry geometry_;
   Shapes shapes_;
   Torch torch_;
   bool channels_last_, depthwise_;
   std::string algorithm_;
-  int64_t images_;  // 0: nothing is copied
+  bool relays_;
   Problem problem_;
+  Relay relay_;
   mutable Preparations preparations_;
 };
 

@@ -37,8 +37,8 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     lies as the input does. `winograd` and `scatter_winograd` are the same with minimal filtering: float32 with three
     taps at stride 1 on an axis that is not tied. `direct`, each filter by itself, and `direct_fold` and
     `direct_lines`, which fold whole lines forward, are for up to four input channels (`cpu_direct`). `relayout` is the
-    quickest of these in channels_last, for small contiguous maps (`cpu_relayout`). `expand`, a native copy of the
-    filters and torch's convolution, is for layers where none of them pays.
+    quickest of these in channels_last, between copies of contiguous tensors (`cpu_relayout`). `expand`, a native copy
+    of the filters and torch's convolution, is for layers where none of them pays.
     """
     if problem.device != "cpu":
         return f"the tensors are on {problem.device}, not on the CPU"
@@ -96,16 +96,21 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
         return _MARGIN * cpu_depthwise.native_seconds(problem, op)
     if algorithm == cpu_relayout.NAME:
         inner = cpu_relayout.relaid(problem, op)
-        parts = problem.batch // inner.batch
-        return parts * estimate(inner, op, _quickest(inner, op)) + cpu_relayout.seconds(problem, op)
-    least = min(problem.in_channels, *(rows for _, rows in problem.ties)) // problem.groups
-    narrow = problem.dtype.itemsize == 2 and least < _NARROW and algorithm not in cpu_direct.ALGORITHMS
-    margin = _MARGIN_NARROW if narrow else _MARGIN
+        parts = cpu_relayout.parts(problem, op)
+        assert parts is not None
+        once = estimate(inner, op, _quickest(inner, op))
+        return parts.number(problem, op) * once + cpu_relayout.seconds(problem, op)
     name = _native_name(algorithm)
     if not cpu_cost.is_measured(problem, op, name):
         return math.inf
     call = cpu_cost.call_seconds(problem, op, name)  # is known well, and all of the time of a tiny layer
     kept = _KEPT_SECONDS if algorithm in ("fold", "winograd") and op != "wgrad" else 0.0
+    least = min(problem.in_channels, *(rows for _, rows in problem.ties)) // problem.groups
+    guessed = problem.dtype.itemsize == 2 and not cpu_cost.has_own_rates(
+        problem, op, cpu_cost.native_kind(problem, op, name)
+    )
+    narrow = guessed and least < _NARROW and algorithm not in cpu_direct.ALGORITHMS
+    margin = _MARGIN_NARROW if narrow else _MARGIN
     return call - kept + margin * (cpu_cost.native_seconds(problem, op, name) - call)
 
 
@@ -120,17 +125,18 @@ def _native_name(algorithm: str) -> str:
 
 def bind(problem: Problem, op: str, algorithm: str) -> Callable[..., Tensor]:
     """The function of `op` with all but its tensors bound: one native call."""
-    p, images = problem, 0
+    p, parts = problem, None
     if algorithm == cpu_relayout.NAME:
-        inner = cpu_relayout.relaid(p, op)
-        algorithm, images = _quickest(inner, op), inner.batch
+        parts, inner = cpu_relayout.parts(p, op), cpu_relayout.relaid(p, op)
+        algorithm = _quickest(inner, op)
+    images, lines = parts or (0, 0)
     _, _, dilation, _, output_padding, _ = torch_conv.geometry(p)
     strides = allocate(p.result_shape(op), torch.empty(0, device="meta"), p.channels_last).stride()
     ties = [value for segment in p.ties for value in segment]
     native = _cpu.Pass(
         ties, p.stride, p.padding, p.dilation, p.transposed, p.groups, p.input_shape, p.weight_shape, p.output_shape,
         dilation, output_padding, p.expanded_shape, strides, torch_conv.asked_in(p, op), p.channels_last,
-        cpu_depthwise.applies(p), _native_name(algorithm), images,
+        cpu_depthwise.applies(p), _native_name(algorithm), images, lines, op == "dgrad",
     )  # fmt: skip
     function: Callable[..., Tensor] = getattr(native, op)
     return function

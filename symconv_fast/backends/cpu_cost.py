@@ -72,9 +72,28 @@ def lanes(problem: Problem) -> int:
     return _VECTOR_BYTES.get(CAPABILITY, 16) // max(4, problem.dtype.itemsize)
 
 
-def rates(kind: str) -> dict[str, float]:
-    """Nanoseconds a unit, by the names in FEATURES."""
-    return RATES[_measured_as()][kind]
+def own_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
+    """Under which a 16-bit type with rates of its own has them: as `factor_kind`, with a stride apart as well."""
+    if kind.startswith("torch"):
+        return f"{dtype} {kind}"
+    return f"{dtype} {kind}{_narrow(problem, op, kind)}"
+
+
+def has_own_rates(problem: Problem, op: str, kind: str) -> bool:
+    """Has a 16-bit type rates of its own for a kind, or those of float32 times a factor?"""
+    return _own(problem, op, kind) is not None
+
+
+def _own(problem: Problem, op: str, kind: str) -> dict[str, float] | None:
+    if problem.dtype.itemsize > 2:
+        return None
+    return RATES[_measured_as()].get(own_kind(problem, op, kind, dtype_name(problem.dtype)))
+
+
+def rates(problem: Problem, op: str, kind: str) -> dict[str, float]:
+    """Nanoseconds a unit, by the names in FEATURES; empty where nothing was measured."""
+    own = _own(problem, op, kind)
+    return RATES[_measured_as()].get(kind, {}) if own is None else own
 
 
 def _measured_as() -> str:
@@ -265,7 +284,7 @@ def _is_strided(problem: Problem, op: str, algorithm: str) -> bool:
 
 def is_measured(problem: Problem, op: str, algorithm: str) -> bool:
     """Are there rates for a native algorithm on this kind of CPU, and for the layouts that it works in?"""
-    of = RATES[_measured_as()].get(native_kind(problem, op, algorithm), {})
+    of = rates(problem, op, native_kind(problem, op, algorithm))
     measured = {name.partition("/")[0] for name in of}
     counts = native_counts(problem, op, algorithm)
     return bool(of) and all(name in measured for name in LAYOUTS if counts[f"{name}/multiply_adds"])
@@ -312,7 +331,7 @@ def native_seconds(problem: Problem, op: str, algorithm: str) -> float:
 
 def call_seconds(problem: Problem, op: str, algorithm: str) -> float:
     """What a native algorithm costs where there is nothing to compute."""
-    return rates(native_kind(problem, op, algorithm)).get("call", 0.0) * 1e-9
+    return rates(problem, op, native_kind(problem, op, algorithm)).get("call", 0.0) * 1e-9
 
 
 def torch_seconds(problem: Problem, op: str) -> float:
@@ -338,20 +357,30 @@ def widening_seconds(problem: Problem, op: str) -> float:
 
 
 def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
-    """Which factor holds for a kind in a 16-bit type: natively, runs that fill no vector cost more, those of 1 most."""
+    """Which factor holds for a kind in a 16-bit type that has no rates of its own for it."""
     if kind.startswith("torch"):
         return f"{dtype} {kind}"
-    run = min(c.run for c in contractions(problem, op))
-    narrow = "" if run >= lanes(problem) else "/narrow" if run > 1 else "/single"
     family = kind.removesuffix("/strided").removesuffix("/3d")
-    return f"{dtype} {family}/{'pixels' if problem.input_channels_last else 'planes'}{narrow}"
+    layout = "pixels" if problem.input_channels_last else "planes"
+    return f"{dtype} {family}/{layout}{_narrow(problem, op, kind)}"
+
+
+def _narrow(problem: Problem, op: str, kind: str) -> str:
+    """Natively, runs that fill no vector cost 16-bit types more, those of 1 most; columns that fill none do, folded."""
+    found = contractions(problem, op)
+    run, columns = min(c.run for c in found), min(c.columns for c in found)
+    if run < lanes(problem):
+        return "/narrow" if run > 1 else "/single"
+    return "/few" if columns < lanes(problem) and kind.startswith("fold") else ""
 
 
 def _seconds(counts: dict[str, float], kind: str, problem: Problem, op: str) -> float:
     """Calls and passes cost the same whatever the threads; the rest is shared by the threads."""
-    serial, shared = parts(counts, rates(kind))
-    factors = FACTORS[_measured_as()]
-    factor, call = factors.get(factor_kind(problem, op, kind, dtype_name(problem.dtype)), (1.0, 0.0))
+    serial, shared = parts(counts, rates(problem, op, kind))
+    factor, call = 1.0, 0.0
+    if problem.dtype.itemsize == 2 and not has_own_rates(problem, op, kind):
+        place = factor_kind(problem, op, kind, dtype_name(problem.dtype))
+        factor, call = FACTORS[_measured_as()].get(place, (1.0, 0.0))
     return (serial + call + factor * shared / max(1, torch.get_num_threads())) * 1e-9
 
 

@@ -45,7 +45,9 @@ def _why_no_fold(problem: Problem, op: str, algorithm: str) -> str | None:
 
 def work(problem: Problem, op: str, algorithm: str, width: int) -> dict[str, float]:
     """Vectors of `width` multiplied, stored and folded, lines listed, and weights, by names of `cpu_cost`."""
-    return _each_filter(problem, op, width) if algorithm == "direct" else _folded(problem, op, algorithm, width)
+    return (
+        _each_filter(problem, op, width) if algorithm == "direct" else _folded(problem, op, algorithm, width)
+    )
 
 
 def _each_filter(problem: Problem, op: str, width: int) -> dict[str, float]:

@@ -1,0 +1,128 @@
+// Copies between contiguous and channels_last, lines transposed in registers.
+#include "relay.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "scratch.h"
+#include "views.h"
+
+namespace symconv {
+namespace {
+
+int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
+
+constexpr int64_t kPositions = 128;  // that are transposed together, about
+
+// Positions of one channel in both layouts: without a gap, in the same order.
+struct Run {
+  int64_t images, positions, channels;
+  explicit Run(const at::Tensor& near)
+      : images(near.size(0)), positions(near[0][0].numel()), channels(near.size(1)) {}
+};
+
+// Calls f(image, position, count) for pieces of all positions, shared by the threads.
+template <class F>
+void for_positions(const Run& run, const F& f) {
+  const int64_t pieces = std::max<int64_t>(1, run.positions / kPositions);
+  const int64_t worth = std::max<int64_t>(1, (1 << 13) * pieces / (run.positions * run.channels));
+  at::parallel_for(0, run.images * pieces, worth, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t piece = i % pieces, first = run.positions * piece / pieces;
+      f(i / pieces, first, run.positions * (piece + 1) / pieces - first);
+    }
+  });
+}
+
+// Channels of `far` are contiguous. Position `first` of it is the first one of `near`, whose others are zeros
+// where `far` has none.
+template <class T>
+void copy_in(const at::Tensor& far, int64_t image, int64_t first, const at::Tensor& near) {
+  using E = Element<T>;
+  const Run run(near);
+  const int64_t all = far[0][0].numel(), step = far.stride(1);
+  const E* const from = static_cast<const E*>(far.const_data_ptr()) + image * far.stride(0) + first;
+  E* const to = static_cast<E*>(near.data_ptr());
+  const int64_t begin = std::max<int64_t>(0, -first), end = std::min(run.positions, all - first);
+  for_positions(run, [&](int64_t b, int64_t position, int64_t count) {
+    E* const out = to + (b * run.positions + position) * run.channels;
+    const int64_t there = std::clamp(begin - position, int64_t{0}, count);
+    const int64_t past = std::clamp(end - position, there, count);
+    std::fill_n(out, there * run.channels, E{});
+    if (past > there)
+      select_kernels<T>().stage_line(from + b * far.stride(0) + position + there, 1, step, past - there,
+                                     run.channels, out + there * run.channels, run.channels);
+    std::fill_n(out + past * run.channels, (count - past) * run.channels, E{});
+  });
+}
+
+// Positions of `near` from `count` on do not belong to `far`.
+template <class T>
+void copy_out(const at::Tensor& near, const at::Tensor& far, int64_t image, int64_t first,
+              int64_t positions) {
+  using E = Element<T>;
+  const Run run(near);
+  const E* const from = static_cast<const E*>(near.const_data_ptr());
+  E* const to = static_cast<E*>(far.data_ptr()) + image * far.stride(0) + first;
+  for_positions(run, [&](int64_t b, int64_t position, int64_t count) {
+    count = std::min(count, positions - position);
+    if (count > 0)
+      select_kernels<T>().stage_line(from + (b * run.positions + position) * run.channels, 1, run.channels,
+                                     run.channels, count, to + b * far.stride(0) + position, far.stride(1));
+  });
+}
+
+at::Tensor allocate(const at::Tensor& like, int64_t images, int64_t lines) {
+  std::vector<int64_t> sizes = like.sizes().vec();
+  sizes[0] = images;
+  if (lines) sizes[2] = lines;
+  return at::empty(sizes, like.options().requires_grad(false), memory_format(sizes.size(), true));
+}
+
+}  // namespace
+
+Relay::Relay(Parts parts, size_t dims, Problem& p) : parts_(parts) {
+  if (parts.images) p.batch = parts.images;
+  if (!parts.lines) return;
+  const int axis = kAxes - static_cast<int>(dims - 2);
+  const int64_t stride = p.stride[axis], reach = p.dilation[axis] * (p.kernel[axis] - 1);
+  if (parts.of_input) {
+    per_ = stride, offset_ = -floor_div(reach - p.padding[axis], stride);
+    p.padding[axis] -= stride * offset_;
+    source_lines_ = (parts.lines - 1 + p.padding[axis]) / stride + 1;
+    p.in[axis] = parts.lines, p.out[axis] = source_lines_;
+  } else {
+    step_ = stride, offset_ = -p.padding[axis];
+    source_lines_ = (parts.lines - 1) * stride + reach + 1;
+    p.padding[axis] = 0;
+    p.in[axis] = source_lines_, p.out[axis] = parts.lines;
+  }
+}
+
+void Relay::operator()(
+    const at::Tensor& source, const at::Tensor& out,
+    const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const {
+  const at::Tensor far = source.contiguous();
+  const at::Tensor from = allocate(source, parts_.images, source_lines_);
+  const at::Tensor to = allocate(out, parts_.images, parts_.lines);
+  const int64_t lines = to.size(2), line = source[0][0][0].numel(), out_line = out[0][0][0].numel();
+  for (int64_t image = 0; image < out.size(0); image += parts_.images)
+    for (int64_t first = 0; first < out.size(2); first += lines) {
+      const int64_t begin = parts_.lines ? first_source(first) : 0;
+      const int64_t count = std::min(lines, out.size(2) - first);
+      SYMCONV_DISPATCH(far, copy_in<scalar>(far, image, begin * line, from));
+      run(from, to);
+      SYMCONV_DISPATCH(out, copy_out<scalar>(to, out, image, first * out_line, count * out_line));
+    }
+}
+
+at::Tensor Relay::copied(const at::Tensor& t) {
+  const at::Tensor near = allocate(t, t.size(0), 0);
+  const at::Tensor far = t.contiguous();
+  SYMCONV_DISPATCH(t, copy_in<scalar>(far, 0, 0, near));
+  return near;
+}
+
+}  // namespace symconv

@@ -1,0 +1,42 @@
+// Contiguous tensors in channels_last for a pass: a few images at a time, or some lines of one image.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <functional>
+
+#include "geometry.h"
+
+namespace symconv {
+
+// What is copied together. `images` 0: nothing is. `lines` of results along the outermost dimension, a
+// multiple of its stride where these are of the input; 0: all of them.
+struct Parts {
+  int64_t images = 0, lines = 0;
+  bool of_input = false;  // the result is the gradient of the input
+};
+
+class Relay {
+ public:
+  // `problem` becomes that of one part. Along the outermost dimension its lines outside of the map are zeros
+  // that the source has, and padding no more.
+  Relay(Parts parts, size_t dims, Problem& problem);
+
+  // Calls run(source, out) for every part, between its copies to channels_last and back.
+  void operator()(const at::Tensor& source, const at::Tensor& out,
+                  const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const;
+
+  // A whole tensor in channels_last.
+  static at::Tensor copied(const at::Tensor& t);
+
+ private:
+  // Source line that comes first for a part whose results begin at line `result`.
+  int64_t first_source(int64_t result) const { return result * step_ / per_ + offset_; }
+
+  Parts parts_;
+  int64_t source_lines_ = 0;                 // of a part; 0: all
+  int64_t step_ = 1, per_ = 1, offset_ = 0;  // source lines for as many results, and where they begin
+};
+
+}  // namespace symconv
