@@ -317,8 +317,8 @@ def write(
         'The rows are in bench/results/reference-cost.jsonl. What is left out is 0.\n"""\n\n'
     )
     note = (
-        "# 16-bit types without rates of their own: what the threads share, over that of float32, and nanoseconds of a\n"
-        "# call beside those above.\n"
+        "# 16-bit types without rates of their own: what the threads share, over that of float32, and nanoseconds\n"
+        "# of a call beside those above.\n"
         "# The rows are in reference-cost-16.jsonl.\n"
     )
     tables = f"RATES = {json.dumps(rates, indent=4)}\n\n{note}FACTORS = {json.dumps(factors, indent=4)}\n"

@@ -1893,8 +1893,8 @@ RATES = {
     },
 }
 
-# 16-bit types without rates of their own: what the threads share, over that of float32, and nanoseconds of a
-# call beside those above.
+# 16-bit types without rates of their own: what the threads share, over that of float32, and nanoseconds
+# of a call beside those above.
 # The rows are in reference-cost-16.jsonl.
 FACTORS = {
     "AVX2": {
