@@ -275,11 +275,16 @@ def _is_strided(problem: Problem, op: str, algorithm: str) -> bool:
     """Does a stride change what a unit of work costs?
 
     Its adjoint has a phase for each residue of a position, with a panel of its own, and a scatter with positions as the
-    lanes makes products of one line at a time.
+    lanes makes products of one line at a time. With a handful of channels these are short.
     """
     if problem.transposed or max(problem.stride) == 1:
         return False
-    return algorithm == "scatter" and not problem.channels_last if op == "fprop" else algorithm == "fold"
+    few = problem.in_channels <= cpu_direct.MOST_CHANNELS * problem.groups
+    return (
+        algorithm == "scatter" and (few or not problem.channels_last)
+        if op == "fprop"
+        else algorithm == "fold"
+    )
 
 
 def is_measured(problem: Problem, op: str, algorithm: str) -> bool:
@@ -366,11 +371,11 @@ def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
 
 
 def _narrow(problem: Problem, op: str, kind: str) -> str:
-    """Natively, runs that fill no vector cost 16-bit types more, those of 1 most; columns that fill none do, folded."""
+    """Natively, runs that fill no vector cost 16-bit types more, the shorter the more; columns that fill none do, folded."""
     found = contractions(problem, op)
     run, columns = min(c.run for c in found), min(c.columns for c in found)
     if run < lanes(problem):
-        return "/narrow" if run > 1 else "/single"
+        return "/narrow" if run > cpu_direct.MOST_CHANNELS else "/handful" if run > 1 else "/single"
     return "/few" if columns < lanes(problem) and kind.startswith("fold") else ""
 
 
