@@ -371,7 +371,7 @@ def factor_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
 
 
 def _narrow(problem: Problem, op: str, kind: str) -> str:
-    """Natively, runs that fill no vector cost 16-bit types more, the shorter the more; columns that fill none do, folded."""
+    """Natively, runs that fill no vector cost 16-bit types more, the shorter the more; so do columns, folded."""
     found = contractions(problem, op)
     run, columns = min(c.run for c in found), min(c.columns for c in found)
     if run < lanes(problem):
