@@ -6,7 +6,6 @@
 #include <algorithm>
 
 #include "kernels.h"
-#include "scratch.h"
 #include "views.h"
 
 namespace symconv {
