@@ -69,10 +69,9 @@ using Sum = typename Format<T>::Sum;
 #define SYMCONV_FOR_ALL_TYPES(instantiate) \
   instantiate(float) instantiate(double) instantiate(Half) instantiate(BFloat16) instantiate(Pair)
 
-// Are sources of few channels staged (stage.h), and results turned (turn_impl.h)? Both move elements as
-// vectors of sums.
+// Are elements narrower than their sums?
 template <class T>
-constexpr bool kCanStage = sizeof(Element<T>) == sizeof(Sum<T>);
+constexpr bool kNarrow = sizeof(Element<T>) < sizeof(Sum<T>);
 
 // Words that hold that many rows.
 template <class T>

@@ -253,8 +253,9 @@ struct Kernels {
   // out[c * out_stride + i] = source[c * channel_stride + i * step]
   void (*stage_line)(const Element<T>* source, int64_t channel_stride, int64_t step, int64_t channels,
                      int64_t positions, Element<T>* out, int64_t out_stride);
-  // out[i % residues * pitch + i / residues] = line[i]; not for 16-bit types
-  void (*split_line)(const T* line, int64_t positions, int64_t residues, T* out, int64_t pitch);
+  // out[i % residues * pitch + i / residues] = line[i]
+  void (*split_line)(const Element<T>* line, int64_t positions, int64_t residues, Element<T>* out,
+                     int64_t pitch);
   // a + b and a - b; not for 16-bit types
   void (*add_subtract)(const T* a, const T* b, int64_t count, T* sum, T* difference);
   void (*zip)(const ZipArgs&);  // pairs only

@@ -112,12 +112,10 @@ class Multiplier {
     const int64_t channels = p_.chunks[chunk].end - p_.chunks[chunk].begin;
     View<const Element<T>> source = m_.source;
     const Stage* stage = p_.staged ? &p_.stages[index] : nullptr;
-    if constexpr (kCanStage<T>) {
-      if (stage) {
-        stage->fill(p_.kernels, phase, tile, m_.source, first, p_.plan.fold ? channels : p_.source_channels,
-                    local.stage);
-        source = {local.stage, 0, stage->channel_stride(), {}};
-      }
+    if (stage) {
+      stage->fill(p_.kernels, phase, tile, m_.source, first, p_.plan.fold ? channels : p_.source_channels,
+                  local.stage);
+      source = {local.stage, 0, stage->channel_stride(), {}};
     }
     pack_panel(p_.kernels, p_.plan, phase, tile, layout, source, stage, stage ? 0 : first, channels,
                p_.planes, local.zeros, reinterpret_cast<Stored<T>*>(local.panel), p_.stored_ld(phase),
@@ -143,6 +141,11 @@ class Multiplier {
       p_.kernels.zip({rows, local.zipped + layout.offset[i] * ld, ld, ld,
                       chunk.width(p_.plan, p_.plan.slots[i]), packed_pixels(phase, tile)});
     }
+  }
+
+  // What is multiplied of a panel.
+  const Word<T>* words_of(const Local& local) const {
+    return kDepth > 1 && p_.planes ? local.zipped : local.panel;
   }
 
   // Panels of pixels: the last row of a slot, where it fills half a word.
@@ -190,7 +193,7 @@ class Multiplier {
             segments.add((p0 + run.shift) * pixel + run.panel_row * row, run.weight_row * width, run.rows);
           }
           segments.attach(g);
-          g.a = x.local.panel + product * step;
+          g.a = words_of(x.local) + product * step;
           g.b = x.packed + p_.weights.offset[parity] + column * p_.weights.total_rows[parity];
           g.c = tile + (parity * x.phase.tiling.products + product) * r.stride;
           p_.kernels.gemm(static_cast<int>(rows), block.vectors, g);
@@ -262,7 +265,7 @@ class Multiplier {
           segments.attach(g);
           g.lda = p_.weights.ld[parity];
           g.a = x.packed + p_.weights.offset[parity] + u0 * g.lda;
-          g.b = (kDepth > 1 ? x.local.zipped : x.local.panel) + product * step;
+          g.b = words_of(x.local) + product * step;
           g.c = tile + (parity * x.phase.tiling.products + product) * r.stride;
           p_.kernels.gemm(static_cast<int>(rows), block.vectors, g);
         }
@@ -316,7 +319,7 @@ class Multiplier {
     s.bias_of_row = true;
     const int64_t full = x.tile.full_pixels(x.phase.tiling);
     const int64_t* at = x.local.offset;
-    const bool turned = kCanStage<T> && m_.out.channel_stride == 1 && p_.columns > 1;
+    const bool turned = m_.out.channel_stride == 1 && p_.columns > 1;
     for (int64_t from = p0, to; from < p1; from = to) {
       const int64_t end = from < full ? std::min(p1, full) : p1;
       for (to = from + 1; to < end && at[to] == at[to - 1] + 1;) ++to;

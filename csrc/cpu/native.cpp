@@ -24,7 +24,6 @@ template <class T>
 Layout choose_layout(const at::Tensor& source, const at::Tensor& out, int64_t run, int64_t columns) {
   const int64_t lanes = select_kernels<T>().lanes;
   const bool planes = use_planes(source), last = out.stride(1) == 1 && out.size(1) != 1;
-  if (!kCanStage<T>) return {planes, false, planes};
   if (run < lanes || columns < lanes) return {true, true, columns < lanes || !last};
   return {planes, planes && out.size(-1) <= lanes, planes};
 }
@@ -96,7 +95,7 @@ bool run_scatter(const Problem& p, int segment, Preparations& prepared, const Mu
                  Filtering filtering) {
   const bool last = tensors.source.channel_stride == 1 && tensors.out.channel_stride == 1;
   const bool lines = tensors.source.stride[kAxes - 1] == 1 && tensors.out.stride[kAxes - 1] == 1;
-  const bool turned = last && kCanStage<T> && p.segments[segment].rows < select_kernels<T>().lanes;
+  const bool turned = last && p.segments[segment].rows < select_kernels<T>().lanes;
   const bool relaid = !last && lines && can_relay<T>(p, p.segments[segment]);
   const bool pixels = relaid || (last && !turned);
   const std::optional<ScatterPlan> plan = scatter_plan(p, p.segments[segment], filtering, pixels);
@@ -151,10 +150,11 @@ void run_wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, cons
                Filtering filtering) {
   const int64_t lanes = select_kernels<T>().lanes;
   const bool planes = use_planes(gy), short_lines = planes && x.size(-1) <= lanes;
-  // Not for octuples: their error was 2 % above twice that of torch's convolution (32 channels, 8 x 8 x 8).
-  const bool octuples =
-      std::any_of(p.segments.begin(), p.segments.end(), [](const Segment& s) { return s.mask == 7; });
-  const bool staged = kCanStage<T> && !octuples && (shortest_run(p) < lanes || short_lines);
+  // Not for octuples: their error was 2 % above twice that of torch's convolution (32 channels, 8 x 8 x 8). The
+  // rounding of 16-bit types is far above either.
+  const bool octuples = !kNarrow<T> && std::any_of(p.segments.begin(), p.segments.end(),
+                                                   [](const Segment& s) { return s.mask == 7; });
+  const bool staged = !octuples && (shortest_run(p) < lanes || short_lines);
   wgrad<T>({p, const_view<Element<T>>(gy), const_view<Element<T>>(x),
             weight_view(static_cast<Element<T>*>(gw.data_ptr()), gw, p.transposed),
             weight_group_stride(gw, p.groups), filtering, planes || staged, staged});
@@ -210,7 +210,7 @@ void run_direct_fprop(const Problem& p, int axes, const at::Tensor& x, const at:
   TORCH_CHECK(axes || y.stride(1) == 1, "algorithm direct is for a channels_last output");
   const MultiplyTensors<T> tensors = forward_tensors<T>(p, x, w, bias, y);
   if (axes) return direct_fold_fprop<T>(p, axes, tensors);
-  if constexpr (kCanStage<T>)
+  if constexpr (!kNarrow<T>)
     direct_fprop<T>(p, tensors);
   else
     TORCH_CHECK(false, "algorithm direct is, forward, for float32 and float64, got ", y.scalar_type());

@@ -241,18 +241,16 @@ class Scatterer : public ScatterRelaid<T> {
 
   // Transposes what `store` left to `lines` lines of the result.
   void turn(const Task& t, int64_t o, int lines, const Local& local) const {
-    if constexpr (kCanStage<T>) {
-      const Segment& s = q_.segments[p_.segment];
-      const int64_t rows = plan_.members() * p_.orbits, along = t.last - t.first;
-      const bool together = s.copies == s.first + p_.orbits;
-      for (int line = 0; line < lines; ++line)
-        for (int64_t row = 0, to; row < rows; row = to) {
-          to = together || row > 0 ? rows : p_.orbits;
-          const int64_t channel = t.group * q_.filters + (row > 0 ? s.copies : s.first);
-          p_.kernels.stage_line(local.turned + (line * rows + row) * p_.turned_ld, 1, p_.turned_ld, along,
-                                to - row, result(t, o + line, channel), m_.out.stride[plan_.inner]);
-        }
-    }
+    const Segment& s = q_.segments[p_.segment];
+    const int64_t rows = plan_.members() * p_.orbits, along = t.last - t.first;
+    const bool together = s.copies == s.first + p_.orbits;
+    for (int line = 0; line < lines; ++line)
+      for (int64_t row = 0, to; row < rows; row = to) {
+        to = together || row > 0 ? rows : p_.orbits;
+        const int64_t channel = t.group * q_.filters + (row > 0 ? s.copies : s.first);
+        p_.kernels.stage_line(local.turned + (line * rows + row) * p_.turned_ld, 1, p_.turned_ld, along,
+                              to - row, result(t, o + line, channel), m_.out.stride[plan_.inner]);
+      }
   }
 };
 

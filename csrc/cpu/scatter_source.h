@@ -99,16 +99,14 @@ class ScatterSource {
 
   // Transposed copies of source lines from `at` on, for every tap of the deep axis.
   void stage(const Task& t, int64_t at, int64_t lines, const Local& local) const {
-    if constexpr (kCanStage<T>) {
-      const AxisMap& m = map_[plan_.deep];
-      for (int64_t k = 0; k < q_.kernel[plan_.deep]; ++k)
-        for (int64_t l = 0; l < lines && inside(plan_.deep, m.a * t.deep + m.b[k]); ++l)
-          if (inside(plan_.outer, at + l))
-            p_.kernels.stage_line(
-                source(t, m.a * t.deep + m.b[k], at + l) + local.stage_begin * m_.source.stride[plan_.inner],
-                m_.source.channel_stride, m_.source.stride[plan_.inner], q_.channels, local.stage_count,
-                local.stage + k * q_.channels * p_.stage_ld + l * local.stage_count, p_.stage_ld);
-    }
+    const AxisMap& m = map_[plan_.deep];
+    for (int64_t k = 0; k < q_.kernel[plan_.deep]; ++k)
+      for (int64_t l = 0; l < lines && inside(plan_.deep, m.a * t.deep + m.b[k]); ++l)
+        if (inside(plan_.outer, at + l))
+          p_.kernels.stage_line(
+              source(t, m.a * t.deep + m.b[k], at + l) + local.stage_begin * m_.source.stride[plan_.inner],
+              m_.source.channel_stride, m_.source.stride[plan_.inner], q_.channels, local.stage_count,
+              local.stage + k * q_.channels * p_.stage_ld + l * local.stage_count, p_.stage_ld);
   }
 
   // `count` lines of the panels from number `place` on: source lines from `at` on, or with minimal filtering

@@ -43,8 +43,10 @@ Stage::Stage(const Plan& plan, const Phase& phase, int64_t channels, int lanes) 
 }
 
 template <class T>
-void Stage::fill(const Kernels<T>& kernels, const Phase& phase, const Tile& tile, const View<const T>& source,
-                 int64_t first_channel, int64_t channels, T* out) const {
+void Stage::fill(const Kernels<T>& kernels, const Phase& phase, const Tile& tile,
+                 const View<const Element<T>>& source, int64_t first_channel, int64_t channels,
+                 Element<T>* out) const {
+  using E = Element<T>;
   Triple first, anchors;
   for (int i = 0; i < kAxes; ++i) anchors[phase.tiling.order[i]] = tile.begin[i];
   for (int axis = 0; axis < kAxes; ++axis) first[axis] = this->first(axis, anchors[axis]);
@@ -52,23 +54,23 @@ void Stage::fill(const Kernels<T>& kernels, const Phase& phase, const Tile& tile
   const int64_t low = std::clamp<int64_t>(-first[2], 0, size_[2]);
   const int64_t high = std::clamp<int64_t>(extent - first[2], low, size_[2]);
   const bool split = residues_ > 1;
-  T* line = out + channels_ * channel_stride_;  // [channel][position], before its residues are set apart
-  const T* from = source.data + source.batch_stride * tile.image + first_channel * source.channel_stride;
+  E* line = out + channels_ * channel_stride_;  // [channel][position], before its residues are set apart
+  const E* from = source.data + source.batch_stride * tile.image + first_channel * source.channel_stride;
   for (int64_t d = 0; d < size_[0]; ++d)
     for (int64_t h = 0; h < size_[1]; ++h) {
       const int64_t z = first[0] + d, y = first[1] + h;
       const bool inside = z >= 0 && z < phase.axis[0]->extent && y >= 0 && y < phase.axis[1]->extent;
-      T* to = out + d * stride_[0] + h * stride_[1];
+      E* to = out + d * stride_[0] + h * stride_[1];
       if (!inside) {
         for (int64_t c = 0; c < channels; ++c)
-          std::fill_n(to + c * channel_stride_, pitch_ * residues_, T(0));
+          std::fill_n(to + c * channel_stride_, pitch_ * residues_, E{});
         continue;
       }
-      T* copy = split ? line : to;
+      E* copy = split ? line : to;
       const int64_t stride = split ? size_[2] : channel_stride_;
       for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t i = 0; i < low; ++i) copy[c * stride + i] = T(0);
-        for (int64_t i = high; i < size_[2]; ++i) copy[c * stride + i] = T(0);
+        for (int64_t i = 0; i < low; ++i) copy[c * stride + i] = E{};
+        for (int64_t i = high; i < size_[2]; ++i) copy[c * stride + i] = E{};
       }
       kernels.stage_line(
           from + z * source.stride[0] + y * source.stride[1] + (first[2] + low) * source.stride[2],
@@ -78,9 +80,9 @@ void Stage::fill(const Kernels<T>& kernels, const Phase& phase, const Tile& tile
     }
 }
 
-template void Stage::fill<float>(const Kernels<float>&, const Phase&, const Tile&, const View<const float>&,
-                                 int64_t, int64_t, float*) const;
-template void Stage::fill<double>(const Kernels<double>&, const Phase&, const Tile&,
-                                  const View<const double>&, int64_t, int64_t, double*) const;
+#define SYMCONV_INSTANTIATE(T)                                                                              \
+  template void Stage::fill<T>(const Kernels<T>&, const Phase&, const Tile&, const View<const Element<T>>&, \
+                               int64_t, int64_t, Element<T>*) const;
+SYMCONV_FOR_ALL_TYPES(SYMCONV_INSTANTIATE)
 
 }  // namespace symconv

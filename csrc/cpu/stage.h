@@ -34,8 +34,9 @@ class Stage {
 
   // Copies `channels` of `source`, at most as many as there is room for. `out` holds elements().
   template <class T>
-  void fill(const Kernels<T>& kernels, const Phase& phase, const Tile& tile, const View<const T>& source,
-            int64_t first_channel, int64_t channels, T* out) const;
+  void fill(const Kernels<T>& kernels, const Phase& phase, const Tile& tile,
+            const View<const Element<T>>& source, int64_t first_channel, int64_t channels,
+            Element<T>* out) const;
 
  private:
   int64_t channels_, residues_, pitch_, slack_;

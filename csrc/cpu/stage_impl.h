@@ -83,13 +83,6 @@ void stage_line(const T* source, int64_t channel_stride, int64_t step, int64_t c
   }
 }
 
-template <class T>
-void stage_bits(const Element<T>* source, int64_t channel_stride, int64_t step, int64_t channels,
-                int64_t positions, Element<T>* out, int64_t out_stride) {
-  stage_line<uint16_t>(reinterpret_cast<const uint16_t*>(source), channel_stride, step, channels, positions,
-                       reinterpret_cast<uint16_t*>(out), out_stride);
-}
-
 // Residue r of a line goes to out + r * pitch.
 template <class T>
 void split_line(const T* line, int64_t positions, int64_t residues, T* out, int64_t pitch) {
@@ -100,6 +93,21 @@ void split_line(const T* line, int64_t positions, int64_t residues, T* out, int6
   }
   for (int64_t r = 0; r < residues; ++r)
     for (int64_t i = 0; i * residues + r < positions; ++i) out[r * pitch + i] = line[i * residues + r];
+}
+
+// Of 16-bit elements.
+template <class T>
+void stage_elements(const Element<T>* source, int64_t channel_stride, int64_t step, int64_t channels,
+                int64_t positions, Element<T>* out, int64_t out_stride) {
+  stage_line<uint16_t>(reinterpret_cast<const uint16_t*>(source), channel_stride, step, channels, positions,
+                       reinterpret_cast<uint16_t*>(out), out_stride);
+}
+
+template <class T>
+void split_elements(const Element<T>* line, int64_t positions, int64_t residues, Element<T>* out,
+                    int64_t pitch) {
+  split_line<uint16_t>(reinterpret_cast<const uint16_t*>(line), positions, residues,
+                       reinterpret_cast<uint16_t*>(out), pitch);
 }
 
 // Results may lie where a and b do.

@@ -5,16 +5,18 @@
 
 // `rows` rows of the buffer, L elements each, to contiguous channels at L positions of which `positions`
 // exist.
-template <class T>
-inline void turn_rows(const T* rows, int count, T* out, const int64_t* offset, int64_t positions) {
-  constexpr int L = Vec<T>::lanes;
+template <class A, class E>
+inline void turn_rows(const A* rows, int count, E* out, const int64_t* offset, int64_t positions) {
+  constexpr int L = Vec<A>::lanes;
   for (int r0 = 0; r0 < count; r0 += L) {
     const int n = count - r0 < L ? count - r0 : L;
-    V<T> v[L];
-    for (int i = 0; i < L; ++i) v[i] = i < n ? load(rows + (r0 + i) * L) : V<T>{};
-    transpose<T>(v);
-    for (int64_t p = 0; p < L && p < positions; ++p)
-      n < L ? write_part<T>(out + r0 + offset[p], v[p], n) : save(out + r0 + offset[p], v[p]);
+    V<A> v[L];
+    for (int i = 0; i < L; ++i) v[i] = i < n ? load(rows + (r0 + i) * L) : V<A>{};
+    transpose<A>(v);
+    for (int64_t p = 0; p < L && p < positions; ++p) {
+      E* to = out + r0 + offset[p];
+      n < L ? write_part<A>(to, v[p], n) : write<V<A>>(to, v[p]);
+    }
   }
 }
 
@@ -39,12 +41,13 @@ inline bool order_members(const StoreArgs<T>& a, int rows, int (&place)[G]) {
 
 // Results of all members for one row and L positions, one buffer row a member and line.
 template <class T, int G, class F>
-inline void finish_row(const StoreArgs<T>& a, const T* tile, int64_t r, int64_t c, const int (&place)[G],
-                       T* buffer, int64_t rows, int64_t line) {
-  constexpr int L = Vec<T>::lanes;
-  V<T> y[F::out][G];
+inline void finish_row(const StoreArgs<T>& a, const Sum<T>* tile, int64_t r, int64_t c,
+                       const int (&place)[G], Sum<T>* buffer, int64_t rows, int64_t line) {
+  using A = Sum<T>;
+  constexpr int L = Vec<A>::lanes;
+  V<A> y[F::out][G];
   for (int g = 0; g < G; ++g) {
-    V<T> m[F::in], lines[F::out];
+    V<A> m[F::in], lines[F::out];
     for (int i = 0; i < F::in; ++i) m[i] = load(tile + g * a.parity_stride + i * a.product_stride);
     F::result(m, lines);
     for (int i = 0; i < F::out; ++i) y[i][g] = lines[i];
@@ -52,7 +55,7 @@ inline void finish_row(const StoreArgs<T>& a, const T* tile, int64_t r, int64_t 
   for (int i = 0; i < F::out; ++i) {
     butterfly(y[i]);
     for (int g = 0; g < G; ++g) {
-      if (a.bias[0]) y[i][g] += a.bias_of_row ? V<T>{} + a.bias[g][r] : load(a.bias[g] + c);
+      if (a.bias[0]) y[i][g] += a.bias_of_row ? V<A>{} + read<A>(a.bias[g] + r) : read<V<A>>(a.bias[g] + c);
       save(buffer + i * line + (place[g] * rows + r) * L, y[i][g]);
     }
   }
@@ -62,8 +65,9 @@ inline void finish_row(const StoreArgs<T>& a, const T* tile, int64_t r, int64_t 
 // is read in whole vectors.
 template <class T, int G, class F>
 void store_turned(const StoreArgs<T>& a) {
-  constexpr int L = Vec<T>::lanes, kRows = 16;
-  T buffer[F::out * G * kRows * L];
+  using A = Sum<T>;
+  constexpr int L = Vec<A>::lanes, kRows = 16;
+  A buffer[F::out * G * kRows * L];
   for (int64_t r0 = 0; r0 < a.rows; r0 += kRows) {
     const int rows = static_cast<int>(a.rows - r0 < kRows ? a.rows - r0 : kRows);
     int place[G];
@@ -74,7 +78,7 @@ void store_turned(const StoreArgs<T>& a) {
     StoreArgs<T> part = a;
     for (int g = 0; g < G && a.bias_of_row; ++g) part.bias[g] = a.bias[0] ? a.bias[g] + r0 : nullptr;
     for (int64_t c = 0; c < a.cols; c += L) {
-      const T* tile = a.tile + r0 * a.ld + c;
+      const A* tile = a.tile + r0 * a.ld + c;
       for (int64_t r = 0; r < rows; ++r)
         finish_row<T, G, F>(part, tile + r * a.ld, r, c, place, buffer, rows, G * kRows * L);
       for (int i = 0; i < a.lines && i < F::out; ++i)

@@ -206,12 +206,10 @@ class Accumulator {
     View<const Element<T>> source = w_.grad;
     int64_t first = group * p_.filters;
     const Stage* stage = work.stage ? &*work.stage : nullptr;
-    if constexpr (kCanStage<T>) {
-      if (stage) {
-        stage->fill(kernels_, work.phase, tile, w_.grad, first, p_.filters, local.stage);
-        source = {local.stage, 0, stage->channel_stride(), {}};
-        first = 0;
-      }
+    if (stage) {
+      stage->fill(kernels_, work.phase, tile, w_.grad, first, p_.filters, local.stage);
+      source = {local.stage, 0, stage->channel_stride(), {}};
+      first = 0;
     }
     pack_panel(kernels_, plan, work.phase, tile, work.layout, source, stage, first, 0, w_.planes, local.zeros,
                local.panel, work.panel_ld, work.panel_stride);

@@ -112,14 +112,14 @@ def layout(problem: Problem, op: str, c: Contraction) -> str:
 
     pixels: [pixel][row], orbits are the lanes. planes: [row][pixel], pixels are the lanes. staged: [row][pixel] from a
     stage, orbits are the lanes. turned: the same, pixels are the lanes; in the weight gradient pixels are contracted.
-    16-bit types do not stage.
     """
     planes = not problem.input_channels_last
-    if op == "wgrad" and problem.dtype.itemsize > 2:
+    if op == "wgrad":
         short = planes and problem.spatial[-1] <= lanes(problem)
-        if (c.run < lanes(problem) or short) and all(mask != 7 for mask, _ in problem.ties):
+        unstaged = problem.dtype.itemsize > 2 and any(mask == 7 for mask, _ in problem.ties)
+        if (c.run < lanes(problem) or short) and not unstaged:
             return "turned"
-    elif problem.dtype.itemsize > 2:
+    else:
         width = problem.out_spatial[-1] if op == "fprop" else problem.spatial[-1]
         few = min(c.run, c.columns) < lanes(problem)
         if few or (planes and width <= lanes(problem)):

@@ -56,11 +56,10 @@ def roles(problem: Problem, mask: int, pixels: bool, filtering: str | None = Non
 def arrangement(problem: Problem, orbits: int, lanes: int) -> str:
     """What the lanes of a segment are, as run_scatter in csrc/cpu/native.cpp has it.
 
-    pixels, relaid: orbits; planes, turned: positions. turned and relaid transpose lines on their way in and out; few
-    orbits of 16-bit types stay as they are.
+    pixels, relaid: orbits; planes, turned: positions. turned and relaid transpose lines on their way in and out.
     """
     if problem.channels_last:
-        return "turned" if orbits < lanes and problem.dtype.itemsize >= 4 else "pixels"
+        return "turned" if orbits < lanes else "pixels"
     few = min(orbits, problem.in_channels // problem.groups) < lanes
     return "planes" if few or problem.ndim == 3 else "relaid"
 
