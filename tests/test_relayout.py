@@ -32,10 +32,8 @@ def test_parts_are_equal():
         0,
     )  # of 7 that would fit
     many = problem(batch=2, channels=64, size=80)
-    part = cpu_relayout.parts(many, "dgrad")
-    assert part is not None
-    assert part == (1, 20)
-    assert part.number(many, "dgrad") == 8
+    assert cpu_relayout.parts(many, "dgrad") == (1, 20)
+    assert cpu_relayout.number(many, "dgrad") == 8
 
 
 def test_lines_of_a_large_image():
@@ -63,11 +61,31 @@ def test_not_where_lines_around_a_part_are_most_of_it():
     assert cpu_relayout.parts(p, "fprop") is None
 
 
-def test_a_weight_gradient_wants_all_images():
+def test_a_weight_gradient_sums_over_parts_of_the_batch():
     p = problem(batch=4, channels=64, size=32)
-    assert cpu_relayout.parts(p, "wgrad") is None
-    assert "more than 1 MiB" in str(cpu.can_run(p, "wgrad", "relayout"))
-    assert cpu.can_run(p, "dgrad", "relayout") is None
+    assert cpu_relayout.parts(p, "wgrad") == (2, 0)
+    large = problem(batch=4, channels=64, size=80)
+    assert cpu_relayout.parts(large, "wgrad") is None
+    assert "more than 1 MiB" in str(cpu.can_run(large, "wgrad", "relayout"))
+    assert cpu.can_run(large, "dgrad", "relayout") is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels"), [(12, 32), (24, 3), (32, 1)], ids=["panels", "few channels", "one"]
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_parts_of_a_weight_gradient_add_up(batch, channels, dtype):
+    torch.manual_seed(batch)
+    layer = sf.SymmetricConv2d(channels, 64, 3, padding=1, stride=2, symmetry={"h": "50%", "hv": "50%"})
+    layer = layer.to(dtype)
+    x = torch.randn(batch, channels, 48, 44, dtype=dtype)
+    p = sf.explain(layer, x).problem
+    assert cpu_relayout.number(p, "wgrad") > 1
+    gy = torch.randn(p.output_shape, dtype=dtype)
+    got = cpu.wgrad(p, "relayout", gy, x)
+    whole = cpu.wgrad(p, "fold", gy, x)
+    scale = whole.float().abs().max()
+    assert (got.float() - whole.float()).abs().max() <= 8 * torch.finfo(dtype).eps * scale
 
 
 def test_small_beside_the_weight():

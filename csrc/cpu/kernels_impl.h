@@ -214,26 +214,63 @@ inline void transpose(V<T> (&v)[Vec<T>::lanes]) {
   }
 }
 
-// The first elements of a vector, fewer than it has.
-template <class A, class E>
-inline void write_part(E* to, V<A> v, int64_t count) {
-  E whole[Vec<A>::lanes];
-  write<V<A>>(whole, v);
-  const E* from = whole;
+// The first elements of a vector, fewer than it has; the others are zeros.
+template <class T>
+inline V<T> load_part(const T* from, int64_t count) {
+  T whole[Vec<T>::lanes] = {};
+  T* to = whole;
 #pragma GCC unroll 4
-  for (int part = Vec<A>::lanes / 2; part > 0; part /= 2)
-    if (count & part) __builtin_memcpy(to, from, part * sizeof(E)), to += part, from += part;
+  for (int part = Vec<T>::lanes / 2; part > 0; part /= 2)
+    if (count & part) __builtin_memcpy(to, from, part * sizeof(T)), to += part, from += part;
+  return load(whole);
+}
+template <class T>
+inline void save_part(T* to, V<T> v, int64_t count) {
+  T whole[Vec<T>::lanes];
+  save(whole, v);
+  const T* from = whole;
+#pragma GCC unroll 4
+  for (int part = Vec<T>::lanes / 2; part > 0; part /= 2)
+    if (count & part) __builtin_memcpy(to, from, part * sizeof(T)), to += part, from += part;
 }
 #ifdef SYMCONV_MASKED_STORES
 template <>
-inline void write_part<float, float>(float* to, V<float> v, int64_t count) {
+inline V<float> load_part<float>(const float* from, int64_t count) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+}
+template <>
+inline void save_part<float>(float* to, V<float> v, int64_t count) {
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
 }
 template <>
-inline void write_part<double, double>(double* to, V<double> v, int64_t count) {
+inline V<double> load_part<double>(const double* from, int64_t count) {
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+}
+template <>
+inline void save_part<double>(double* to, V<double> v, int64_t count) {
   _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), v);
 }
+template <>
+inline V<uint16_t> load_part<uint16_t>(const uint16_t* from, int64_t count) {
+  return (V<uint16_t>)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), from);
+}
+template <>
+inline void save_part<uint16_t>(uint16_t* to, V<uint16_t> v, int64_t count) {
+  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), (__m256i)v);
+}
 #endif
+
+// The same of elements that are narrower than their sums.
+template <class A, class E>
+inline void write_part(E* to, V<A> v, int64_t count) {
+  if constexpr (Same<A, E>::value) {
+    save_part<A>(to, v, count);
+  } else {
+    uint16_t whole[Vec<A>::lanes];
+    write<V<A>>(reinterpret_cast<E*>(whole), v);
+    save_part<uint16_t>(reinterpret_cast<uint16_t*>(to), load(whole), count);
+  }
+}
 
 #include "folded_impl.h"
 

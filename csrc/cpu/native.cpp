@@ -18,6 +18,12 @@ namespace {
 // Channel-contiguous sources are packed pixel by pixel, all others plane by plane.
 bool use_planes(const at::Tensor& source) { return source.stride(1) != 1 && source.size(1) != 1; }
 
+// Lines of planes so short that their borders, where each position is packed by itself, take more than a
+// stage does. Panels of three dims read a source more often, so that its copy weighs less.
+bool has_short_lines(const at::Tensor& made, int64_t lanes) {
+  return made.size(-1) <= (made.dim() == 5 ? 4 : 1) * lanes;
+}
+
 // How a multiplication lays out its panel and its results. Runs of channels that fill no vector, and lines
 // that fill none, are staged; columns that fill none leave the lanes to the positions.
 template <class T>
@@ -25,7 +31,7 @@ Layout choose_layout(const at::Tensor& source, const at::Tensor& out, int64_t ru
   const int64_t lanes = select_kernels<T>().lanes;
   const bool planes = use_planes(source), last = out.stride(1) == 1 && out.size(1) != 1;
   if (run < lanes || columns < lanes) return {true, true, columns < lanes || !last};
-  return {planes, planes && out.size(-1) <= lanes, planes};
+  return {planes, planes && has_short_lines(out, lanes), planes};
 }
 
 // The axis that the matrix kernel folds, or -1: where positions are its lanes and no axis is free to shift
@@ -147,17 +153,17 @@ void run_dgrad(const Problem& p, Preparations& prepared, const at::Tensor& gy, c
 
 template <class T>
 void run_wgrad(const Problem& p, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
-               Filtering filtering) {
+               Filtering filtering, const std::function<bool()>& next) {
   const int64_t lanes = select_kernels<T>().lanes;
-  const bool planes = use_planes(gy), short_lines = planes && x.size(-1) <= lanes;
-  // Not for octuples: their error was 2 % above twice that of torch's convolution (32 channels, 8 x 8 x 8). The
-  // rounding of 16-bit types is far above either.
+  const bool planes = use_planes(gy), short_lines = planes && has_short_lines(x, lanes);
+  // Not for octuples: their error was 2 % above twice that of torch's convolution (32 channels, 8 x 8 x 8).
+  // The rounding of 16-bit types is far above either.
   const bool octuples = !kNarrow<T> && std::any_of(p.segments.begin(), p.segments.end(),
                                                    [](const Segment& s) { return s.mask == 7; });
   const bool staged = !octuples && (shortest_run(p) < lanes || short_lines);
   wgrad<T>({p, const_view<Element<T>>(gy), const_view<Element<T>>(x),
             weight_view(static_cast<Element<T>*>(gw.data_ptr()), gw, p.transposed),
-            weight_group_stride(gw, p.groups), filtering, planes || staged, staged});
+            weight_group_stride(gw, p.groups), filtering, planes || staged, staged, next});
 }
 
 Filtering filtering_of(const std::string& algorithm, const at::Tensor& result) {
@@ -279,21 +285,26 @@ void native_dgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor
 }
 
 void native_wgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
-                  const at::Tensor& gb) {
+                  const at::Tensor& gb, const std::function<bool()>& next) {
   const Problem& p = pass.problem;
   TORCH_CHECK(!gb.defined() || sums_bias(pass.algorithm), "algorithm ", pass.algorithm,
               " does not sum the bias");
-  if (pass.algorithm == "direct") {
-    SYMCONV_DISPATCH(gw, run_direct_wgrad<scalar>(p, gy, x, gw));
-  } else if (sums_bias(pass.algorithm)) {
-    SYMCONV_DISPATCH(gw, run_direct_fold_wgrad<scalar>(p, gy, x, gw, gb));
-  } else if (pass.depthwise) {
-    SYMCONV_DISPATCH(gw, run_depthwise_wgrad<scalar>(p, gy, x, gw));
-  } else {
+  const bool direct = direct_axes(pass.algorithm) >= 0;
+  if (!direct && !pass.depthwise) {
     const Filtering filtering = filtering_of(pass.algorithm, gw);
     const at::Tensor source = readable(gy);
-    SYMCONV_DISPATCH_MATRIX(gw, run_wgrad<scalar>(p, source, x, gw, filtering));
+    TORCH_CHECK(!next || source.is_same(gy), "parts of grad_output must be channels_last");
+    SYMCONV_DISPATCH_MATRIX(gw, run_wgrad<scalar>(p, source, x, gw, filtering, next));
+    return;
   }
+  if (!direct) {
+    SYMCONV_DISPATCH(gw, run_depthwise_wgrad<scalar>(p, gy, x, gw));
+  } else if (sums_bias(pass.algorithm)) {
+    SYMCONV_DISPATCH(gw, run_direct_fold_wgrad<scalar>(p, gy, x, gw, gb));
+  } else {
+    SYMCONV_DISPATCH(gw, run_direct_wgrad<scalar>(p, gy, x, gw));
+  }
+  TORCH_CHECK(!next || !next(), "algorithm ", pass.algorithm, " does not sum over parts");
 }
 
 }  // namespace symconv

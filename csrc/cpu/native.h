@@ -60,9 +60,11 @@ struct NativePass {
 void native_fprop(const NativePass& pass, const at::Tensor& x, const at::Tensor& w,
                   const std::optional<at::Tensor>& bias, const at::Tensor& y);
 void native_dgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx);
-// `gb`: undefined, or room for the gradient of the bias, where it comes with that of the weight.
+// `gb`: undefined, or room for the gradient of the bias, where it comes with that of the weight. `next`, if
+// any, brings the next part of gy and x to where this one was, until there is none: the gradient is the sum
+// over all of them. Panels alone can be summed so.
 bool sums_bias(const std::string& algorithm);
 void native_wgrad(const NativePass& pass, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
-                  const at::Tensor& gb);
+                  const at::Tensor& gb, const std::function<bool()>& next);
 
 }  // namespace symconv

@@ -56,8 +56,7 @@ SYMCONV_INLINE void reduce_line(const E* const (&in)[F::in][S], P* const (&out)[
     int64_t c = 0;
     for (; L > half && c + half < count; c += L)
       reduce_at<typename Block<P, A>::type, S, kFold, F>(in, out, product_stride, c, 1, ahead);
-    for (; c < count; c += half)
-      reduce_at<V<A>, S, kFold, F>(in, out, product_stride, c, 1, ahead);
+    for (; c < count; c += half) reduce_at<V<A>, S, kFold, F>(in, out, product_stride, c, 1, ahead);
     return;
   }
   if (count >= L)

@@ -91,7 +91,10 @@ std::pair<at::Tensor, at::Tensor> Pass::wgrad(const at::Tensor& gy, const at::Te
   if (algorithm_ != "expand") {
     const bool here = bias && sums_bias(algorithm_) && !depthwise_;
     const at::Tensor gb = here ? at::empty({shapes_.output[1]}, gw.options()) : at::Tensor();
-    native_wgrad(native(), relays_ ? Relay::copied(gy) : gy, relays_ ? Relay::copied(x) : x, gw, gb);
+    const auto run = [&](const at::Tensor& grad, const at::Tensor& input, const std::function<bool()>& next) {
+      native_wgrad(native(), grad, input, gw, gb, next);
+    };
+    relays_ ? relay_.sum(gy, x, run) : run(gy, x, nullptr);
     return {relays_ ? as_result(gw) : gw, bias && !here ? channel_sums(gy) : gb};
   }
   const auto [filters, gb] = filter_gradient(gy, x, bias);

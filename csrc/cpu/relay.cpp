@@ -117,11 +117,21 @@ void Relay::operator()(
     }
 }
 
-at::Tensor Relay::copied(const at::Tensor& t) {
-  const at::Tensor near = allocate(t, t.size(0), 0);
-  const at::Tensor far = t.contiguous();
-  SYMCONV_DISPATCH(t, copy_in<scalar>(far, 0, 0, near));
-  return near;
+void Relay::sum(const at::Tensor& gy, const at::Tensor& x,
+                const std::function<void(const at::Tensor& gy, const at::Tensor& x,
+                                         const std::function<bool()>& next)>& run) const {
+  const at::Tensor far_gy = gy.contiguous(), far_x = x.contiguous();
+  const at::Tensor near_gy = allocate(gy, parts_.images, 0), near_x = allocate(x, parts_.images, 0);
+  int64_t image = 0;
+  const auto next = [&] {
+    if (image >= gy.size(0)) return false;
+    SYMCONV_DISPATCH(gy, copy_in<scalar>(far_gy, image, 0, near_gy);
+                     copy_in<scalar>(far_x, image, 0, near_x));
+    image += parts_.images;
+    return true;
+  };
+  next();
+  run(near_gy, near_x, next);
 }
 
 }  // namespace symconv

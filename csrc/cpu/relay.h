@@ -11,7 +11,8 @@
 namespace symconv {
 
 // What is copied together. `images` 0: nothing is. `lines` of results along the outermost dimension, a
-// multiple of its stride where these are of the input; 0: all of them.
+// multiple of its stride where these are of the input; 0: all of them. In the weight gradient there
+// are images alone.
 struct Parts {
   int64_t images = 0, lines = 0;
   bool of_input = false;  // the result is the gradient of the input
@@ -27,8 +28,11 @@ class Relay {
   void operator()(const at::Tensor& source, const at::Tensor& out,
                   const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const;
 
-  // A whole tensor in channels_last.
-  static at::Tensor copied(const at::Tensor& t);
+  // Of a weight gradient, which is a sum over all images: calls run(gy, x, next) once, with the copies of the
+  // first part. `next` brings the following one into the same two tensors; false: there is none.
+  void sum(const at::Tensor& gy, const at::Tensor& x,
+           const std::function<void(const at::Tensor& gy, const at::Tensor& x,
+                                    const std::function<bool()>& next)>& run) const;
 
  private:
   // Source line that comes first for a part whose results begin at line `result`.

@@ -62,8 +62,7 @@ void Stage::fill(const Kernels<T>& kernels, const Phase& phase, const Tile& tile
       const bool inside = z >= 0 && z < phase.axis[0]->extent && y >= 0 && y < phase.axis[1]->extent;
       E* to = out + d * stride_[0] + h * stride_[1];
       if (!inside) {
-        for (int64_t c = 0; c < channels; ++c)
-          std::fill_n(to + c * channel_stride_, pitch_ * residues_, E{});
+        for (int64_t c = 0; c < channels; ++c) std::fill_n(to + c * channel_stride_, pitch_ * residues_, E{});
         continue;
       }
       E* copy = split ? line : to;

@@ -36,29 +36,50 @@ void deal(const T* source, int64_t count, T* out, int64_t stride) {
     for (int n = 0; n < N; ++n) out[n * stride + i] = source[N * i + n];
 }
 
-// [position][channel] to [channel][position]: whole vectors of both through registers. The last block of
-// either overlaps the one before it.
+// A square of positions and channels, transposed; `P` and `C`: are there as many as a vector has?
+template <class T, bool P, bool C>
+inline void turn_square(const T* source, int64_t step, int64_t positions, int64_t channels, T* out,
+                        int64_t stride) {
+  constexpr int L = Vec<T>::lanes;
+  V<T> v[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    if (!P && i >= positions)
+      v[i] = V<T>{};
+    else
+      v[i] = C ? load(source + i * step) : load_part(source + i * step, channels);
+  }
+  transpose<T>(v);
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    if (!C && i >= channels) break;
+    P ? save(out + i * stride, v[i]) : save_part(out + i * stride, v[i], positions);
+  }
+}
+
+// [position][channel] to [channel][position], through registers. The last square in either direction overlaps
+// the one before it.
+template <class T, bool P, bool C>
+inline void turn_squares(const T* source, int64_t step, int64_t positions, int64_t channels, T* out,
+                         int64_t stride) {
+  constexpr int64_t L = Vec<T>::lanes;
+  for (int64_t p = 0; p < positions; p += L) {
+    if (P && p + L > positions) p = positions - L;
+    for (int64_t c = 0; c < channels; c += L) {
+      if (C && c + L > channels) c = channels - L;
+      turn_square<T, P, C>(source + p * step + c, step, positions, channels, out + c * stride + p, stride);
+    }
+  }
+}
+
 template <class T>
 void turn(const T* source, int64_t step, int64_t positions, int64_t channels, T* out, int64_t stride) {
-  constexpr int L = Vec<T>::lanes;
-  for (int64_t block = 0; block < positions; block += L) {
-    const int64_t p = block + L > positions && positions >= L ? positions - L : block;
-    int64_t c = 0;
-    if (positions >= L) {
-      for (; c < channels && channels >= L; c += L) {
-        if (c + L > channels) c = channels - L;
-        V<T> v[L];
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) v[i] = load(source + (p + i) * step + c);
-        transpose<T>(v);
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) save(out + (c + i) * stride + p, v[i]);
-      }
-    }
-    const int64_t end = p + L < positions ? p + L : positions;
-    for (; c < channels; ++c)
-      for (int64_t i = p; i < end; ++i) out[c * stride + i] = source[i * step + c];
-  }
+  constexpr int64_t L = Vec<T>::lanes;
+  const auto squares = positions >= L
+                           ? channels >= L ? turn_squares<T, true, true> : turn_squares<T, true, false>
+                       : channels >= L ? turn_squares<T, false, true>
+                                       : turn_squares<T, false, false>;
+  squares(source, step, positions, channels, out, stride);
 }
 
 // All channels of a line: out[c * out_stride + i] = source[c * channel_stride + i * step].
@@ -98,7 +119,7 @@ void split_line(const T* line, int64_t positions, int64_t residues, T* out, int6
 // Of 16-bit elements.
 template <class T>
 void stage_elements(const Element<T>* source, int64_t channel_stride, int64_t step, int64_t channels,
-                int64_t positions, Element<T>* out, int64_t out_stride) {
+                    int64_t positions, Element<T>* out, int64_t out_stride) {
   stage_line<uint16_t>(reinterpret_cast<const uint16_t*>(source), channel_stride, step, channels, positions,
                        reinterpret_cast<uint16_t*>(out), out_stride);
 }

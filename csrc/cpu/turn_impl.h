@@ -41,8 +41,8 @@ inline bool order_members(const StoreArgs<T>& a, int rows, int (&place)[G]) {
 
 // Results of all members for one row and L positions, one buffer row a member and line.
 template <class T, int G, class F>
-inline void finish_row(const StoreArgs<T>& a, const Sum<T>* tile, int64_t r, int64_t c,
-                       const int (&place)[G], Sum<T>* buffer, int64_t rows, int64_t line) {
+inline void finish_row(const StoreArgs<T>& a, const Sum<T>* tile, int64_t r, int64_t c, const int (&place)[G],
+                       Sum<T>* buffer, int64_t rows, int64_t line) {
   using A = Sum<T>;
   constexpr int L = Vec<A>::lanes;
   V<A> y[F::out][G];

@@ -48,21 +48,14 @@ class Accumulator {
     const int64_t each = local_elements(), pixels = most_pixels_;
     Scratch<Sum<T>> memory(each * slices);
     Scratch<int64_t> offsets(pixels * slices);
-    parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
-      Local local;
-      local.zipped = reinterpret_cast<Word<T>*>(memory.data() + slice * each);
-      local.panel = reinterpret_cast<Stored<T>*>(local.zipped + zipped());
-      local.rows = local.panel + most_panel_;
-      local.zeros = reinterpret_cast<Element<T>*>(local.rows + most_rows_);
-      local.stage = local.zeros + zeros();
-      local.offset = offsets.data() + slice * pixels;
-      std::fill(local.zeros, local.zeros + zeros(), Element<T>{});
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t split = i % splits_, part = i / splits_ % parts_, group = i / splits_ / parts_;
-        Sum<T>* into = acc.data() + (group * splits_ + split) * elements_;
-        for (const PhaseWork& work : work_[part]) accumulate(*plans_[part], work, group, split, into, local);
-      }
-    });
+    const auto sum = [&](bool add) {
+      parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
+        const Local local = local_memory(memory.data() + slice * each, offsets.data() + slice * pixels);
+        for (int64_t task = begin; task < end; ++task) run_task(task, add, acc.data(), local);
+      });
+    };
+    sum(false);
+    while (w_.next && w_.next()) sum(true);
     const int64_t blocks = ceil_div(p_.channels, kBlock);
     parallel_slices(p_.groups * blocks, thread_count(p_.macs()), [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t i = begin; i < end; ++i)
@@ -86,6 +79,24 @@ class Accumulator {
     Element<T>*zeros, *stage;
     int64_t* offset;
   };
+
+  Local local_memory(Sum<T>* memory, int64_t* offset) const {
+    Local local;
+    local.zipped = reinterpret_cast<Word<T>*>(memory);
+    local.panel = reinterpret_cast<Stored<T>*>(local.zipped + zipped());
+    local.rows = local.panel + most_panel_;
+    local.zeros = reinterpret_cast<Element<T>*>(local.rows + most_rows_);
+    local.stage = local.zeros + zeros();
+    local.offset = offset;
+    std::fill(local.zeros, local.zeros + zeros(), Element<T>{});
+    return local;
+  }
+
+  void run_task(int64_t task, bool add, Sum<T>* acc, const Local& local) const {
+    const int64_t split = task % splits_, part = task / splits_ % parts_, group = task / splits_ / parts_;
+    Sum<T>* into = acc + (group * splits_ + split) * elements_;
+    for (const PhaseWork& work : work_[part]) accumulate(*plans_[part], work, group, split, add, into, local);
+  }
 
   // Splitting positions costs an accumulator and its reduction; splitting orbits costs reading the
   // input again. Large maps split positions, small maps orbits. Many orbits are split in any case: the
@@ -170,12 +181,12 @@ class Accumulator {
     return round_up(zipped() + most_panel_ + most_rows_ + zeros() + most_stage_, lanes_);
   }
 
-  void accumulate(const Plan& plan, const PhaseWork& work, int64_t group, int64_t split, Sum<T>* into,
-                  const Local& local) const {
+  void accumulate(const Plan& plan, const PhaseWork& work, int64_t group, int64_t split, bool add,
+                  Sum<T>* into, const Local& local) const {
     const int64_t tiles = p_.batch * work.phase.tiling.tiles();
     const int64_t begin = tiles * split / splits_, end = tiles * (split + 1) / splits_;
     Sum<T>* acc = into + work.offset;
-    if (begin == end) {
+    if (begin == end && !add) {
       const int64_t size = work.shift_stride * static_cast<int64_t>(work.taps.size());
       std::fill(acc, acc + (w_.planes ? size : work.acc_ld * p_.channels), Sum<T>(0));
     }
@@ -196,7 +207,7 @@ class Accumulator {
         }
         if constexpr (kDepth > 1) zip(work, local, (w_.planes ? p0 : shift + p0) % 2, tile, zipped_from);
         multiply(work, local, product, acc + static_cast<int64_t>(j) * work.shift_stride, shift, p0, p1,
-                 i > begin);
+                 add || i > begin);
       }
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "geometry.h"
 #include "panel.h"
@@ -19,6 +20,8 @@ struct Wgrad {
   Filtering filtering;
   bool planes;  // of the panel
   bool staged;  // then planes too, whatever the layout of the gradient
+  // Null, or brings more to where gradient and input lie, to be added to the sum; false: there is no more.
+  const std::function<bool()>& next;
 };
 
 template <class T>

@@ -95,11 +95,8 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
     if cpu_depthwise.applies(problem):
         return _MARGIN * cpu_depthwise.native_seconds(problem, op)
     if algorithm == cpu_relayout.NAME:
-        inner = cpu_relayout.relaid(problem, op)
-        parts = cpu_relayout.parts(problem, op)
-        assert parts is not None
-        once = estimate(inner, op, _quickest(inner, op))
-        return parts.number(problem, op) * once + cpu_relayout.seconds(problem, op)
+        once, times = cpu_relayout.work(problem, op)
+        return times * estimate(once, op, _relaid_by(problem, op)) + cpu_relayout.seconds(problem, op)
     name = _native_name(algorithm)
     if not cpu_cost.is_measured(problem, op, name):
         return math.inf
@@ -114,9 +111,18 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
     return call - kept + margin * (cpu_cost.native_seconds(problem, op, name) - call)
 
 
-def _quickest(problem: Problem, op: str) -> str:
-    able = [algorithm for algorithm in _NATIVE if can_run(problem, op, algorithm) is None]
-    return min(able, key=lambda algorithm: estimate(problem, op, algorithm))
+def _relaid_by(problem: Problem, op: str) -> str:
+    """The algorithm for what was copied to channels_last."""
+    part, (once, _) = cpu_relayout.relaid(problem, op), cpu_relayout.work(problem, op)
+    sums = (
+        op == "wgrad" and cpu_relayout.number(problem, op) > 1
+    )  # direct algorithms have no accumulator to add to
+    able = [
+        algorithm
+        for algorithm in _NATIVE
+        if can_run(part, op, algorithm) is None and not (sums and algorithm in cpu_direct.ALGORITHMS)
+    ]
+    return min(able, key=lambda algorithm: estimate(once, op, algorithm))
 
 
 def _native_name(algorithm: str) -> str:
@@ -127,8 +133,8 @@ def bind(problem: Problem, op: str, algorithm: str) -> Callable[..., Tensor]:
     """The function of `op` with all but its tensors bound: one native call."""
     p, parts = problem, None
     if algorithm == cpu_relayout.NAME:
-        parts, inner = cpu_relayout.parts(p, op), cpu_relayout.relaid(p, op)
-        algorithm = _quickest(inner, op)
+        parts = cpu_relayout.parts(p, op)
+        algorithm = _relaid_by(p, op)
     images, lines = parts or (0, 0)
     _, _, dilation, _, output_padding, _ = torch_conv.geometry(p)
     strides = allocate(p.result_shape(op), torch.empty(0, device="meta"), p.channels_last).stride()

@@ -114,15 +114,16 @@ def layout(problem: Problem, op: str, c: Contraction) -> str:
     stage, orbits are the lanes. turned: the same, pixels are the lanes; in the weight gradient pixels are contracted.
     """
     planes = not problem.input_channels_last
+    staged_width = lanes(problem) * (4 if problem.ndim == 3 else 1)
     if op == "wgrad":
-        short = planes and problem.spatial[-1] <= lanes(problem)
+        short = planes and problem.spatial[-1] <= staged_width
         unstaged = problem.dtype.itemsize > 2 and any(mask == 7 for mask, _ in problem.ties)
         if (c.run < lanes(problem) or short) and not unstaged:
             return "turned"
     else:
         width = problem.out_spatial[-1] if op == "fprop" else problem.spatial[-1]
         few = min(c.run, c.columns) < lanes(problem)
-        if few or (planes and width <= lanes(problem)):
+        if few or (planes and width <= staged_width):
             pixel_lanes = c.columns < lanes(problem) or not problem.channels_last
             return "turned" if pixel_lanes else "staged"
     return "planes" if planes else "pixels"
