@@ -218,6 +218,20 @@ struct GatherArgs {
   int64_t product_stride, ld;
 };
 
+// out[i] = sum over terms of scale * data[row * ld + first + i], rounded once.
+template <class T>
+struct CombineTerm {
+  const Sum<T>* data;
+  int64_t ld;
+  Sum<T> scale;
+};
+template <class T>
+struct CombineArgs {
+  const CombineTerm<T>* term;
+  int64_t terms, row, first, count;
+  Element<T>* out;
+};
+
 // out[i][c] = (in[2i][c], in[2i + 1][c]); the half that an odd number of rows leaves over is zero.
 struct ZipArgs {
   const BFloat16* in;
@@ -256,6 +270,7 @@ struct Kernels {
   // out[i % residues * pitch + i / residues] = line[i]
   void (*split_line)(const Element<T>* line, int64_t positions, int64_t residues, Element<T>* out,
                      int64_t pitch);
+  void (*combine)(const CombineArgs<T>&);
   // a + b and a - b; not for 16-bit types
   void (*add_subtract)(const T* a, const T* b, int64_t count, T* sum, T* difference);
   void (*zip)(const ZipArgs&);  // pairs only

@@ -348,6 +348,24 @@ void gather(const GatherArgs<T>& g) {
   }
 }
 
+template <class T, class X>
+inline X combined(const CombineArgs<T>& a, int64_t i) {
+  X sum{};
+  for (int64_t t = 0; t < a.terms; ++t) {
+    const CombineTerm<T>& term = a.term[t];
+    sum += term.scale * read<X>(term.data + a.row * term.ld + a.first + i);
+  }
+  return sum;
+}
+
+template <class T>
+void combine(const CombineArgs<T>& a) {
+  constexpr int L = Vec<Sum<T>>::lanes;
+  int64_t i = 0;
+  for (; i + L <= a.count; i += L) write<V<Sum<T>>>(a.out + i, combined<T, V<Sum<T>>>(a, i));
+  for (; i < a.count; ++i) write<Sum<T>>(a.out + i, combined<T, Sum<T>>(a, i));
+}
+
 #include "stage_impl.h"
 
 #ifndef SYMCONV_PAIR_INSTRUCTIONS
@@ -418,6 +436,7 @@ constexpr Kernels<T> kPairTable = {
     {gather<T, Plain>, nullptr, nullptr},
     stage_elements<T>,
     split_elements<T>,
+    combine<T>,
     nullptr,
     zip,
     {},
@@ -449,6 +468,7 @@ constexpr Kernels<T> kTable = {
     {gather<T, Plain>, gather<T, F2>, gather<T, F4>},
     stage_line<T>,
     split_line<T>,
+    combine<T>,
     add_subtract<T>,
     nullptr,
     kDepthwise<T>,
@@ -477,6 +497,7 @@ constexpr Kernels<T> kWideTable = {
     {gather<T, Plain>, nullptr, nullptr},
     stage_elements<T>,
     split_elements<T>,
+    combine<T>,
     nullptr,
     nullptr,
     kDepthwise<T>,

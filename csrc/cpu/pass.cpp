@@ -87,7 +87,7 @@ at::Tensor Pass::dgrad(const at::Tensor& gy, const at::Tensor& w) const {
 std::pair<at::Tensor, at::Tensor> Pass::wgrad(const at::Tensor& gy, const at::Tensor& x, bool bias) const {
   check(gy, "grad_output", shapes_.output, x.scalar_type());
   check(x, "input", shapes_.input, gy.scalar_type());
-  const at::Tensor gw = allocate(shapes_.weight, x, channels_last_ || relays_);
+  const at::Tensor gw = allocate(shapes_.weight, x, channels_last_);
   if (algorithm_ != "expand") {
     const bool here = bias && sums_bias(algorithm_) && !depthwise_;
     const at::Tensor gb = here ? at::empty({shapes_.output[1]}, gw.options()) : at::Tensor();
@@ -95,7 +95,7 @@ std::pair<at::Tensor, at::Tensor> Pass::wgrad(const at::Tensor& gy, const at::Te
       native_wgrad(native(), grad, input, gw, gb, next);
     };
     relays_ ? relay_.sum(gy, x, run) : run(gy, x, nullptr);
-    return {relays_ ? as_result(gw) : gw, bias && !here ? channel_sums(gy) : gb};
+    return {gw, bias && !here ? channel_sums(gy) : gb};
   }
   const auto [filters, gb] = filter_gradient(gy, x, bias);
   if (filters.scalar_type() == gw.scalar_type()) {

@@ -8,6 +8,7 @@
 #include "convert.h"
 #include "scratch.h"
 #include "stage.h"
+#include "wgrad_sums.h"
 
 namespace symconv {
 
@@ -15,9 +16,11 @@ namespace {
 
 constexpr int64_t kPixelsPerSplit = 1024;  // below it a private accumulator costs more than it gives,
 constexpr int64_t kLeastPixels = 64;       // and below this a thread does, however few the channels are
-constexpr int64_t kOrbitsPerPart = 16;
+constexpr int64_t kOrbitsPerPart = 16, kOrbitsTogether = 16;
 constexpr int64_t kTilePixels = 128;       // positions that one tile should have at least,
 constexpr int64_t kTileBytes = 384 << 10;  // in a panel of this size
+constexpr int64_t kOwnBytes = 4 << 20;     // accumulators of a part that a thread stores itself: the smaller,
+                                           // the nearer they still are, and the more often inputs are packed
 
 // One phase of one part of the orbits, with the place of its accumulator.
 struct PhaseWork {
@@ -36,6 +39,7 @@ class Accumulator {
   explicit Accumulator(const Wgrad<T>& w)
       : w_(w), p_(w.problem), kernels_(select_kernels<T>()), lanes_(kernels_.lanes) {
     for (int64_t c = 0; c < p_.channels; ++c) channel_.push_back(c * w_.input.channel_stride);
+    for (const int64_t taps : p_.kernel) taps_ *= taps;
     axis_ = choose_offset_axis(p_, false, p_.segments.data(), p_.segments.size(), w_.planes);
     choose_split();
     for (int part = 0; part < parts_; ++part) add_part(part);
@@ -43,28 +47,33 @@ class Accumulator {
 
   void operator()() {
     const int64_t tasks = p_.groups * parts_ * splits_;
-    Scratch<Sum<T>> acc(elements_ * splits_ * p_.groups);
     const int64_t slices = std::min(tasks, thread_count(p_.macs()));
-    const int64_t each = local_elements(), pixels = most_pixels_;
+    const int64_t each = local_elements(), pixels = most_pixels_, room = WeightSums<T>::elements(taps_);
+    Scratch<Sum<T>> acc(elements_ * (own_ ? slices : splits_ * p_.groups));
     Scratch<Sum<T>> memory(each * slices);
     Scratch<int64_t> offsets(pixels * slices);
+    Scratch<Element<T>> rooms(room * slices);
     const auto sum = [&](bool add) {
       parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
-        const Local local = local_memory(memory.data() + slice * each, offsets.data() + slice * pixels);
-        for (int64_t task = begin; task < end; ++task) run_task(task, add, acc.data(), local);
+        const Local local = local_memory(memory.data() + slice * each, offsets.data() + slice * pixels,
+                                         rooms.data() + slice * room);
+        for (int64_t task = begin; task < end; ++task)
+          own_ ? run_part(task, acc.data() + slice * elements_, local)
+               : run_split(task, add, acc.data(), local);
       });
     };
     sum(false);
     while (w_.next && w_.next()) sum(true);
-    const int64_t blocks = ceil_div(p_.channels, kBlock);
-    parallel_slices(p_.groups * blocks, thread_count(p_.macs()), [&](int64_t begin, int64_t end, int64_t) {
+    if (own_) return;
+    const auto units = static_cast<int64_t>(orbits_.size());
+    parallel_slices(p_.groups * units, slices, [&](int64_t begin, int64_t end, int64_t slice) {
       for (int64_t i = begin; i < end; ++i)
-        reduce(acc.data() + i / blocks * splits_ * elements_, i / blocks, i % blocks * kBlock);
+        store(orbits_[i % units], i / units, acc.data() + i / units * splits_ * elements_,
+              rooms.data() + slice * room);
     });
   }
 
  private:
-  static constexpr int64_t kBlock = 16;               // input channels reduced together
   static constexpr int64_t kBytes = sizeof(Word<T>);  // of the panel, and of what is made of it, an element
 
   static constexpr int kDepth = Format<T>::depth;
@@ -76,26 +85,34 @@ class Accumulator {
   struct Local {
     Word<T>* zipped;  // the right side, where words are pairs of positions
     Stored<T>*panel, *rows;
-    Element<T>*zeros, *stage;
+    Element<T>*zeros, *stage, *room;
     int64_t* offset;
   };
 
-  Local local_memory(Sum<T>* memory, int64_t* offset) const {
+  Local local_memory(Sum<T>* memory, int64_t* offset, Element<T>* room) const {
     Local local;
     local.zipped = reinterpret_cast<Word<T>*>(memory);
     local.panel = reinterpret_cast<Stored<T>*>(local.zipped + zipped());
     local.rows = local.panel + most_panel_;
     local.zeros = reinterpret_cast<Element<T>*>(local.rows + most_rows_);
     local.stage = local.zeros + zeros();
-    local.offset = offset;
+    local.offset = offset, local.room = room;
     std::fill(local.zeros, local.zeros + zeros(), Element<T>{});
     return local;
   }
 
-  void run_task(int64_t task, bool add, Sum<T>* acc, const Local& local) const {
+  void run_split(int64_t task, bool add, Sum<T>* acc, const Local& local) const {
     const int64_t split = task % splits_, part = task / splits_ % parts_, group = task / splits_ / parts_;
     Sum<T>* into = acc + (group * splits_ + split) * elements_;
     for (const PhaseWork& work : work_[part]) accumulate(*plans_[part], work, group, split, add, into, local);
+  }
+
+  // All positions of a part: its sums are stored while they are in the cache.
+  void run_part(int64_t task, Sum<T>* acc, const Local& local) const {
+    const int64_t part = task % parts_, group = task / parts_;
+    for (const PhaseWork& work : work_[part]) accumulate(*plans_[part], work, group, 0, false, acc, local);
+    for (const Orbits& some : orbits_)
+      if (some.part == part) store(some, group, acc, local.room);
   }
 
   // Splitting positions costs an accumulator and its reduction; splitting orbits costs reading the
@@ -119,6 +136,9 @@ class Accumulator {
     const int64_t least = ceil_div(slots * kTilePixels, kTileBytes);
     const int64_t per_split = want / splits_;
     int64_t parts = std::max(per_split, round_up(least, per_split));
+    own_ = splits_ == 1 && !w_.next;
+    const int64_t sums = p_.orbits * p_.channels * taps_ * static_cast<int64_t>(sizeof(Sum<T>));
+    if (own_) parts = std::max(parts, round_up(ceil_div(sums, kOwnBytes), per_split));
     parts_ = static_cast<int>(std::clamp<int64_t>(parts, 1, most_parts));
   }
 
@@ -129,9 +149,10 @@ class Accumulator {
     int64_t widest = 0;
     for (const Slot& slot : plan.slots) widest += slot.channels;
     std::vector<PhaseWork> works;
+    if (own_) part_elements_ = 0;
     for (const Phase& phase :
          make_phases(plan, p_, widest * kBytes, {kTileBytes, kTile.pixels}, 1, w_.planes)) {
-      PhaseWork work{phase, panel_layout(plan, phase, {0, 0}, 1), {}, elements_, 0, 0, 0, 0, 0, 0, {}};
+      PhaseWork work{phase, panel_layout(plan, phase, {0, 0}, 1), {}, part_elements_, 0, 0, 0, 0, 0, 0, {}};
       if (w_.staged) work.stage.emplace(plan, phase, p_.filters, lanes_);
       const int64_t taps = plan.filtering ? kLinesIn[plan.filtering] : axis >= 0 ? p_.kernel[axis] : 1;
       for (int64_t k = 0; k < taps; ++k)
@@ -140,6 +161,8 @@ class Accumulator {
       works.push_back(work);
     }
     work_.push_back(works);
+    elements_ = std::max(elements_, part_elements_);
+    add_orbits(part);
   }
 
   // Rows a KiB apart would fall into few sets of the first-level cache.
@@ -165,7 +188,7 @@ class Accumulator {
     const bool channels = rows_of_channels();
     work.row_ld = channels ? odd_lines<Stored<T>>(p_.channels) : round_up(pixels, lanes_) + lanes_;
     work.row_stride = (channels ? pixels : p_.channels) * work.row_ld;
-    elements_ +=
+    part_elements_ +=
         w_.planes ? work.shift_stride * static_cast<int64_t>(work.taps.size()) : work.acc_ld * p_.channels;
     most_pixels_ = std::max(most_pixels_, pixels);
     most_ld_ = std::max(most_ld_, w_.planes ? work.row_ld : work.panel_ld);
@@ -225,12 +248,6 @@ class Accumulator {
     pack_panel(kernels_, plan, work.phase, tile, work.layout, source, stage, first, 0, w_.planes, local.zeros,
                local.panel, work.panel_ld, work.panel_stride);
   }
-
-  struct Term {
-    const Sum<T>* data;
-    int64_t orbit_stride, channel_stride;
-    Sum<T> scale;
-  };
 
   // What an accumulated tap, or product of minimal filtering, gives to the gradient of a tap.
   static double coefficient(const Plan& plan, int64_t have, int64_t tap) {
@@ -317,56 +334,59 @@ class Accumulator {
     }
   }
 
-  // out[m, c, k] = sum over splits and phases, in fixed order, for a block of input channels.
-  void reduce(const Sum<T>* acc, int64_t group, int64_t c0) const {
-    const int64_t c1 = std::min(p_.channels, c0 + kBlock);
-    std::vector<Term> terms;
-    for (int part = 0; part < parts_; ++part) {
-      const Plan& plan = *plans_[part];
-      const int64_t shifts = plan.offset_axis >= 0 ? p_.kernel[plan.offset_axis] : 1;
-      for (size_t i = 0; i < plan.slots.size(); ++i)
-        for (int64_t shift = 0; shift < shifts; ++shift)
-          reduce_slot(acc, part, i, shift, group, c0, c1, terms);
+  // Orbits of one part and segment whose gradients are stored together.
+  struct Orbits {
+    int part;
+    size_t slot;  // the first one with these orbits
+    int64_t begin, count;
+  };
+
+  // Slots of the same orbits, one for each tap, have their accumulators a slot apart.
+  void add_orbits(int part) {
+    const Plan& plan = *plans_[part];
+    for (size_t i = 0; i < plan.slots.size(); ++i) {
+      const Slot& slot = plan.slots[i];
+      bool known = false;
+      for (size_t j = 0; j < i; ++j) known = known || same_orbits(plan.slots[j], slot);
+      for (int64_t m = 0; !known && m < slot.channels; m += kOrbitsTogether)
+        orbits_.push_back({part, i, m, std::min(kOrbitsTogether, slot.channels - m)});
     }
   }
 
-  void reduce_slot(const Sum<T>* acc, int part, size_t i, int64_t shift, int64_t group, int64_t c0,
-                   int64_t c1, std::vector<Term>& terms) const {
-    const Plan& plan = *plans_[part];
-    const Slot& slot = plan.slots[i];
-    Element<T>* out = w_.out.data + group * w_.out_group_stride +
-                      (p_.segments[slot.segment].first + slot.row) * w_.out.orbit_stride;
+  static bool same_orbits(const Slot& a, const Slot& b) { return a.segment == b.segment && a.row == b.row; }
+
+  // gw[m, c, k] = sum over splits and phases, in fixed order.
+  void store(const Orbits& some, int64_t group, const Sum<T>* acc, Element<T>* room) const {
+    const Plan& plan = *plans_[some.part];
+    const Slot& first = plan.slots[some.slot];
+    const int64_t shifts = plan.offset_axis >= 0 ? p_.kernel[plan.offset_axis] : 1;
+    std::vector<WeightTap<T>> taps;
+    for (size_t i = some.slot; i < plan.slots.size(); ++i)
+      for (int64_t shift = 0; shift < shifts && same_orbits(first, plan.slots[i]); ++shift)
+        taps.push_back(tap(some, i, shift, acc));
+    std::sort(taps.begin(), taps.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
+    const int64_t row = p_.segments[first.segment].first + first.row + some.begin;
+    const WeightSums<T> sums(w_.out, !w_.planes, p_.channels);
+    sums.store(taps, some.count, w_.out.data + group * w_.out_group_stride + row * w_.out.orbit_stride, room);
+  }
+
+  WeightTap<T> tap(const Orbits& some, size_t slot, int64_t shift, const Sum<T>* acc) const {
+    const Plan& plan = *plans_[some.part];
+    WeightTap<T> tap{0, {}};
     for (int axis = 0; axis < kAxes; ++axis)
-      out += (axis == plan.offset_axis ? shift : slot.tap[axis]) * w_.out.tap_stride[axis];
-    terms.clear();
-    for (const PhaseWork& work : work_[part]) {
-      if (work.layout.offset[i] < 0) continue;
-      const int64_t m_stride = w_.planes ? work.acc_ld : 1, c_stride = w_.planes ? 1 : work.acc_ld;
+      tap.offset += (axis == plan.offset_axis ? shift : plan.slots[slot].tap[axis]) * w_.out.tap_stride[axis];
+    for (const PhaseWork& work : work_[some.part]) {
+      if (work.layout.offset[slot] < 0) continue;
       for (size_t j = 0; j < work.taps.size(); ++j) {
         const double scale = coefficient(plan, work.taps[j], shift);
         if (scale == 0) continue;
-        const Sum<T>* base = acc + work.offset + static_cast<int64_t>(j) * work.shift_stride +
-                             work.layout.offset[i] * m_stride;
-        for (int64_t s = 0; s < splits_; ++s)
-          terms.push_back({base + s * elements_, m_stride, c_stride, static_cast<Sum<T>>(scale)});
+        const int64_t first = work.offset + static_cast<int64_t>(j) * work.shift_stride +
+                              (work.layout.offset[slot] + some.begin) * (w_.planes ? work.acc_ld : 1);
+        for (int64_t s = 0; s < (own_ ? 1 : splits_); ++s)
+          tap.terms.push_back({acc + s * elements_ + first, work.acc_ld, static_cast<Sum<T>>(scale)});
       }
     }
-    const int64_t count = c1 - c0;
-    for (int64_t m = 0; m < slot.channels; ++m) {
-      Sum<T> sum[kBlock] = {};
-      for (const Term& t : terms) add_term(t, m, c0, count, sum);
-      Element<T>* to = out + m * w_.out.orbit_stride + c0 * w_.out.channel_stride;
-      for (int64_t c = 0; c < count; ++c) assign(to[c * w_.out.channel_stride], sum[c]);
-    }
-  }
-
-  static void add_term(const Term& t, int64_t m, int64_t c0, int64_t count, Sum<T> (&sum)[kBlock]) {
-    const Sum<T>* from = t.data + m * t.orbit_stride + c0 * t.channel_stride;
-    if (t.channel_stride == 1) {
-      for (int64_t c = 0; c < count; ++c) sum[c] += t.scale * from[c];
-    } else {
-      for (int64_t c = 0; c < count; ++c) sum[c] += t.scale * from[c * t.channel_stride];
-    }
+    return tap;
   }
 
   const Wgrad<T>& w_;
@@ -378,7 +398,10 @@ class Accumulator {
   int parts_ = 1;
   std::vector<std::unique_ptr<Plan>> plans_;
   std::vector<std::vector<PhaseWork>> work_;
-  int64_t elements_ = 0;
+  std::vector<Orbits> orbits_;
+  bool own_ = false;  // accumulators of a part are a thread's own, stored as soon as they are complete
+  int64_t taps_ = 1;
+  int64_t part_elements_ = 0, elements_ = 0;  // of accumulators: up to a part, and of all that are kept
   int64_t most_pixels_ = 0, most_panel_ = 0, most_rows_ = 0, most_ld_ = 0, most_stage_ = 0;
   std::vector<int64_t> channel_;  // offsets of the input's channels
 };

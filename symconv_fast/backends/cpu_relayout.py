@@ -124,7 +124,7 @@ def why_not(problem: Problem, op: str) -> str | None:
 
 
 def seconds(problem: Problem, op: str) -> float:
-    """What the copies take; in the weight gradient that is one of the result as well."""
+    """What the copies take."""
     part = parts(problem, op)
     assert part is not None
     elements, count = _activations(problem), number(problem, op)
@@ -132,7 +132,5 @@ def seconds(problem: Problem, op: str) -> float:
         source = _source(problem, op)
         halo = count * _source_lines(problem, op, part.lines) - problem.batch * source[2]
         elements += halo * math.prod(source[1:2] + source[3:])
-    if op == "wgrad":
-        elements += math.prod(problem.weight_shape)
     share = problem.dtype.itemsize / 4 / max(1, torch.get_num_threads())
     return count * _PART_SECONDS + elements * share * _ELEMENT_SECONDS
