@@ -18,10 +18,14 @@ constexpr int kMaxLines = 6;    // input lines of one minimal-filtering tile, F(
 constexpr int kMaxScatterTaps = 16;
 
 // Minimal filtering along lines for three taps: kPlain is none, kF2 makes 2 results from 4 products
-// and kF4 makes 4 from 6. See winograd.h.
-enum Filtering { kPlain = 0, kF2 = 1, kF4 = 2, kFilterings = 3 };
-constexpr int kLinesIn[kFilterings] = {1, 4, 6};  // also the number of products
-constexpr int kLinesOut[kFilterings] = {1, 2, 4};
+// and kF4 makes 4 from 6. kF4Parities is for a tied axis: 6 products for 4 results of the even part and 4 for
+// those of the odd one. See winograd.h.
+enum Filtering { kPlain = 0, kF2 = 1, kF4 = 2, kF4Parities = 3, kFilterings = 4 };
+constexpr int kLinesIn[kFilterings] = {1, 4, 6, 6};
+constexpr int kLinesOut[kFilterings] = {1, 2, 4, 4};
+constexpr int kProducts[kFilterings] = {1, 4, 6, 10};
+// Which line each product of the odd part is one of.
+constexpr int kOddLines[4] = {0, 3, 4, 5};
 
 // Entry of the filter transform: what tap `tap` contributes to product `product`.
 double filter_coefficient(Filtering filtering, int product, int tap);

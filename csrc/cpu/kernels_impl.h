@@ -380,21 +380,29 @@ void combine(const CombineArgs<T>& a) {
 #define SYMCONV_ROWS(f, ...)                                                  \
   {SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), SYMCONV_ROW3(f, F2, ##__VA_ARGS__), \
    SYMCONV_ROW3(f, F4, ##__VA_ARGS__)}
+// With a row for one source where a tied axis is filtered.
+#define SYMCONV_ROWS_OF_PARITIES(f, ...)                                       \
+  {                                                                            \
+    SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), SYMCONV_ROW3(f, F2, ##__VA_ARGS__), \
+        SYMCONV_ROW3(f, F4, ##__VA_ARGS__), {                                  \
+      f<T, 1, ##__VA_ARGS__, F4Parities>                                       \
+    }                                                                          \
+  }
 #define SYMCONV_PLAIN_ROWS(f, ...)                \
   {                                               \
     SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), {}, {} \
   }
 
 #define SYMCONV_SCATTER_LINES {scatter_lines<T, 3>, scatter_lines<T, 0>}
-#define SYMCONV_SCATTER(K)                                                                     \
-  {                                                                                            \
-    {scatter_store<T, K, 2, Plain>, scatter_store<T, K, 2, F2>, scatter_store<T, K, 2, F4>}, { \
-      scatter_store<T, K, 4, Plain>, nullptr, nullptr                                          \
-    }                                                                                          \
+#define SYMCONV_SCATTER(K)                                                                              \
+  {                                                                                                     \
+    {scatter_store<T, K, 2, Plain>, scatter_store<T, K, 2, F2>, scatter_store<T, K, 2, F4>, nullptr}, { \
+      scatter_store<T, K, 4, Plain>, nullptr, nullptr, scatter_store<T, K, 4, F4Parities>               \
+    }                                                                                                   \
   }
-#define SYMCONV_PLAIN_SCATTER(K)                                                                           \
-  {                                                                                                        \
-    {scatter_store<T, K, 2, Plain>, nullptr, nullptr}, { scatter_store<T, K, 4, Plain>, nullptr, nullptr } \
+#define SYMCONV_PLAIN_SCATTER(K)                                       \
+  {                                                                    \
+    {scatter_store<T, K, 2, Plain>}, { scatter_store<T, K, 4, Plain> } \
   }
 
 #define SYMCONV_FOLDED_LAYOUT(planes) \
@@ -456,15 +464,15 @@ constexpr Kernels<T> kTable = {
     correlate<T>,
     {0, kCorrelateRowsOf<1>, kCorrelateRowsOf<2>, kCorrelateRowsOf<3>},
     SYMCONV_MIRROR(T),
-    SYMCONV_ROWS(pack_pixels, true),
-    SYMCONV_ROWS(pack_planes, true),
+    SYMCONV_ROWS_OF_PARITIES(pack_pixels, true),
+    SYMCONV_ROWS_OF_PARITIES(pack_planes, true),
     SYMCONV_ROWS(pack_pixels, false),
     SYMCONV_ROWS(pack_planes, false),
     SYMCONV_ROWS(store),
     SYMCONV_ROWS(store_turned),
     SYMCONV_SCATTER_LINES,
     {SYMCONV_SCATTER(3), SYMCONV_SCATTER(0)},
-    SYMCONV_ROWS(fold_weights),
+    SYMCONV_ROWS_OF_PARITIES(fold_weights),
     {gather<T, Plain>, gather<T, F2>, gather<T, F4>},
     stage_line<T>,
     split_line<T>,

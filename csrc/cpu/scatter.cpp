@@ -111,7 +111,7 @@ class Scatterer : public ScatterRelaid<T> {
     const int64_t results = kLinesOut[plan_.filtering], step = outer.a * results;
     for (int64_t o = t.begin; o < t.end; o += p_.chunk) {
       const int64_t count = std::min(p_.chunk, t.end - o), at = o * step + outer.b[0];
-      this->fetch(t, at, plan_.filtering ? (count - 1) * step + plan_.products() : p_.source_lines(count),
+      this->fetch(t, at, plan_.filtering ? (count - 1) * step + plan_.lines_in() : p_.source_lines(count),
                   local);
       if (!p_.direct) {
         if (plan_.filtering)
@@ -224,13 +224,13 @@ class Scatterer : public ScatterRelaid<T> {
     a.out_step = p_.turned ? p_.turned_ld : p_.planes ? m_.out.channel_stride : m_.out.stride[plan_.inner];
     a.line_stride = p_.turned ? plan_.members() * p_.orbits * p_.turned_ld : m_.out.stride[plan_.outer];
     a.bias_of_row = p_.planes;
-    for (int i = 0; i < 2 * plan_.parities(); ++i) {
+    for (int i = 0; i < plan_.stored(); ++i) {
       const int whole = plan_.ring && plan_.summed ? member | (i & 1) << 1 | (i >> 1) << 2 : i;
       const int64_t channel = t.group * q_.filters + member_channel(s, whole) + first;
       a.out[i] = p_.turned ? local.turned + row_of_member(whole) * p_.turned_ld : result(t, o, channel);
       a.bias[i] = local.bias ? local.bias + channel : nullptr;
     }
-    p_.kernels.scatter_store[a.taps == 3 ? 0 : 1][plan_.folded ? 1 : 0][plan_.filtering](a);
+    p_.kernels.scatter_store[a.taps == 3 ? 0 : 1][plan_.stored() / 4][plan_.filtering](a);
   }
 
   // Turned results: copies come after the rows themselves, in the order of their channels.

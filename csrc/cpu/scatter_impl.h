@@ -108,6 +108,24 @@ struct ScatterResults {
   }
 };
 
+// Result lines of one member, or with both parities of a filtered axis of a part of it.
+template <class T, int K, int S, class F, bool kMasked>
+SYMCONV_INLINE void result_lines(const ShiftedSums<T, S, K, kMasked>& sums, int s, int64_t column,
+                                 int64_t product_stride, V<Sum<T>> (&lines)[F::out]) {
+  if constexpr (F::products > F::in) {
+    if (s >= 2) {
+      V<Sum<T>> m[F::odd];
+#pragma GCC unroll 4
+      for (int i = 0; i < F::odd; ++i) m[i] = sums.sum(s, column, i * product_stride);
+      return F::odd_result(m, lines);
+    }
+  }
+  V<Sum<T>> m[F::in];
+#pragma GCC unroll 6
+  for (int i = 0; i < F::in; ++i) m[i] = sums.sum(s, column, i * product_stride);
+  F::result(m, lines);
+}
+
 // Result lines of all S members for one vector of columns. `count`: columns that exist, 0 for all.
 template <class T, int K, int S, class F, bool kMasked>
 SYMCONV_INLINE void scatter_at(const ShiftedSums<T, S, K, kMasked>& sums, const ScatterResults<T, S>& to,
@@ -116,17 +134,15 @@ SYMCONV_INLINE void scatter_at(const ShiftedSums<T, S, K, kMasked>& sums, const 
   V<A> y[F::out][S];
 #pragma GCC unroll 4
   for (int s = 0; s < S; ++s) {
-    V<A> m[F::in], lines[F::out];
-#pragma GCC unroll 6
-    for (int i = 0; i < F::in; ++i) m[i] = sums.sum(s, column, i * to.product_stride);
-    F::result(m, lines);
+    V<A> lines[F::out];
+    result_lines<T, K, S, F, kMasked>(sums, s, column, to.product_stride, lines);
 #pragma GCC unroll 4
     for (int i = 0; i < F::out; ++i) y[i][s] = lines[i];
   }
 #pragma GCC unroll 4
   for (int i = 0; i < F::out; ++i) {
     if (i >= to.lines) break;
-    if constexpr (S == 4) {  // sums of the two parities of the folded axis
+    if constexpr (S == 4) {  // sums of the two parities of the folded or filtered axis
 #pragma GCC unroll 2
       for (int s = 0; s < 2; ++s) {
         const V<A> even = y[i][s], odd = y[i][2 + s];

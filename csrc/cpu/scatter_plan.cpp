@@ -66,12 +66,13 @@ std::optional<ScatterPlan> scatter_plan(const Problem& p, const Segment& segment
   ScatterPlan plan{};
   const int free = free_axis(p, tied[0], filtering);
   plan.filtering = ties == 1 && can_filter(p, free) ? filtering : kPlain;
+  if (ties == 2 && filtering == kF4 && can_filter(p, tied[1])) plan.filtering = kF4Parities;
   // Lines of neighbouring positions, contracted along, rather than lines across them.
   plan.summed = !(pixels && ties == 1 && tied[0] != kAxes - 1 && !plan.filtering);
-  plan.ring = ties > 1 || !plan.summed;
+  plan.ring = (ties > 1 && !plan.filters_parities()) || !plan.summed;
   plan.folded = ties > 2;
   plan.inner = plan.summed ? tied[0] : kAxes - 1;
-  plan.outer = !plan.summed ? tied[0] : plan.ring ? tied[1] : free;
+  plan.outer = !plan.summed ? tied[0] : ties > 1 ? tied[1] : free;
   plan.deep = kAxes - plan.inner - plan.outer;
   if (plan.taps(p) > kMostProducts) return std::nullopt;
   plan.line = plan.summed ? scatter_axis(p, plan.inner) : contracted_axis(p, plan.inner);

@@ -31,15 +31,23 @@ struct ScatterAxis {
 struct ScatterPlan {
   int deep, outer, inner;
   bool summed, ring, folded;
-  Filtering filtering;      // along the outer axis, where that is not tied
+  // Along the outer axis: where that is not tied, or with F(4,3) for both of its parities.
+  Filtering filtering;
   ScatterAxis lines, line;  // outer axis (ring only), inner axis; where that is contracted, its results
   int parities() const { return folded ? 2 : 1; }
   // Orbit members that differ in the inner axis, and all of them.
   int line_members() const { return summed ? 2 : 1; }
-  int members() const { return line_members() * (ring ? 2 : 1) * parities(); }
-  int products() const { return kLinesIn[filtering]; }
-  // Multiplications of different weights.
-  int weights() const { return parities() * products(); }
+  int members() const { return line_members() * (ring || filters_parities() ? 2 : 1) * parities(); }
+  int lines_in() const { return kLinesIn[filtering]; }
+  // Multiplications of different weights, and what line of the panel one multiplies.
+  int weights() const { return parities() * kProducts[filtering]; }
+  int line_of(int weight) const {
+    return folded ? 0 : weight < lines_in() ? weight : kOddLines[weight - lines_in()];
+  }
+  // Is the outer axis tied and filtered?
+  bool filters_parities() const { return filtering == kF4Parities; }
+  // Members that are stored together: of the inner axis, or of the other ones where they wait in a ring.
+  int stored() const { return 2 * parities() * (filters_parities() ? 2 : 1); }
   // Taps whose products are kept apart.
   int64_t taps(const Problem& p) const {
     return (summed ? p.kernel[inner] : 1) * (ring ? p.kernel[outer] : 1);

@@ -14,9 +14,12 @@
 
 namespace symconv {
 
-constexpr int64_t kBlockBytes = 512 << 10;    // of all that belongs to a block of orbits
+// Of all that belongs to a block of orbits. Where lines are filtered each block packs them again, and CPUs
+// with long vectors have the cache for more.
+constexpr int64_t kBlockBytes = 512 << 10, kFilteredBlockBytes = 1 << 20, kLongVector = 64;
 constexpr int64_t kProductBytes = 128 << 10;  // of a chunk of lines, about
 constexpr int64_t kChunkPositions = 48;       // which a chunk should have, where lines are short
+constexpr double kSplitCost = 1.05;           // lines cut for the threads, over lines as they are
 constexpr int64_t kLongLine = 160, kTilePositions = 128;
 
 // Positions along the deep axis that are loaded together: a tap, or a pair of mirrored ones, which leaves as
@@ -130,17 +133,22 @@ struct PreparedScatter : ScatterShape {
   bool packs_blocks() const { return blocks * problem.groups > threads && alone(blocks) && splits() == 1; }
   bool alone(int64_t of_group) const { return problem.groups * of_group % threads == 0; }
 
+  int64_t block_bytes() const {
+    const bool more = plan.filtering && lanes * static_cast<int64_t>(sizeof(Sum<T>)) >= kLongVector;
+    return more ? kFilteredBlockBytes : kBlockBytes;
+  }
+
   void choose_orbits() {
     int64_t each = 0;
     for (const auto& t : terms) each += static_cast<int64_t>(t.size());
-    each *= plan.products() * rows;
+    each *= kProducts[plan.filtering] * rows;
     // Products of a line, and the sums that wait in the ring, all in units of a tap's.
     if (plan.summed) each += tile * kept();
     if (plan.ring)
       each += tile * plan.line_members() * plan.parities() * (reach() + 1) /
               (plan.summed ? problem.kernel[plan.inner] : 1);
     each *= plan.taps(problem) * static_cast<int64_t>(sizeof(Word<T>));
-    const int64_t most = std::max<int64_t>(lanes, kBlockBytes / each);
+    const int64_t most = std::max<int64_t>(lanes, block_bytes() / each);
     blocks = ceil_div(orbits, most);
     // Few positions: threads share the orbits, so that each reads weights of its own.
     if (tasks() < threads && problem.out[plan.outer] * problem.out[plan.inner] < 256)
@@ -150,17 +158,25 @@ struct PreparedScatter : ScatterShape {
   }
 
   // Whole vectors of orbits, in at least so many blocks: so that the thread with the most of them is done
-  // first, and that threads have blocks of their own if that costs nothing.
+  // first, and that threads have blocks of their own if that costs next to nothing.
   int64_t even_width(int64_t least) const {
-    int64_t best = 0, shortest = 0;
-    bool best_alone = false;
+    int64_t best = 0;
+    double shortest = 0;
     for (int64_t n = least; n <= 2 * least; ++n) {
-      const int64_t w = round_up(ceil_div(orbits, n), lanes), made = ceil_div(orbits, w);
-      const int64_t time = w * ceil_div(problem.groups * made * block_tasks(), threads);
-      if (best && (time > shortest || (time == shortest && (best_alone || !alone(made))))) continue;
-      best = w, shortest = time, best_alone = alone(made);
+      const int64_t w = round_up(ceil_div(orbits, n), lanes);
+      const double time = static_cast<double>(w) * share(ceil_div(orbits, w));
+      if (best && time >= shortest) continue;
+      best = w, shortest = time;
     }
     return best;
+  }
+
+  // Tasks of the thread that has most of them, with so many blocks in a group: few are cut until threads
+  // share them evenly, at the cost of more lines.
+  double share(int64_t of_group) const {
+    const int64_t all = problem.groups * of_group * block_tasks();
+    if (alone(of_group) || all >= 4 * threads) return static_cast<double>(ceil_div(all, threads));
+    return kSplitCost * static_cast<double>(all) / static_cast<double>(threads);
   }
 
   struct Matrix {
@@ -284,7 +300,7 @@ struct PreparedScatter : ScatterShape {
         r.panel_ld = apart(slots * rows);
         r.panel_product = lines * panel_rows(c) * r.panel_ld;
       }
-      if (!direct) panel_words += r.panel_product * plan.products() + kMaxVectors * lanes;
+      if (!direct) panel_words += r.panel_product * plan.lines_in() + kMaxVectors * lanes;
       int64_t most = 0;
       for (size_t l = 0; l < line_classes(); ++l) most = std::max(most, columns(l, c));
       const ScatterAxis::Class& k = plan.line.classes[c];
@@ -307,7 +323,7 @@ struct PreparedScatter : ScatterShape {
   // Source lines of a chunk, [tap of the deep axis][channel][line][position], and one step of result lines,
   // [line][member][orbit][position].
   void place_turned() {
-    stage_ld = apart(round_up((source_lines(chunk) + plan.products()) * most_line(), lanes));
+    stage_ld = apart(round_up((source_lines(chunk) + plan.lines_in()) * most_line(), lanes));
     stage_words = problem.kernel[plan.deep] * problem.channels * stage_ld + lanes;
     turned_ld = round_up(tile, lanes);
     turned_words = kLinesOut[plan.filtering] * plan.members() * orbits * turned_ld;

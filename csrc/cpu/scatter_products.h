@@ -73,7 +73,7 @@ class ScatterProducts : public ScatterSource<T> {
     const auto& r = p_.regions[c];
     const auto& matrix = p_.matrix(w, lines.line_class, c);
     const ScatterSpan& span = local.spans[c];
-    const int64_t positions = span.count, filtered = plan_.folded ? 0 : w;
+    const int64_t positions = span.count, filtered = plan_.line_of(w);
     const int64_t stride = m_.source.stride[plan_.inner];
     const AxisMap &deep = map_[plan_.deep], &along = map_[plan_.inner];
     GemmArgs<Word<T>> g{};
@@ -122,7 +122,7 @@ class ScatterProducts : public ScatterSource<T> {
   void multiply_planes(const Task& t, const Lines& lines, size_t c, int w, Local& local) const {
     const auto& r = p_.regions[c];
     const auto& matrix = p_.matrix(w, lines.line_class, c);
-    const int64_t filtered = plan_.folded ? 0 : w, rows = p_.columns(lines.line_class, c);
+    const int64_t filtered = plan_.line_of(w), rows = p_.columns(lines.line_class, c);
     GemmArgs<Word<T>> g{};
     g.lda = 1, g.a_step = matrix.ld, g.ldb = r.panel_ld, g.ldc = r.product_ld;
     if (local.segments.empty()) local.segments.resize(1);
@@ -156,7 +156,8 @@ class ScatterProducts : public ScatterSource<T> {
     return products(c, w, local) + (p_.planes ? row * ld + position : position * ld + row);
   }
 
-  // Where the sums over the inner axis find products: both members, for every tap.
+  // Where the sums over the inner axis find products: both members, for every tap. With both parities of a
+  // filtered axis the same for the odd one.
   void set_sources(const Task& t, ScatterArgs<T>& a, int w, size_t line_class, int64_t line,
                    const Local& local) const {
     const int taps = static_cast<int>(q_.kernel[plan_.inner]);
@@ -166,6 +167,9 @@ class ScatterProducts : public ScatterSource<T> {
       a.step[k] = p_.regions[plan_.line.class_of[k]].product_ld;
       a.source[0][k] = product(t, w, line_class, line, k, k, local);
       a.source[1][k] = product(t, w, line_class, line, taps - 1 - k, k, local);
+      if (!plan_.filters_parities()) continue;
+      a.source[2][k] = product(t, w + plan_.lines_in(), line_class, line, k, k, local);
+      a.source[3][k] = product(t, w + plan_.lines_in(), line_class, line, taps - 1 - k, k, local);
     }
   }
 };

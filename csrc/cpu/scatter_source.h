@@ -115,7 +115,7 @@ class ScatterSource {
     while (count > 0) {
       int64_t lines = 1;
       if (seamless(local) && inside(plan_.outer, at)) lines = std::min(count, q_.in[plan_.outer] - at);
-      if (p_.turned) stage(t, at, lines + plan_.products() - 1, local);
+      if (p_.turned) stage(t, at, lines + plan_.lines_in() - 1, local);
       if (p_.planes || plan_.filtering || inside(plan_.outer, at))
         for (size_t c = 0; c < p_.regions.size(); ++c)
           for (const DeepGroup& g : p_.groups)
@@ -134,7 +134,7 @@ class ScatterSource {
     const ScatterSpan& span = local.spans[c];
     RunArgs<T> run{};
     run.positions = lines * span.count, run.channels = q_.channels;
-    for (int line = 0; line < plan_.products(); ++line)
+    for (int line = 0; line < plan_.lines_in(); ++line)
       for (int s = 0; s < (g.odd >= 0 ? 2 : 1); ++s) {
         const int tap = s ? g.mirror : g.tap;
         const int64_t deep = m.a * t.deep + m.b[tap];

@@ -3,7 +3,8 @@
 
 // Vectors of weights for each source and product, out of those for each source and tap.
 template <class T, int S, class F>
-inline void fold_vectors(const WeightArgs<T>& w, V<Sum<T>> (&raw)[3][S], V<Sum<T>> (&products)[S][F::in]) {
+inline void fold_vectors(const WeightArgs<T>& w, V<Sum<T>> (&raw)[3][S],
+                         V<Sum<T>> (&products)[S][F::products]) {
   constexpr int taps = F::in > 1 ? 3 : 1;
   V<Sum<T>> g[S][3] = {};
 #pragma GCC unroll 3
@@ -17,10 +18,10 @@ inline void fold_vectors(const WeightArgs<T>& w, V<Sum<T>> (&raw)[3][S], V<Sum<T
 template <class T, int S, class F>
 inline void fold_and_store(const WeightArgs<T>& w, V<Sum<T>> (&raw)[3][S], int64_t o) {
   constexpr int L = Vec<Sum<T>>::lanes;
-  V<Sum<T>> products[S][F::in];
+  V<Sum<T>> products[S][F::products];
   fold_vectors<T, S, F>(w, raw, products);
   for (int s = 0; s < S; ++s)
-    for (int i = 0; i < F::in; ++i) {
+    for (int i = 0; i < F::products; ++i) {
       Stored<T>* out = w.out[s] + o * w.out_stride + i * w.product_stride[s];
       __builtin_prefetch(out + L * w.out_stride, 1);
       if (w.stored == L) {

@@ -4,10 +4,15 @@
 // float32 is below that of the textbook's 0, +-1, +-2, infinity at the same cost. With m(x) the product
 // of (x - p) over the finite points: data rows are m(x)/(x - p), filter rows [1, p, p^2] / m'(p).
 // Each struct has the three transforms and the adjoint of `result`, for the weight gradient;
-// the adjoint of `filter` is its matrix kFilter. Included by kernels_impl.h for each instruction set.
+// the adjoint of `filter` is its matrix kFilter.
+//
+// F4Parities filters along a tied axis, for members w and its mirror image at once. Their sum and difference,
+// halved, are the even part (a, b, a) and the odd one (c, 0, -c), whose value c (1 - p^2) at a point p is
+// zero at +-1: with the textbook's points the odd part takes 4 products. The members are sum and difference
+// of the parts' results. Included by kernels_impl.h for each instruction set.
 
 struct Plain {
-  static constexpr int in = 1, out = 1;
+  static constexpr int in = 1, out = 1, products = 1;
   template <class X>
   static void data(X (&)[1]) {}
   template <class X>
@@ -25,7 +30,7 @@ struct Plain {
 };
 
 struct F2 {
-  static constexpr int in = 4, out = 2;
+  static constexpr int in = 4, out = 2, products = 4;
   template <class X>
   static void data(X (&d)[4]) {
     const X d1 = d[1];
@@ -57,7 +62,7 @@ struct F2 {
 };
 
 struct F4 {
-  static constexpr int in = 6, out = 4;
+  static constexpr int in = 6, out = 4, products = 6;
   static constexpr double a = 0.70710678118654752440, b = 1.41421356237309504880;  // a^2 = 1/2, b^2 = 2
   template <class X>
   static void data(X (&d)[6]) {
@@ -89,5 +94,44 @@ struct F4 {
     const X ea = y[0] + S(0.5) * y[2], oa = S(a) * (y[1] + S(0.5) * y[3]);
     const X eb = y[0] + S(2) * y[2], ob = S(b) * (y[1] + S(2) * y[3]);
     m[0] = y[0], m[1] = ea + oa, m[2] = ea - oa, m[3] = eb + ob, m[4] = eb - ob, m[5] = y[3];
+  }
+};
+
+struct F4Parities {
+  static constexpr int in = 6, out = 4, products = 10, odd = 4;
+  template <class X>
+  static void data(X (&d)[6]) {
+    using S = decltype(scalar(d[0]));
+    const X u = d[4] - S(4) * d[2], v = d[3] - S(4) * d[1];
+    const X s = d[4] - d[2], t = S(2) * (d[3] - d[1]);
+    const X first = S(4) * d[0] - S(5) * d[2] + d[4], last = S(4) * d[1] - S(5) * d[3] + d[5];
+    d[0] = first, d[1] = u + v, d[2] = u - v, d[3] = s + t, d[4] = s - t, d[5] = last;
+  }
+  // The even part's products, then the odd one's.
+  template <class X>
+  static void filter(const X (&g)[3], X (&w)[10]) {
+    using S = decltype(scalar(g[0]));
+    const X a = (g[0] + g[2]) * S(0.5), c = (g[0] - g[2]) * S(0.5), b = g[1];
+    const X e = a * S(-1 / 3.0), f = a * S(5 / 24.0), o = b * S(1 / 6.0), p = b * S(1 / 12.0);
+    w[0] = a * S(0.25), w[1] = e - o, w[2] = e + o, w[3] = f + p, w[4] = f - p, w[5] = a;
+    w[6] = c * S(0.25), w[7] = c * S(-1 / 8.0), w[8] = w[7], w[9] = -c;
+  }
+  template <class X>
+  static void result(const X (&m)[6], X (&y)[4]) {
+    using S = decltype(scalar(m[0]));
+    const X sa = m[1] + m[2], da = m[1] - m[2], sb = m[3] + m[4], db = m[3] - m[4];
+    y[0] = m[0] + sa + sb;
+    y[1] = da + S(2) * db;
+    y[2] = sa + S(4) * sb;
+    y[3] = da + S(8) * db + m[5];
+  }
+  template <class X>
+  static void odd_result(const X (&m)[4], X (&y)[4]) {
+    using S = decltype(scalar(m[0]));
+    const X sum = m[1] + m[2], difference = m[1] - m[2];
+    y[0] = m[0] + sum;
+    y[1] = S(2) * difference;
+    y[2] = S(4) * sum;
+    y[3] = S(8) * difference + m[3];
   }
 };

@@ -82,9 +82,13 @@ def _why_no_winograd(problem: Problem, op: str, algorithm: str) -> str | None:
     if algorithm == "winograd":
         filtered = any(cpu_cost.filtered(problem, op, c) for c in cpu_cost.contractions(problem, op))
     else:
-        filtered = any(cpu_scatter.can_filter(problem, mask) for mask, _ in problem.ties)
+        level = str(settings.winograd())
+        filtered = any(cpu_scatter.can_filter(problem, mask, level) for mask, _ in problem.ties)
     if not filtered:
-        return "no axis is free of ties and has three taps, stride 1 and dilation 1"
+        tied = (
+            '; with allow_winograd = "f4", nor is it the outer one of two' if algorithm != "winograd" else ""
+        )
+        return f"no axis is free of ties and has three taps, stride 1 and dilation 1{tied}"
     return None
 
 

@@ -15,6 +15,8 @@ _MOST_PRODUCTS, _MOST_TAPS = 49, 16
 _CHUNK = 112  # positions that are multiplied together, about
 FILTERING = {"f2": (4, 2), "f4": (6, 4)}
 """Products and results of minimal filtering of three taps."""
+_PARITIES, _ODD_PRODUCTS = "f4", 4
+"""Which one filters along a tied axis, and its products for the odd part beside those for the even one."""
 
 
 class Roles(NamedTuple):
@@ -37,10 +39,11 @@ def roles(problem: Problem, mask: int, pixels: bool, filtering: str | None = Non
     tied = [axis for axis in reversed(range(ndim)) if mask >> (ndim - 1 - axis) & 1]
     free = _free_axis(problem, tied[0], filtering)
     filtered = filtering is not None and free is not None and len(tied) == 1 and filters(problem, free)
+    parities = _filters_parities(problem, tied, filtering)
     summed = not (pixels and len(tied) == 1 and tied[0] != ndim - 1 and not filtered)
-    ring = len(tied) > 1 or not summed
+    ring = (len(tied) > 1 and not parities) or not summed
     inner = tied[0] if summed else ndim - 1
-    outer = (tied[1] if summed else tied[0]) if ring else free
+    outer = tied[0] if not summed else tied[1] if len(tied) > 1 else free
     rest = [axis for axis in range(ndim) if axis not in (inner, outer)]
     scattered = [*([inner] if summed else []), *([outer] if ring and outer is not None else [])]
     taps = math.prod(problem.kernel[axis] for axis in scattered)
@@ -69,9 +72,14 @@ def applies(problem: Problem, mask: int, orbits: int, lanes: int) -> bool:
     return roles(problem, mask, arrangement(problem, orbits, lanes) in ("pixels", "relaid")) is not None
 
 
-def can_filter(problem: Problem, mask: int) -> bool:
-    """Has the scatter of a segment a contracted axis whose three taps can be filtered with fewer products?"""
-    found = roles(problem, mask, problem.channels_last, "f2")
+def _filters_parities(problem: Problem, tied: list[int], filtering: str | None) -> bool:
+    """Is the second of two tied axes filtered, both of its parities at once?"""
+    return filtering == _PARITIES and len(tied) == 2 and filters(problem, tied[1])
+
+
+def can_filter(problem: Problem, mask: int, filtering: str) -> bool:
+    """Has the scatter of a segment an outer axis whose three taps can be filtered with fewer products?"""
+    found = roles(problem, mask, problem.channels_last, filtering)
     return found is not None and not found.ring and found.outer is not None and filters(problem, found.outer)
 
 
@@ -138,7 +146,11 @@ def counts(
     else:
         columns = taps * orbits / lanes / _filled(problem, inner, outer, lines, lanes)
     packed = not pixels or not summed or folded or filtered is not None or inner != problem.ndim - 1
-    members = 2 ** (summed + ring + folded)
+    lines_in = made
+    parities = filtered is not None and mask.bit_count() == 2
+    if parities:
+        made += _ODD_PRODUCTS
+    members = 2 ** mask.bit_count()
     outputs = problem.batch * problem.groups * math.prod(problem.out_spatial) * members
     calls = problem.batch * problem.groups * planes * lines
     turned = math.prod(problem.input_shape) / lanes if how == "relaid" else 0.0
@@ -147,7 +159,7 @@ def counts(
         "multiply_adds": positions * columns * channels * depth * contracted * made,
         "products": positions * columns * made * (2 if folded else 1),
         "results": outputs * (-(-orbits // lanes) if pixels else orbits / lanes),
-        "panel": turned + (positions * channels * depth * made / lanes if packed else 0.0),
+        "panel": turned + (positions * channels * depth * lines_in / lanes if packed else 0.0),
         "runs": calls if pixels else calls * (channels * depth + members * orbits),
         "weights": problem.groups * channels * orbits * math.prod(kernel),
     }
