@@ -22,7 +22,9 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,9 @@ import torch
 from scipy.optimize import nnls
 from tqdm import tqdm
 
+import symconv_fast
 from bench.measure import interleave, provenance
-from symconv_fast import ops
+from symconv_fast import ops, settings
 from symconv_fast.backends import cpu, cpu_cost
 from symconv_fast.backends.torch_conv import asked_in
 from symconv_fast.dispatch import backend
@@ -133,6 +136,35 @@ def problem_of(case: list[Any], dtype: torch.dtype = torch.float32) -> tuple[Pro
     return Problem.create(shapes, static, last, dtype, "cpu"), static
 
 
+def pinned(
+    p: Problem, op: str, call: Callable[[], object], filtering: str
+) -> dict[str, Callable[[], object]]:
+    """The algorithms of a pass, by the names of rows; with F(4,3) those alone that filter."""
+
+    def run(algorithm: str) -> None:
+        with backend("cpu", algorithm):
+            call()
+
+    able = [a for a in cpu.ALGORITHMS if cpu.can_run(p, op, a) is None]
+    if filtering != "f2":
+        able = [a for a in able if a.endswith("winograd")]
+    left_out = {"relayout"}  # what it takes follows from the other layout,
+    if asked_in(p, op) != p.dtype:
+        left_out.add("expand")  # and this from the wider type
+    return {a.replace("winograd", filtering): partial(run, a) for a in able if a not in left_out}
+
+
+@contextmanager
+def levels(level: str) -> Iterator[None]:
+    """`allow_winograd` for a while."""
+    before = settings.winograd()
+    symconv_fast.allow_winograd = level
+    try:
+        yield
+    finally:
+        symconv_fast.allow_winograd = before
+
+
 def rows(
     ndim: int, shape: tuple[int, ...], tie: object, last: bool, dtype: torch.dtype, seconds: float
 ) -> Iterator[dict[str, object]]:
@@ -147,23 +179,15 @@ def rows(
         "wgrad": lambda: ops.wgrad(gy, x, w.shape, *static),
     }
     for op, call in calls.items():
-        # What `relayout` takes follows from the other layout.
-        pins = {a: ("cpu", a) for a in cpu.ALGORITHMS if cpu.can_run(p, op, a) is None and a != "relayout"}
-        if asked_in(p, op) != dtype:
-            del pins["expand"]  # its cost is that of the wider type
-
-        def pinned(pin, call=call):
-            def run() -> None:
-                with backend(*pin):
-                    call()
-
-            return run
-
-        timings = interleave({name: pinned(pin) for name, pin in pins.items()}, seconds)
+        timings = {}
+        for level in ("f2", "f4"):
+            with levels(level):
+                if pins := pinned(p, op, call, filtering=level):
+                    timings |= interleave(pins, seconds)
         for name, timing in timings.items():
-            row = {"case": case, "op": op, "algorithm": name.replace("winograd", "f2")}
             more = {"dtype": cpu_cost.dtype_name(dtype)} if dtype.itemsize == 2 else {}
-            yield {**row, **more, "ns": timing.p20 * 1e6, **provenance()}
+            row = {"case": case, "op": op, "algorithm": name, **more}
+            yield {**row, "ns": timing.p20 * 1e6, **provenance()}
 
 
 def place(row: dict[str, Any]) -> str:
@@ -178,7 +202,10 @@ def counted(row: dict[str, Any]) -> tuple[str, dict[str, float]]:
     (p, _), op, algorithm = problem_of(row["case"], dtype), row["op"], row["algorithm"]
     if algorithm == "expand":
         return cpu_cost.torch_kind(p, op), cpu_cost.torch_counts(p)
-    return cpu_cost.native_kind(p, op, algorithm), cpu_cost.native_counts(p, op, algorithm)
+    kind = cpu_cost.native_kind(p, op, algorithm)
+    if algorithm.endswith("f4"):
+        kind = kind.replace("winograd", "f4")
+    return kind, cpu_cost.native_counts(p, op, algorithm)
 
 
 def fit() -> None:
@@ -215,7 +242,8 @@ def tell_regret(rows: list[dict[str, Any]]) -> None:
     """Print how much longer what the rates choose takes than the quickest algorithm that was measured."""
     passes: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        passes[json.dumps(row["case"]), row["op"]][row["algorithm"].replace("f2", "winograd")] = row
+        if not row["algorithm"].endswith("f4"):  # which is chosen by those alone who allow it
+            passes[json.dumps(row["case"]), row["op"]][row["algorithm"].replace("f2", "winograd")] = row
     lost = []
     for (case, op), measured in passes.items():
         cpu_cost.CAPABILITY = next(iter(measured.values()))["capability"]

@@ -264,12 +264,15 @@ def _activations(problem: Problem) -> float:
 def native_kind(problem: Problem, op: str, algorithm: str) -> str:
     """Which rates hold for a native algorithm.
 
-    Panels of three axes have rates of their own: a tile reads lines around it on two of them.
+    Panels of three axes have rates of their own: a tile reads lines around it on two of them. So has F(4,3) where it
+    was measured.
     """
     family, _, filtering = algorithm.rpartition("_")
     kind = f"{family + '_' if family else ''}winograd" if filtering in FILTERING else algorithm
     deep = "/3d" if problem.ndim == 3 and kind in ("fold", "winograd") else ""
-    return f"{kind}/{op}{'/strided' if _is_strided(problem, op, algorithm) else deep}"
+    place = f"{kind}/{op}{'/strided' if _is_strided(problem, op, algorithm) else deep}"
+    own = place.replace("winograd", filtering)
+    return own if own in RATES[_measured_as()] else place
 
 
 def _is_strided(problem: Problem, op: str, algorithm: str) -> bool:
