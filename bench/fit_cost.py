@@ -66,7 +66,7 @@ SHAPES_2D = [
 ]  # fmt: skip
 SHAPES_3D = [
     (1, 8, 8, 8, 3, 1), (1, 4, 16, 16, 3, 1), (1, 16, 16, 12, 3, 1), (1, 32, 32, 16, 3, 1), (1, 64, 64, 8, 3, 1),
-    (1, 32, 32, 32, 3, 1), (1, 128, 128, 16, 3, 1), (1, 256, 256, 16, 3, 1),
+    (1, 32, 32, 32, 3, 1), (1, 128, 128, 16, 3, 1), (1, 256, 256, 16, 3, 1), (1, 8, 8, 24, 3, 1), (2, 16, 8, 12, 3, 1),
 ]  # fmt: skip
 SHAPES_1D = [
     (1, 128, 384, 202, 3, 1), (4, 4, 64, 1000, 15, 1), (8, 16, 32, 500, 9, 1), (2, 64, 64, 1000, 5, 1),
@@ -287,10 +287,12 @@ def fit_rates(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         times = np.array([row["ns"] for row, _ in found])
         solution, _ = nnls(counts / times[:, None], np.ones(len(times)))
         tell(kind, counts @ solution / times)
+        # A layout that was measured and costs nothing of its own is named all the same (cpu_cost.is_measured).
+        seen = {name for _, work in found for name, value in work.items() if value and name.endswith("/pass")}
         rates[kind] = {
             name: float(f"{value:.4g}")
             for name, value in zip(cpu_cost.FEATURES, solution, strict=True)
-            if value > 0
+            if value > 0 or name in seen
         }
     return rates
 

@@ -105,6 +105,15 @@ int choose_offset_axis(const Problem& p, bool fold, const Segment* segments, siz
   return best;
 }
 
+int choose_sum_axis(const Problem& p, bool planes, Filtering& filtering) {
+  const int axis = choose_offset_axis(p, false, p.segments.data(), p.segments.size(), planes);
+  if (axis >= 0 || filtering != kF4 || p.segments.size() != 1) return axis;
+  int tied[kAxes];
+  if (tied_axes(p.segments[0].mask, tied) != 2 || !can_filter(p, tied[1])) return axis;
+  filtering = kF4Parities;
+  return tied[1];
+}
+
 int choose_mirror_axis(const Problem& p, const Segment& segment) {
   for (int axis = 0; axis < kAxes - 1; ++axis)
     if (segment.mask >> (kAxes - 1 - axis) & 1 && p.stride[axis] == 1 && p.kernel[axis] > 1) return axis;
@@ -185,13 +194,21 @@ Plan sum_plan(const Problem& p, int part, int parts, int offset_axis, Filtering 
       for (int s = 0; s < 1 << ties; ++s) {
         g.tap[s] = tap;
         for (int t = 0; t < ties; ++t)
-          if (s >> t & 1) g.tap[s][tied[t]] = static_cast<int>(p.kernel[tied[t]]) - 1 - tap[tied[t]];
+          if (s >> t & 1 && tied[t] != offset_axis)
+            g.tap[s][tied[t]] = static_cast<int>(p.kernel[tied[t]]) - 1 - tap[tied[t]];
         g.channel[s] = member_channel(segment, s) + begin;
       }
       plan.groups.push_back(g);
       plan.slots.push_back({0, static_cast<int>(i), begin, end - begin, tap});
     });
   }
+  if (plan.filters_parities())
+    for (Group& g : plan.groups) {
+      Slot odd = plan.slots[g.slot[0]];
+      odd.odd = true;
+      g.slot[1] = static_cast<int>(plan.slots.size());
+      plan.slots.push_back(odd);
+    }
   return plan;
 }
 

@@ -60,10 +60,12 @@ struct Slot {
   int64_t row;       // first orbit inside the segment (sum)
   int64_t channels;  // rows of the contraction that the slot covers
   Taps tap;          // representative tap of the weights; that of the offset axis is set later
+  bool odd = false;  // sum, with both parities of the offset axis: which of them
 };
 
 // Sources that are loaded together. Fold: source s is mirrored on the subset s of the paired axes,
-// and there are as many slots as sources. Sum: source s is orbit member s, and there is one slot.
+// and there are as many slots as sources. Sum: source s is orbit member s, and there is one slot, or with
+// both parities of the offset axis one for each.
 struct Group {
   int log_sources = 0;
   Taps tap[8];
@@ -83,6 +85,10 @@ struct Plan {
   std::vector<Slot> slots;       // parity-major
   std::vector<Group> groups;
   std::vector<AxisMap> axes[kAxes];  // by residue of the destination position
+
+  // Sum plans alone: is the offset axis tied, and filtered?
+  bool filters_parities() const { return filtering == kF4Parities; }
+  int slots_of(const Group& g) const { return fold ? 1 << g.log_sources : filters_parities() ? 2 : 1; }
 };
 
 // Tied axes of a mask, width first; returns how many.
@@ -99,6 +105,10 @@ int choose_offset_axis(const Problem& p, bool fold, const Segment* segments, siz
 
 // Tied axis that the matrix kernel may fold, outermost first, or -1.
 int choose_mirror_axis(const Problem& p, const Segment& segment);
+
+// As choose_offset_axis, for a sum plan over all segments. Where there is no such axis F(4,3) may go along
+// the outer one of two tied axes, for both of its parities: `filtering` becomes that.
+int choose_sum_axis(const Problem& p, bool planes, Filtering& filtering);
 
 // Can three taps on that axis be filtered with fewer products?
 bool can_filter(const Problem& p, int offset_axis);

@@ -26,6 +26,7 @@ constexpr int kLinesOut[kFilterings] = {1, 2, 4, 4};
 constexpr int kProducts[kFilterings] = {1, 4, 6, 10};
 // Which line each product of the odd part is one of.
 constexpr int kOddLines[4] = {0, 3, 4, 5};
+constexpr bool has_odd_product(int line) { return line != 1 && line != 2; }
 
 // Entry of the filter transform: what tap `tap` contributes to product `product`.
 double filter_coefficient(Filtering filtering, int product, int tap);

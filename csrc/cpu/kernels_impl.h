@@ -380,14 +380,11 @@ void combine(const CombineArgs<T>& a) {
 #define SYMCONV_ROWS(f, ...)                                                  \
   {SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), SYMCONV_ROW3(f, F2, ##__VA_ARGS__), \
    SYMCONV_ROW3(f, F4, ##__VA_ARGS__)}
-// With a row for one source where a tied axis is filtered.
-#define SYMCONV_ROWS_OF_PARITIES(f, ...)                                       \
-  {                                                                            \
-    SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), SYMCONV_ROW3(f, F2, ##__VA_ARGS__), \
-        SYMCONV_ROW3(f, F4, ##__VA_ARGS__), {                                  \
-      f<T, 1, ##__VA_ARGS__, F4Parities>                                       \
-    }                                                                          \
-  }
+// And what there is where a tied axis is filtered.
+#define SYMCONV_ROWS_AND(parities, f, ...)                                    \
+  {SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), SYMCONV_ROW3(f, F2, ##__VA_ARGS__), \
+   SYMCONV_ROW3(f, F4, ##__VA_ARGS__), parities}
+#define SYMCONV_ONLY(...) {__VA_ARGS__}
 #define SYMCONV_PLAIN_ROWS(f, ...)                \
   {                                               \
     SYMCONV_ROW4(f, Plain, ##__VA_ARGS__), {}, {} \
@@ -464,16 +461,19 @@ constexpr Kernels<T> kTable = {
     correlate<T>,
     {0, kCorrelateRowsOf<1>, kCorrelateRowsOf<2>, kCorrelateRowsOf<3>},
     SYMCONV_MIRROR(T),
-    SYMCONV_ROWS_OF_PARITIES(pack_pixels, true),
-    SYMCONV_ROWS_OF_PARITIES(pack_planes, true),
-    SYMCONV_ROWS(pack_pixels, false),
-    SYMCONV_ROWS(pack_planes, false),
-    SYMCONV_ROWS(store),
-    SYMCONV_ROWS(store_turned),
+    SYMCONV_ROWS_AND(SYMCONV_ONLY(pack_pixels<T, 1, true, F4Parities>), pack_pixels, true),
+    SYMCONV_ROWS_AND(SYMCONV_ONLY(pack_planes<T, 1, true, F4Parities>), pack_planes, true),
+    SYMCONV_ROWS_AND(SYMCONV_ONLY(nullptr, nullptr, pack_pixels<T, 4, false, F4Parities>), pack_pixels,
+                     false),
+    SYMCONV_ROWS_AND(SYMCONV_ONLY(nullptr, nullptr, pack_planes<T, 4, false, F4Parities>), pack_planes,
+                     false),
+    SYMCONV_ROWS_AND(SYMCONV_ONLY(store<T, 1, F4Textbook>), store),
+    SYMCONV_ROWS_AND(SYMCONV_ONLY(store_turned<T, 1, F4Textbook>), store_turned),
     SYMCONV_SCATTER_LINES,
     {SYMCONV_SCATTER(3), SYMCONV_SCATTER(0)},
-    SYMCONV_ROWS_OF_PARITIES(fold_weights),
-    {gather<T, Plain>, gather<T, F2>, gather<T, F4>},
+    SYMCONV_ROWS_AND(SYMCONV_ONLY(fold_weights<T, 1, F4Parities>, fold_weights<T, 2, F4Textbook>),
+                     fold_weights),
+    {gather<T, Plain>, gather<T, F2>, gather<T, F4>, nullptr},
     stage_line<T>,
     split_line<T>,
     combine<T>,

@@ -140,8 +140,9 @@ void run_dgrad(const Problem& p, Preparations& prepared, const at::Tensor& gy, c
                const at::Tensor& gx, Filtering filtering) {
   const Layout layout = choose_layout<T>(gy, gx, shortest_run(p), p.channels);
   const auto make = [&](int64_t threads) {
-    const int axis = choose_offset_axis(p, false, p.segments.data(), p.segments.size(), layout.planes);
-    const Plan plan = sum_plan(p, 0, 1, axis, filtering);
+    Filtering along = filtering;
+    const int axis = choose_sum_axis(p, layout.planes, along);
+    const Plan plan = sum_plan(p, 0, 1, axis, along);
     const MultiplyShape shape{p,          plan,     plan, p.filters,     p.channels,    gx.stride(1),
                               p.channels, p.orbits, {0},  layout.planes, layout.staged, layout.pixel_lanes};
     return prepare<T>(shape, threads);

@@ -12,7 +12,8 @@ SYMCONV_INLINE void reduce_at(const E* const (&in)[F::in][S], P* const (&out)[S]
     __builtin_memcpy(out[0] + at, in[0][0] + at * step, elements<X, E>() * sizeof(E));
     return;
   }
-  constexpr int O = kFold ? S : 1;
+  constexpr bool kHalves = !kFold && F::products > F::in;  // both parities of the last axis
+  constexpr int O = kFold ? S : kHalves ? 2 : 1;
   X folded[O][F::in];
 #pragma GCC unroll 6
   for (int l = 0; l < F::in; ++l) {
@@ -23,6 +24,12 @@ SYMCONV_INLINE void reduce_at(const E* const (&in)[F::in][S], P* const (&out)[S]
       butterfly(v);
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) folded[s][l] = v[s];
+    } else if constexpr (kHalves) {
+      X half[2][S / 2];
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) half[2 * s / S][s % (S / 2)] = v[s];
+      const X first = total(half[0]), second = total(half[1]);
+      folded[0][l] = first + second, folded[1][l] = first - second;
     } else {
       folded[0][l] = total(v);
     }
@@ -32,6 +39,7 @@ SYMCONV_INLINE void reduce_at(const E* const (&in)[F::in][S], P* const (&out)[S]
     F::data(folded[o]);
 #pragma GCC unroll 6
     for (int l = 0; l < F::in; ++l) {
+      if (kHalves && o == 1 && !has_odd_product(l)) continue;
       P* to = out[o] + l * product_stride + at;
       __builtin_prefetch(to + ahead, 1);
       write<X>(to, folded[o][l]);

@@ -157,8 +157,9 @@ struct Packer {
   }
 
   void set_out(RunArgs<T>& r, const Group& g, int64_t pixel) const {
+    const int slots = plan.slots_of(g);
     for (int s = 0; s < 1 << g.log_sources; ++s) {
-      const int64_t row = layout.offset[g.slot[plan.fold ? s : 0]] * layout.depth;
+      const int64_t row = layout.offset[g.slot[s < slots ? s : 0]] * layout.depth;
       r.out[s] = planes ? panel + row * ld + pixel : panel + pixel * ld + row;
     }
   }
@@ -298,7 +299,7 @@ PanelLayout panel_layout(const Plan& plan, const Phase& phase, const Chunk& chun
     bool fed = false;
     for (int s = 0; s < 1 << g.log_sources; ++s) fed = fed || source_present(plan, phase, g, s);
     if (!fed) continue;
-    for (int s = 0; s < (plan.fold ? 1 << g.log_sources : 1); ++s) layout.offset[g.slot[s]] = 0;
+    for (int s = 0; s < plan.slots_of(g); ++s) layout.offset[g.slot[s]] = 0;
   }
   for (size_t i = 0; i < plan.slots.size(); ++i) {
     if (layout.offset[i] < 0) continue;

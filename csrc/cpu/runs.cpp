@@ -14,6 +14,7 @@ void append_runs(const Plan& plan, const WeightLayout& weights, const PanelLayou
   bool fresh = true;
   for (size_t i = 0; i < plan.slots.size(); ++i) {
     if (plan.slots[i].parity != parity || layout.offset[i] < 0) continue;
+    if (plan.slots[i].odd && !has_odd_product(static_cast<int>(tap))) continue;
     const int64_t width =
         (weights.chunks[chunk].width(plan, plan.slots[i]) + weights.depth - 1) / weights.depth;
     const int64_t row = rows.row[i] + tap * rows.shift_stride[parity];

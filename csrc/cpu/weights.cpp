@@ -67,15 +67,18 @@ struct WeightPacker {
   // Contraction rows [begin, begin + count) of a group, columns [column, column + lanes).
   void pack(const Group& g, size_t chunk, int64_t shift, int64_t begin, int64_t count, int64_t column,
             const Part& from) const {
-    const int sources = plan.fold ? 1 << g.log_sources : 1;
+    const int sources = plan.slots_of(g);
+    const bool mirrors = plan.filters_parities();  // along the filtered axis
     WeightArgs<T> a{};
     a.tap_stride = plan.filtering ? from.tap_stride[plan.offset_axis] * (plan.reversed ? -1 : 1) : 0;
     a.source = from.data;
     a.scale = Sum<T>(1) / Sum<T>(sources);
     for (int s = 0; s < sources; ++s) {
       a.tap[s] = 0;
-      for (int axis = 0; axis < kAxes; ++axis)
-        a.tap[s] += (axis == plan.offset_axis ? first_tap(shift) : g.tap[s][axis]) * from.tap_stride[axis];
+      for (int axis = 0; axis < kAxes; ++axis) {
+        const int64_t first = mirrors && s ? 2 - first_tap(shift) : first_tap(shift);
+        a.tap[s] += (axis == plan.offset_axis ? first : g.tap[mirrors ? 0 : s][axis]) * from.tap_stride[axis];
+      }
       const int parity = plan.slots[g.slot[s]].parity;
       a.product_stride[s] = layout.rows[chunk].shift_stride[parity] * row_step(column);
       const int64_t row = layout.rows[chunk].row[g.slot[s]] +
@@ -95,7 +98,7 @@ struct WeightPacker {
       a.stored = kernels.lanes;
       a.out_stride = row_step(column) * layout.depth;
       a.zip = layout.depth > 1;
-      kernels.fold_weights[plan.filtering][plan.fold ? g.log_sources : 0](a);
+      kernels.fold_weights[plan.filtering][log_slots(g)](a);
     }
   }
 
@@ -104,11 +107,13 @@ struct WeightPacker {
     const int64_t columns = a.others;
     a.others = 1;
     for (int64_t c = 0; c < columns; ++c) {
-      kernels.fold_weights[plan.filtering][plan.fold ? g.log_sources : 0](a);
+      kernels.fold_weights[plan.filtering][log_slots(g)](a);
       a.source += a.other_stride;
       for (int s = 0; s < sources; ++s) a.out[s] += layout.ld[plan.slots[g.slot[s]].parity] * layout.depth;
     }
   }
+
+  int log_slots(const Group& g) const { return plan.fold ? g.log_sources : plan.slots_of(g) - 1; }
 
   // Minimal filtering takes the three taps in order of shift, from the first.
   int64_t first_tap(int64_t shift) const { return plan.filtering && plan.reversed ? 2 : shift; }

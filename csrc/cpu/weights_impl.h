@@ -1,6 +1,10 @@
 // Packing of the weights: taps folded by parity, filtered and stored lane by lane. Included by
 // kernels_impl.h, inside its namespace.
 
+// Is the second source the first one, mirrored along the filtered axis? Then its three taps come backwards.
+template <class F>
+constexpr bool kMirrors = Same<F, F4Textbook>::value;
+
 // Vectors of weights for each source and product, out of those for each source and tap.
 template <class T, int S, class F>
 inline void fold_vectors(const WeightArgs<T>& w, V<Sum<T>> (&raw)[3][S],
@@ -39,7 +43,8 @@ inline void gather_weights(const WeightArgs<T>& w, int64_t o, V<Sum<T>> (&raw)[3
   constexpr int taps = F::in > 1 ? 3 : 1;
   for (int t = 0; t < taps; ++t)
     for (int s = 0; s < S; ++s) {
-      const Element<T>* source = w.source + o * w.other_stride + w.tap[s] + t * w.tap_stride;
+      const int64_t tap = w.tap[s] + (kMirrors<F> && s ? -t : t) * w.tap_stride;
+      const Element<T>* source = w.source + o * w.other_stride + tap;
       if (w.lane_stride == 1 && w.lanes == L && o < w.others) {
         raw[t][s] = read<V<Sum<T>>>(source);
         continue;
@@ -67,7 +72,7 @@ void fold_weights(const WeightArgs<T>& w) {
       V<Sum<T>> block[3][S][L];
       for (int t = 0; t < taps; ++t)
         for (int s = 0; s < S; ++s) {
-          const Element<T>* source = w.source + o + w.tap[s] + t * w.tap_stride;
+          const Element<T>* source = w.source + o + w.tap[s] + (kMirrors<F> && s ? -t : t) * w.tap_stride;
           V<Sum<T>> v[L];
 #pragma GCC unroll 16
           for (int l = 0; l < L; ++l) {

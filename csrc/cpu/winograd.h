@@ -97,8 +97,8 @@ struct F4 {
   }
 };
 
-struct F4Parities {
-  static constexpr int in = 6, out = 4, products = 10, odd = 4;
+struct F4Textbook {
+  static constexpr int in = 6, out = 4, products = 6;
   template <class X>
   static void data(X (&d)[6]) {
     using S = decltype(scalar(d[0]));
@@ -107,14 +107,12 @@ struct F4Parities {
     const X first = S(4) * d[0] - S(5) * d[2] + d[4], last = S(4) * d[1] - S(5) * d[3] + d[5];
     d[0] = first, d[1] = u + v, d[2] = u - v, d[3] = s + t, d[4] = s - t, d[5] = last;
   }
-  // The even part's products, then the odd one's.
   template <class X>
-  static void filter(const X (&g)[3], X (&w)[10]) {
+  static void filter(const X (&g)[3], X (&w)[6]) {
     using S = decltype(scalar(g[0]));
-    const X a = (g[0] + g[2]) * S(0.5), c = (g[0] - g[2]) * S(0.5), b = g[1];
-    const X e = a * S(-1 / 3.0), f = a * S(5 / 24.0), o = b * S(1 / 6.0), p = b * S(1 / 12.0);
-    w[0] = a * S(0.25), w[1] = e - o, w[2] = e + o, w[3] = f + p, w[4] = f - p, w[5] = a;
-    w[6] = c * S(0.25), w[7] = c * S(-1 / 8.0), w[8] = w[7], w[9] = -c;
+    const X e = (g[0] + g[2]) * S(-1 / 6.0), o = g[1] * S(-1 / 6.0);
+    const X f = (g[0] + S(4) * g[2]) * S(1 / 24.0), p = g[1] * S(1 / 12.0);
+    w[0] = g[0] * S(0.25), w[1] = e + o, w[2] = e - o, w[3] = f + p, w[4] = f - p, w[5] = g[2];
   }
   template <class X>
   static void result(const X (&m)[6], X (&y)[4]) {
@@ -124,6 +122,21 @@ struct F4Parities {
     y[1] = da + S(2) * db;
     y[2] = sa + S(4) * sb;
     y[3] = da + S(8) * db + m[5];
+  }
+};
+
+struct F4Parities : F4Textbook {
+  static constexpr int products = 10, odd = 4;
+  // The even part's products, then the odd one's.
+  template <class X>
+  static void filter(const X (&g)[3], X (&w)[10]) {
+    using S = decltype(scalar(g[0]));
+    const X a = (g[0] + g[2]) * S(0.5), c = (g[0] - g[2]) * S(0.5);
+    const X even[3] = {a, g[1], a}, part[3] = {c, X{}, X{} - c};
+    X first[6], second[6];
+    F4Textbook::filter(even, first), F4Textbook::filter(part, second);
+    for (int i = 0; i < 6; ++i) w[i] = first[i];
+    for (int i = 0; i < odd; ++i) w[6 + i] = second[kOddLines[i]];
   }
   template <class X>
   static void odd_result(const X (&m)[4], X (&y)[4]) {

@@ -79,10 +79,11 @@ def _why_no_winograd(problem: Problem, op: str, algorithm: str) -> str | None:
         return _DEPTHWISE
     if problem.dtype != torch.float32:
         return f"minimal filtering is for float32, not for {str(problem.dtype)[6:]}"
+    level = str(settings.winograd())
     if algorithm == "winograd":
-        filtered = any(cpu_cost.filtered(problem, op, c) for c in cpu_cost.contractions(problem, op))
+        axes = [cpu_cost.filtered_axis(problem, op, c, level) for c in cpu_cost.contractions(problem, op)]
+        filtered = any(axis is not None for axis in axes)
     else:
-        level = str(settings.winograd())
         filtered = any(cpu_scatter.can_filter(problem, mask, level) for mask, _ in problem.ties)
     if not filtered:
         tied = (

@@ -167,10 +167,14 @@ def kind_of(problem: Problem, op: str, c: Contraction) -> str:
     return "mirrored" if kind == "planes" else "mirrored turned"
 
 
-def filtered(problem: Problem, op: str, c: Contraction) -> bool:
-    """Can the axis whose taps are shifts of the panel be filtered?"""
+def filtered_axis(problem: Problem, op: str, c: Contraction, filtering: str) -> int | None:
+    """The axis that a panel is filtered along: that whose taps are its shifts, or for the gradient of the input the
+    outer one of two tied axes, as choose_sum_axis in csrc/cpu/geometry.cpp has it."""
     axis = offset_axis(problem, op, c)
-    return axis is not None and cpu_scatter.filters(problem, axis)
+    if axis is None and op == "dgrad" and filtering == cpu_scatter.PARITIES and len(problem.ties) == 1:
+        tied = [at for at in range(problem.ndim) if c.mask >> (problem.ndim - 1 - at) & 1]
+        axis = tied[0] if len(tied) == 2 else None
+    return axis if axis is not None and cpu_scatter.filters(problem, axis) else None
 
 
 def native_counts(problem: Problem, op: str, algorithm: str) -> dict[str, float]:
@@ -211,12 +215,15 @@ def _add(counts: dict[str, float], problem: Problem, op: str, algorithm: str, c:
     spatial = problem.out_spatial if op == "fprop" else problem.spatial
     pixels = problem.batch * math.prod(spatial)
     axis = mirror_axis(problem, op, c) if "mirrored" in kind else offset_axis(problem, op, c)
+    along = filtered_axis(problem, op, c, algorithm) if algorithm in FILTERING else None
+    parities, axis = axis is None and along is not None, axis if along is None else along
     shifts = problem.kernel[axis] if axis is not None else 1
     saving, stored = 1.0, 1.25 if axis is not None else 1.0  # halo lines of the panel
-    if algorithm in FILTERING and filtered(problem, op, c) and axis is not None:
+    if along is not None:
         products, results = FILTERING[algorithm]
-        tiles = -(-spatial[axis] // results)
-        saving, stored = tiles * products / (3 * spatial[axis]), tiles * products / spatial[axis]
+        products += cpu_scatter.ODD_PRODUCTS if parities else 0
+        tiles = -(-spatial[along] // results)
+        saving, stored = tiles * products / (3 * spatial[along]), tiles * products / spatial[along]
     strides = math.prod(problem.stride) if (op == "fprop") == problem.transposed else 1
     slots = taps // shifts / strides
     by_pixel = -(-pixels // width)
@@ -353,7 +360,8 @@ def _torch_seconds(problem: Problem, op: str, capability: str, threads: int) -> 
     # Three backends go by this estimate for one choice. The last two arguments are part of the key alone.
     asked = asked_in(problem, op)
     wide = 1.0 if asked == problem.dtype else _WIDE[asked]
-    seconds = _seconds(torch_counts(problem), torch_kind(problem, op), replace(problem, dtype=asked), op)
+    inner = replace(problem, dtype=asked)
+    seconds = _seconds(torch_counts(problem), torch_kind(inner, op), inner, op)
     return wide * seconds + widening_seconds(problem, op)
 
 

@@ -15,7 +15,7 @@ _MOST_PRODUCTS, _MOST_TAPS = 49, 16
 _CHUNK = 112  # positions that are multiplied together, about
 FILTERING = {"f2": (4, 2), "f4": (6, 4)}
 """Products and results of minimal filtering of three taps."""
-_PARITIES, _ODD_PRODUCTS = "f4", 4
+PARITIES, ODD_PRODUCTS = "f4", 4
 """Which one filters along a tied axis, and its products for the odd part beside those for the even one."""
 
 
@@ -74,7 +74,7 @@ def applies(problem: Problem, mask: int, orbits: int, lanes: int) -> bool:
 
 def _filters_parities(problem: Problem, tied: list[int], filtering: str | None) -> bool:
     """Is the second of two tied axes filtered, both of its parities at once?"""
-    return filtering == _PARITIES and len(tied) == 2 and filters(problem, tied[1])
+    return filtering == PARITIES and len(tied) == 2 and filters(problem, tied[1])
 
 
 def can_filter(problem: Problem, mask: int, filtering: str) -> bool:
@@ -149,7 +149,7 @@ def counts(
     lines_in = made
     parities = filtered is not None and mask.bit_count() == 2
     if parities:
-        made += _ODD_PRODUCTS
+        made += ODD_PRODUCTS
     members = 2 ** mask.bit_count()
     outputs = problem.batch * problem.groups * math.prod(problem.out_spatial) * members
     calls = problem.batch * problem.groups * planes * lines
