@@ -513,3 +513,26 @@ def test_self_check_as_a_program():
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert re.fullmatch(r"all \d+ checks passed", found.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif("cpu" not in dispatch.available(), reason="the native CPU module is not built")
+def test_quadruples_filter_along_a_tied_axis_with_f4_alone():
+    layer = sf.SymmetricConv2d(32, 32, 3, padding=1, symmetry="hv")
+    cpu, able = dispatch.available()["cpu"], {}
+    for level in ("f2", "f4"):
+        sf.allow_winograd = level
+        try:
+            p = sf.explain(layer, torch.empty(1, 32, 16, 16)).problem
+            able[level] = [
+                cpu.can_run(p, op, algorithm) is None
+                for op, algorithm in (
+                    ("fprop", "scatter_winograd"),
+                    ("dgrad", "winograd"),
+                    ("wgrad", "winograd"),
+                )
+            ]
+            reason = str(cpu.can_run(p, "wgrad", "winograd"))
+        finally:
+            sf.allow_winograd = "f2"
+        assert "no axis is free of ties" in reason
+    assert able == {"f2": [False, False, False], "f4": [True, True, False]}

@@ -131,7 +131,8 @@ void Relay::sum(const at::Tensor& gy, const at::Tensor& x,
     return true;
   };
   next();
-  run(near_gy, near_x, next);
+  const bool more = image < gy.size(0);
+  run(near_gy, near_x, more ? std::function<bool()>(next) : nullptr);
 }
 
 }  // namespace symconv

@@ -29,7 +29,8 @@ class Relay {
                   const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const;
 
   // Of a weight gradient, which is a sum over all images: calls run(gy, x, next) once, with the copies of the
-  // first part. `next` brings the following one into the same two tensors; false: there is none.
+  // first part. `next` brings the following one into the same two tensors; false: there is none, null: nor
+  // was there one to begin with.
   void sum(const at::Tensor& gy, const at::Tensor& x,
            const std::function<void(const at::Tensor& gy, const at::Tensor& x,
                                     const std::function<bool()>& next)>& run) const;

@@ -366,7 +366,7 @@ class Accumulator {
         taps.push_back(tap(some, i, shift, acc));
     std::sort(taps.begin(), taps.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
     const int64_t row = p_.segments[first.segment].first + first.row + some.begin;
-    const WeightSums<T> sums(w_.out, !w_.planes, p_.channels);
+    const WeightSums<T> sums(w_.out, !w_.planes, taps_, p_.channels);
     sums.store(taps, some.count, w_.out.data + group * w_.out_group_stride + row * w_.out.orbit_stride, room);
   }
 

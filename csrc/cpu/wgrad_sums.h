@@ -22,19 +22,23 @@ struct WeightTap {
 template <class T>
 class WeightSums {
  public:
-  WeightSums(const WeightView<Element<T>>& out, bool rows_of_orbits, int64_t channels)
-      : kernels_(select_kernels<T>()), out_(out), rows_of_orbits_(rows_of_orbits), channels_(channels) {}
+  WeightSums(const WeightView<Element<T>>& out, bool rows_of_orbits, int64_t taps, int64_t channels)
+      : kernels_(select_kernels<T>()),
+        out_(out),
+        rows_of_orbits_(rows_of_orbits),
+        channels_(channels),
+        together_(orbits_of_block(taps)) {}
 
   // Room that `store` wants.
-  static int64_t elements(int64_t taps) { return (taps + 1) * kOrbits * kChannels; }
+  static int64_t elements(int64_t taps) { return (taps + 1) * orbits_of_block(taps) * kChannels; }
 
   // `out` is that of the first orbit. Taps in the order of their offsets.
   void store(const std::vector<WeightTap<T>>& taps, int64_t orbits, Element<T>* out, Element<T>* room) const {
     bool packed = out_.channel_stride == static_cast<int64_t>(taps.size());
     for (size_t t = 0; t < taps.size(); ++t) packed = packed && taps[t].offset == static_cast<int64_t>(t);
-    for (int64_t m = 0; m < orbits; m += kOrbits)
+    for (int64_t m = 0; m < orbits; m += together_)
       for (int64_t c = 0; c < channels_; c += kChannels) {
-        const Block block{m, std::min(kOrbits, orbits - m), c, std::min(kChannels, channels_ - c)};
+        const Block block{m, std::min(together_, orbits - m), c, std::min(kChannels, channels_ - c)};
         Element<T>* at = out + m * out_.orbit_stride + c * out_.channel_stride;
         out_.channel_stride == 1 ? store_runs(taps, block, at, room)
                                  : store_taps(taps, block, packed, at, room);
@@ -42,7 +46,12 @@ class WeightSums {
   }
 
  private:
-  static constexpr int64_t kOrbits = 16, kChannels = 64;  // of a block
+  static constexpr int64_t kOrbits = 16, kChannels = 64;  // of a block, at most
+  static constexpr int64_t kRoom = 1 << 16;               // elements, about
+
+  static int64_t orbits_of_block(int64_t taps) {
+    return std::clamp<int64_t>(kRoom / ((taps + 1) * kChannels), 1, kOrbits);
+  }
 
   struct Block {
     int64_t orbit, orbits, channel, channels;
@@ -73,7 +82,7 @@ class WeightSums {
   void store_taps(const std::vector<WeightTap<T>>& taps, const Block& b, bool packed, Element<T>* out,
                   Element<T>* room) const {
     const auto count = static_cast<int64_t>(taps.size());
-    Element<T>* block = room + kOrbits * kChannels;
+    Element<T>* block = room + together_ * kChannels;
     for (int64_t t = 0; t < count; ++t) sum(taps[t], b, block + t * b.channels, count * b.channels, room);
     for (int64_t m = 0; m < b.orbits; ++m) {
       const Element<T>* from = block + m * count * b.channels;
@@ -91,7 +100,7 @@ class WeightSums {
   const Kernels<T>& kernels_;
   const WeightView<Element<T>>& out_;
   bool rows_of_orbits_;
-  int64_t channels_;
+  int64_t channels_, together_;
 };
 
 }  // namespace symconv

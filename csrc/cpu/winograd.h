@@ -9,7 +9,9 @@
 // F4Parities filters along a tied axis, for members w and its mirror image at once. Their sum and difference,
 // halved, are the even part (a, b, a) and the odd one (c, 0, -c), whose value c (1 - p^2) at a point p is
 // zero at +-1: with the textbook's points the odd part takes 4 products. The members are sum and difference
-// of the parts' results. Included by kernels_impl.h for each instruction set.
+// of the parts' results. For the gradient of the input those of the members are added and subtracted first,
+// and the parts, with filters of their own, share a result. Included by kernels_impl.h for each instruction
+// set.
 
 struct Plain {
   static constexpr int in = 1, out = 1, products = 1;
