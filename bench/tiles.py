@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import pprint
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,7 +145,9 @@ def write(found: list[dict[str, Any]], path: Path) -> None:
         f"Measured: {devices}. What is not in the table is chosen by the model in `configs.select`.\n"
         '"""\n\n'
     )
-    path.write_text(f"{header}{imports}TUNED: list[dict[str, Any]] = {json.dumps(found, indent=4)}\n")
+    path.write_text(
+        f"{header}{imports}TUNED: list[dict[str, Any]] = {pprint.pformat(found, sort_dicts=False)}\n"
+    )
     subprocess.run(
         [sys.executable, "-m", "ruff", "format", "-q", str(path)], check=False
     )  # where there is one

@@ -30,7 +30,7 @@ from bench import warm
 from bench.device import Device, device
 from bench.measure import percentiles, provenance
 from bench.tiles import TABLE, Target, candidates, kernel_of, sizes, table, targets, write
-from symconv_fast.backends.triton import run
+from symconv_fast.backends.triton import configs, run
 from symconv_fast.backends.triton.configs import Config
 from symconv_fast.problem import memory_format
 
@@ -181,10 +181,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20.0, help="stop after this long")
     parser.add_argument("--classes", default="", help="parts of the names of classes of shape, with commas")
     parser.add_argument("--most", type=int, default=0, help="tiles to try for each target; 0: all")
+    parser.add_argument(
+        "--tiles", type=Path, help='only these: JSON, {"dgrad/1": [[m, n, k, warps, stages], ...]}'
+    )
     parser.add_argument("--rows", type=Path, default=RESULTS / "tune.jsonl", help="measurements, appended")
     parser.add_argument("--table", type=Path, default=TABLE, help="the module that they make")
     parser.add_argument("--tiny", action="store_true", help="one tiny shape and two tiles, in float32")
     return parser.parse_args(arguments)
+
+
+def wanted(target: Target, arch: str, options: argparse.Namespace) -> list[Config]:
+    """The tiles to try on a target: those of --tiles, or of the grid."""
+    if options.tiles is None:
+        return candidates(target, arch, options.tiny)[: options.most or None]
+    kernel, order = kernel_of(target)
+    given = json.loads(options.tiles.read_text()).get(f"{kernel}/{order}", [])
+    return list(dict.fromkeys(configs.fit(Config(*tile), *sizes(target)) for tile in given))
 
 
 def main() -> None:
@@ -201,11 +213,13 @@ def main() -> None:
     attempts = [
         Attempt(target, config)
         for target in targets([getattr(torch, name) for name in names], ties, options.tiny, classes)
-        for config in candidates(target, arch, options.tiny)[: options.most or None]
+        for config in wanted(target, arch, options)
     ]
     with prepared(attempts, options.tiny) as futures:
         pairs = list(zip(attempts, futures, strict=True))
         tune(pairs, options.device, options.rows, end, 1 if options.tiny else REPEATS)
+    if not options.rows.exists():
+        raise SystemExit("nothing was measured")
     found = table(options.rows)
     write(found, options.table)
     for entry in found:

@@ -30,10 +30,24 @@ def workers() -> int:
     return max(1, (os.cpu_count() or 2) - 1)
 
 
-def _begin() -> None:
-    """Leave the cores that `bench.threads` pinned the parent to, and launch nothing from here on."""
-    if hasattr(os, "sched_setaffinity"):
+@contextmanager
+def unpinned() -> Iterator[None]:
+    """Children that begin here run on all cores: `bench.threads` pinned this process, which they would inherit."""
+    environment, every = os.environ.get("OMP_PROC_BIND"), hasattr(os, "sched_setaffinity")
+    affinity = os.sched_getaffinity(0) if every else set()
+    os.environ["OMP_PROC_BIND"] = "false"
+    if every:
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        os.environ["OMP_PROC_BIND"] = environment or "close"
+        if every:
+            os.sched_setaffinity(0, affinity)
+
+
+def _begin() -> None:
+    """Launch nothing from here on."""
     from symconv_fast.backends.triton import run
 
     run._start = compile_only  # type: ignore[assignment]
@@ -66,9 +80,13 @@ def compiled(work: Callable[[Job], object], jobs: Iterable[Job]) -> Iterator[lis
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers(), mp_context=context, initializer=_begin)
     try:
-        yield [pool.submit(_attempt, work, job) for job in jobs]
+        with unpinned():
+            futures = [pool.submit(_attempt, work, job) for job in jobs]
+        yield futures
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
 
 
 def case(one: Case) -> None:
