@@ -33,7 +33,7 @@ def record(layer: _Symmetric[Any], destination: Any, prefix: str) -> None:
 
 
 def load(layer: _Symmetric[Any], torchs: Any, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
-    """`_load_from_state_dict` of a tied layer: `torchs`, unless the checkpoint is of another tie, and what does not fit.
+    """`_load_from_state_dict` of a tied layer: `torchs` where the tie is the same; and messages that name the tie.
 
     `rest` are torch's strict, missing_keys, unexpected_keys and error_msgs.
     """
@@ -69,7 +69,7 @@ def _explain(layer: _Symmetric[Any], misfits: dict[str, tuple[int, ...]], record
         return f"the checkpoint is of a layer with symmetry={recorded}: make the layer with that symmetry"
     if misfits.get("weight") == _expanded_shape(layer):
         return (
-            "the checkpoint is of an ordinary layer: load it into one, and make this layer of that with "
+            "the checkpoint is of an ordinary layer: load it into one, and make this layer from it with "
             f"{type(layer).__name__}.from_conv(layer, symmetry)"
         )
     if list(misfits) == ["bias"]:

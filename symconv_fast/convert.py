@@ -64,7 +64,7 @@ def to_torch(model: Model, *, inplace: bool = False) -> Model:
             if child in replaced:
                 module._modules[name] = replaced[child]
     for layer, conv in replaced.items():
-        _give_hooks(conv, {name: getattr(layer, name) for name in _HOOKS})
+        _give_hooks(conv, {name: copy.copy(getattr(layer, name)) for name in _HOOKS})
     return replaced.get(model, model)  # type: ignore[call-overload]
 
 
@@ -73,6 +73,7 @@ def _convert(layers: list[_Symmetric[Any]]) -> list[nn.Module]:
     shared: dict[Any, Any] = {}
     convs = []
     for layer in layers:
+        _compute_weight(layer)
         conv = layer.to_conv()
         for name in ("weight", "bias"):
             source = layer._parameters.get(name)
@@ -83,6 +84,22 @@ def _convert(layers: list[_Symmetric[Any]]) -> list[nn.Module]:
     return convs
 
 
+def _computes_weight(hook: object) -> bool:
+    """Is this what torch's pruning and older normalisations have in place of a hook?"""
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
+
+def _compute_weight(layer: _Symmetric[Any]) -> None:
+    """Bring a weight up to date that such hooks compute, as the next call would; eval mode iterates nothing."""
+    training, layer.training = layer.training, False
+    for hook in layer._forward_pre_hooks.values():
+        if _computes_weight(hook):
+            hook(layer, ())
+    layer.training = training
+
+
 def _give_hooks(conv: nn.Module, hooks: dict[str, Any]) -> None:
     for name, value in hooks.items():
         setattr(conv, name, value)
+    for key in [key for key, hook in conv._forward_pre_hooks.items() if _computes_weight(hook)]:
+        del conv._forward_pre_hooks[key]

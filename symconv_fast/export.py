@@ -7,6 +7,7 @@ torch.export apply only those that they list themselves, so the operator stays w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,10 +53,14 @@ def _expand_convolve_activate(
     return output
 
 
-for _op, _decomposed, _fake in (
-    (ops.fprop, expand_and_convolve, ops.fake_fprop),
-    (ops.fprop_activated, _expand_convolve_activate, ops.fake_fprop_activated),
-):
+DECOMPOSITIONS: dict[Any, Any] = {
+    ops.fprop: expand_and_convolve,
+    ops.fprop_activated: _expand_convolve_activate,
+}
+"""For `ExportedProgram.run_decompositions`: what is left are torch's operators, and the reduced weight."""
+
+for _op, _decomposed in DECOMPOSITIONS.items():
     register_decomposition(_op)(_decomposed)
-    # Fake tensors of symbolic size would take the decomposition for a formula of the shape; this keeps ours.
-    register_decomposition(_op, type="meta")(_fake)
+# Fake tensors of symbolic size would take the decompositions for formulas of the shape; this keeps ours.
+register_decomposition(ops.fprop, type="meta")(ops.fake_fprop)
+register_decomposition(ops.fprop_activated, type="meta")(ops.fake_fprop_activated)
