@@ -148,10 +148,10 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
         return cast(_Conv, conv)
 
     def _has_plain_forward(self) -> bool:
-        """Is what the layer computes that of the classes here, not of a subclass?"""
-        plain = _SymmetricTransposed if self.transposed else _Symmetric
-        cls = type(self)
-        return cls.forward is plain.forward and cls._conv_forward is plain._conv_forward
+        """Is what the layer computes that of the classes here, not of a subclass or of a `forward` set on it?"""
+        cls, plain = type(self), _SymmetricTransposed if self.transposed else _Symmetric
+        own = "forward" in self.__dict__ or "_conv_forward" in self.__dict__
+        return not own and cls.forward is plain.forward and cls._conv_forward is plain._conv_forward
 
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script asks for in place of the layer; it would copy the parameters and leave the ties."""

@@ -158,6 +158,10 @@ def test_what_cannot_be_converted_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"Doubled has a forward of its own.*to_conv\(\)"):
         sf.to_torch(nn.Sequential(Doubled(3, 8, 3, symmetry="h")))
+    wrapped = sf.SymmetricConv2d(3, 8, 3, symmetry="h")
+    wrapped.forward = lambda x, forward=wrapped.forward: 2 * forward(x)  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match="SymmetricConv2d has a forward of its own"):
+        sf.to_torch(nn.Sequential(wrapped))
     net, x = nn.Sequential(Known(3, 8, 3, symmetry="h")), torch.randn(1, 3, 5, 5)
     torch.testing.assert_close(sf.to_torch(net)(x), net(x))
     with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got OrderedDict"):
