@@ -19,6 +19,8 @@ RESULTS ?= bench/results/reference-cpu.jsonl
 # Triton is the version that torch 2.11 carries: whether a tile spills depends on the compiler.
 BUILD_TOOLS := "setuptools>=70.1" ninja numpy
 TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" tqdm scipy "triton==3.6.0; platform_system == 'Linux'"
+# Programs that tests try on tied layers; where they are missing, these tests are skipped and listed.
+TRIED_TOOLS := onnx onnxscript onnxruntime ptflops thop
 DEMO_TOOLS := scikit-learn matplotlib
 LINT_TOOLS := ruff==0.17.5 clang-format==23.1.5 mypy==2.4.1
 
@@ -103,7 +105,7 @@ build/.python: FORCE $(ENVIRONMENT)
 
 $(VENV)/.ready: | $(VENV)/bin/python
 	$(PY) -m pip install $(TORCH)
-	$(PY) -m pip install $(BUILD_TOOLS) $(TEST_TOOLS) $(DEMO_TOOLS)
+	$(PY) -m pip install $(BUILD_TOOLS) $(TEST_TOOLS) $(TRIED_TOOLS) $(DEMO_TOOLS)
 	@touch $@
 
 $(VENV)/.ready-lint: $(VENV)/.ready

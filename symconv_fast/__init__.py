@@ -2,9 +2,12 @@
 
 import sys as _sys
 from types import ModuleType as _ModuleType
+from typing import Literal as _Literal
 
 from . import functional, ops, settings
+from . import guards as _guards
 from ._version import __version__
+from .convert import to_torch
 from .dispatch import backend, explain
 from .modules import (
     SymmetricConv1d,
@@ -15,6 +18,9 @@ from .modules import (
     SymmetricConvTranspose3d,
 )
 from .symmetry import Symmetry
+
+allow_winograd: _Literal["f2", "f4", False]
+"""For type checkers; `_Package` below has the switch itself."""
 
 
 class _Package(_ModuleType):
@@ -39,6 +45,7 @@ class _Package(_ModuleType):
 
 
 _sys.modules[__name__].__class__ = _Package
+_guards.install()
 
 __all__ = [
     "SymmetricConv1d",
@@ -53,4 +60,5 @@ __all__ = [
     "explain",
     "functional",
     "ops",
+    "to_torch",
 ]

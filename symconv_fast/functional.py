@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Union
 
 import torch
@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import activation as activations
-from . import eager, ops
+from . import eager, export, ops
 from .native import suggests_channels_last
 from .problem import Problem, ShapeError, check_tensors
 from .symmetry import Symmetry, SymmetryLike, compute_rows, resolve_rows
 from .ties import Ties
+from .tracing import is_traced, record_call
 
 IntOrInts = Union[int, Sequence[int]]
 TiesLike = Union[SymmetryLike, Ties]
@@ -39,6 +40,9 @@ class Call(NamedTuple):
 
     def run(self) -> Tensor:
         """The layer's output."""
+        if export.is_scripting_onnx():
+            output = export.expand_and_convolve(self.input, self.weight, self.bias, *self.static)
+            return output.squeeze(0) if self.unbatched else output
         output = eager.fprop(self.input, self.weight, self.bias, self.static)
         return output.squeeze(0) if self.unbatched else output
 
@@ -192,6 +196,8 @@ def run(
     activation: str | None = None,
 ) -> Tensor:
     """The layer's output: of `prepare` with the same arguments, which calls like an earlier one go past."""
+    if is_traced(input, weight):
+        return _trace(ndim, input, weight, bias, *arguments, transposed=transposed, activation=activation)
     if activation is not None:
         activations.check(activation)
         if input.device.type != "cpu":  # no kernel for CPUs applies activations
@@ -205,6 +211,37 @@ def run(
         if call.input is input and call.weight is weight and call.bias is bias:
             eager.remember(input, weight, bias, spec, call.static)
     return output if activation is None else activations.activate(output, activation)
+
+
+_PUBLIC: dict[tuple[int, bool], Callable[..., Tensor]] = {
+    (1, False): symmetric_conv1d,
+    (2, False): symmetric_conv2d,
+    (3, False): symmetric_conv3d,
+    (1, True): symmetric_conv_transpose1d,
+    (2, True): symmetric_conv_transpose2d,
+    (3, True): symmetric_conv_transpose3d,
+}
+
+
+def _trace(
+    ndim: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrInts,
+    padding: IntOrInts | str,
+    dilation: IntOrInts,
+    groups: int,
+    symmetry: TiesLike,
+    output_padding: IntOrInts = 0,
+    *,
+    transposed: bool,
+    activation: str | None,
+) -> Any:
+    """The node of torch.fx that calls the public function with these arguments."""
+    sizes = (output_padding, groups, dilation) if transposed else (dilation, groups)
+    options: dict[str, Any] = {"symmetry": symmetry} | ({"activation": activation} if activation else {})
+    return record_call(_PUBLIC[ndim, transposed], input, weight, bias, stride, padding, *sizes, **options)
 
 
 def prepare(

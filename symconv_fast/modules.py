@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from . import checkpoint
 from .eager import recall_layer
 from .functional import IntOrInts, ints, prepare, run
 from .problem import Problem
 from .symmetry import Symmetry, SymmetryLike
 from .ties import Ties
+from .tracing import is_traced, record_layer
 
-_Layer = TypeVar("_Layer", bound="_Symmetric")
+_Layer = TypeVar("_Layer", bound="_Symmetric[Any]")
+_Conv = TypeVar("_Conv", bound=nn.modules.conv._ConvNd)
 
 
 _SIZES = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -37,7 +40,7 @@ def _one(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-class _Symmetric(nn.modules.conv._ConvNd):
+class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
     """What the six layers share; each also derives from its torch layer, so that `isinstance(m, nn.Conv2d)` holds.
 
     `weight` (the reduced weight) and `bias` are the only parameters; there are no buffers and no cached filters.
@@ -121,8 +124,19 @@ class _Symmetric(nn.modules.conv._ConvNd):
             return self.bias
         return self.ties.expand_bias(self.bias)
 
-    def to_conv(self) -> nn.modules.conv._ConvNd:
-        """An ordinary torch layer with the expanded filters: same outputs, no ties, for export and other tools."""
+    def to_conv(self) -> _Conv:
+        """An ordinary torch layer with the expanded filters: same outputs, no ties, for export and other tools.
+
+        `symconv_fast.to_torch` does it for all layers of a model, hooks included.
+
+        Raises:
+            TypeError: this is a subclass with a `forward` of its own, which the ordinary layer would not have.
+        """
+        if not self._has_plain_forward():
+            raise TypeError(
+                f"{type(self).__name__} has a forward of its own, which an ordinary layer would not have; "
+                "give the class a to_conv() that returns a module with the same outputs"
+            )
         conv = _torch_class(type(self))(
             **_settings(self), bias=self.bias is not None, device="meta", dtype=self.weight.dtype
         )
@@ -131,7 +145,20 @@ class _Symmetric(nn.modules.conv._ConvNd):
         if self.bias is not None and bias is not None:
             conv.bias = nn.Parameter(bias.detach().clone(), self.bias.requires_grad)
         conv.train(self.training)
-        return conv
+        return cast(_Conv, conv)
+
+    def _has_plain_forward(self) -> bool:
+        """Is what the layer computes that of the classes here, not of a subclass or of a `forward` set on it?"""
+        cls, plain = type(self), _SymmetricTransposed if self.transposed else _Symmetric
+        own = "forward" in self.__dict__ or "_conv_forward" in self.__dict__
+        return not own and cls.forward is plain.forward and cls._conv_forward is plain._conv_forward
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script asks for in place of the layer; it would copy the parameters and leave the ties."""
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}; script symconv_fast.to_torch(model), whose layers "
+            "are torch's, or use torch.export, torch.jit.trace or torch.compile"
+        )
 
     @classmethod
     def from_conv(
@@ -177,6 +204,10 @@ class _Symmetric(nn.modules.conv._ConvNd):
             output = recall_layer(self, input)
             if output is not None:
                 return output
+        if is_traced(input):
+            node = record_layer(self, input)
+            if node is not None:
+                return node
         return self._conv_forward(input, self._own("weight"), self._own("bias"))
 
     def _own(self, name: str) -> Any:
@@ -186,6 +217,13 @@ class _Symmetric(nn.modules.conv._ConvNd):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return run(*self._arguments(input, weight, bias))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        checkpoint.record(self, destination, prefix)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        checkpoint.load(self, super()._load_from_state_dict, state_dict, prefix, local_metadata, *rest)
 
     def problem(self, x: Tensor) -> Problem:
         """The `Problem` that an input `x` poses, or what calling the layer raises; see `symconv_fast.explain`."""
@@ -198,18 +236,23 @@ class _Symmetric(nn.modules.conv._ConvNd):
         return f"{super().extra_repr()}, symmetry={self.symmetry}, {rows}{shared}"
 
 
-class _SymmetricTransposed(_Symmetric):
+class _SymmetricTransposed(_Symmetric[_Conv]):
     """The transposed layers: the weight (C_in, U/groups, *K) is expanded along dim 1."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As torch's transposed layer; `output_size` picks among the sizes that the stride leaves open."""
+        if is_traced(input):
+            node = record_layer(self, input, *([] if output_size is None else [output_size]))
+            if node is not None:
+                return node
         return run(*self._transposed_arguments(input, output_size), transposed=True)
 
     def _transposed_arguments(self, input: Tensor, output_size: list[int] | None) -> tuple[Any, ...]:
-        ndim = len(self.kernel_size)
-        extra = self._output_padding(  # type: ignore[operator]
-            input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
-        )
+        ndim, extra = len(self.kernel_size), self.output_padding
+        if output_size is not None:
+            extra = self._output_padding(  # type: ignore[operator]
+                input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
+            )
         args = (self.stride, self.padding, self.dilation, self.groups, self.ties, _one(tuple(extra)))
         return ndim, input, self._own("weight"), self._own("bias"), *args
 
@@ -218,7 +261,7 @@ class _SymmetricTransposed(_Symmetric):
         return prepare(*self._transposed_arguments(x, None), transposed=True).problem()
 
 
-class SymmetricConv1d(_Symmetric, nn.Conv1d):
+class SymmetricConv1d(_Symmetric[nn.Conv1d], nn.Conv1d):
     """`SymmetricConv2d` in one dimension: weight (U, C/groups, K), symmetry key h."""
 
     def __init__(
@@ -244,7 +287,7 @@ class SymmetricConv1d(_Symmetric, nn.Conv1d):
         self._tie(symmetry, share_bias, device, dtype)
 
 
-class SymmetricConv2d(_Symmetric, nn.Conv2d):
+class SymmetricConv2d(_Symmetric[nn.Conv2d], nn.Conv2d):
     """`nn.Conv2d` whose filters are tied by reflection: `F.conv2d(x, layer.expanded_weight(), layer.bias, ...)`.
 
     Arguments as for `torch.nn.Conv2d`, and:
@@ -282,7 +325,7 @@ class SymmetricConv2d(_Symmetric, nn.Conv2d):
         self._tie(symmetry, share_bias, device, dtype)
 
 
-class SymmetricConv3d(_Symmetric, nn.Conv3d):
+class SymmetricConv3d(_Symmetric[nn.Conv3d], nn.Conv3d):
     """`SymmetricConv2d` in three dimensions: weight (U, C/groups, KD, KH, KW), keys h to hvz."""
 
     def __init__(
@@ -308,7 +351,7 @@ class SymmetricConv3d(_Symmetric, nn.Conv3d):
         self._tie(symmetry, share_bias, device, dtype)
 
 
-class SymmetricConvTranspose1d(_SymmetricTransposed, nn.ConvTranspose1d):
+class SymmetricConvTranspose1d(_SymmetricTransposed[nn.ConvTranspose1d], nn.ConvTranspose1d):
     """`SymmetricConvTranspose2d` in one dimension: weight (C_in, U/groups, K), symmetry key h."""
 
     def __init__(
@@ -335,7 +378,7 @@ class SymmetricConvTranspose1d(_SymmetricTransposed, nn.ConvTranspose1d):
         self._tie(symmetry, share_bias, device, dtype)
 
 
-class SymmetricConvTranspose2d(_SymmetricTransposed, nn.ConvTranspose2d):
+class SymmetricConvTranspose2d(_SymmetricTransposed[nn.ConvTranspose2d], nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` whose filters are tied: `F.conv_transpose2d(x, layer.expanded_weight(), layer.bias, ...)`.
 
     `weight` has shape (C_in, U/groups, KH, KW) and is expanded along dim 1. Otherwise as `SymmetricConv2d`.
@@ -365,7 +408,7 @@ class SymmetricConvTranspose2d(_SymmetricTransposed, nn.ConvTranspose2d):
         self._tie(symmetry, share_bias, device, dtype)
 
 
-class SymmetricConvTranspose3d(_SymmetricTransposed, nn.ConvTranspose3d):
+class SymmetricConvTranspose3d(_SymmetricTransposed[nn.ConvTranspose3d], nn.ConvTranspose3d):
     """`SymmetricConvTranspose2d` in three dimensions: weight (C_in, U/groups, KD, KH, KW), keys h to hvz."""
 
     def __init__(

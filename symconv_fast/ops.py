@@ -57,15 +57,17 @@ def _sizes(
     return input_size, weight_size, out
 
 
-def _fake_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, *static: Any) -> Tensor:
+def fake_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, *static: Any) -> Tensor:
+    """An empty output of `fprop`, in its shape and strides."""
     return allocate(_sizes("fprop", input, weight, bias, static[:7])[2], input, static[7])
 
 
-def _fake_fprop_activated(
+def fake_fprop_activated(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, *static: Any
 ) -> Tensor:
+    """An empty output of `fprop_activated`."""
     activations.check(activation)
-    return _fake_fprop(input, weight, bias, *static)
+    return fake_fprop(input, weight, bias, *static)
 
 
 def _fake_dgrad(grad_output: Tensor, weight: Tensor, input_size: Any, *static: Any) -> Tensor:
@@ -363,9 +365,9 @@ def _flops_wgrad(grad_output: Any, input: Any, weight_size: Any, *static: Any, *
 
 def _register() -> None:
     rows = (
-        (fprop, _real_fprop, _fake_fprop, _autograd_kernel(fprop, SymconvFprop), _flops_fprop),
+        (fprop, _real_fprop, fake_fprop, _autograd_kernel(fprop, SymconvFprop), _flops_fprop),
         (
-            fprop_activated, _real_fprop_activated, _fake_fprop_activated, _activated_autograd_kernel,
+            fprop_activated, _real_fprop_activated, fake_fprop_activated, _activated_autograd_kernel,
             _flops_fprop_activated,
         ),
         (dgrad, _real_dgrad, _fake_dgrad, _autograd_kernel(dgrad, SymconvDgrad), _flops_dgrad),

@@ -216,7 +216,14 @@ def check_tensors(first: Tensor, second: Tensor, bias: Tensor | None, out_channe
     for tensor in (first, second):
         if tensor.dtype not in SUPPORTED_DTYPES or tensor.is_quantized:
             names = ", ".join(str(dtype)[6:] for dtype in SUPPORTED_DTYPES)
-            raise TypeError(f"dtype {str(tensor.dtype)[6:]} is not supported; supported dtypes: {names}")
+            hint = (
+                "; quantize symconv_fast.to_torch(model), whose layers are torch's"
+                if tensor.is_quantized
+                else ""
+            )
+            raise TypeError(
+                f"dtype {str(tensor.dtype)[6:]} is not supported; supported dtypes: {names}{hint}"
+            )
     others = (("weight", second),) if bias is None else (("weight", second), ("bias", bias))
     for name, other in others:
         if other.dtype != first.dtype:

@@ -1,0 +1,98 @@
+"""The record of a layer's tie in a checkpoint, and what is said of one that does not fit.
+
+The record is an entry of the metadata that torch keeps beside a state_dict, module by module, and saves with it. It is
+no key of the state_dict: files without a record (of other formats, of CNN-Symmetry, or older ones) load as they are,
+and files with one load into anything that loads torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .ties import Ties, mask_name, orbit_size
+
+if TYPE_CHECKING:
+    from .modules import _Symmetric
+
+KEY = "symmetry"
+
+
+def describe(ties: Ties) -> dict[str, int]:
+    """The filters of each tie: {"h": 4, "hv": 8}; {} where nothing is tied."""
+    return {mask_name(mask): rows * orbit_size(mask) for mask, rows in ties.segments if mask}
+
+
+def record(layer: _Symmetric[Any], destination: Any, prefix: str) -> None:
+    """Note the tie in the metadata of a state_dict that is being made; nothing where it has none."""
+    metadata = getattr(destination, "_metadata", None)
+    if metadata is not None:
+        metadata.setdefault(prefix[:-1], {})[KEY] = describe(layer.ties)
+
+
+def load(layer: _Symmetric[Any], torchs: Any, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+    """`_load_from_state_dict` of a tied layer: `torchs` where the tie is the same; and messages that name the tie.
+
+    `rest` are torch's strict, missing_keys, unexpected_keys and error_msgs.
+    """
+    error_msgs: list[str] = rest[-1]
+    recorded, own = metadata.get(KEY), describe(layer.ties)
+    other = recorded is not None and recorded != own
+    if other and not _find_misfits(layer, state, prefix):
+        error_msgs.append(
+            f"{_introduce(layer, prefix)}, but the checkpoint is of a layer with symmetry={recorded}, whose weight has "
+            "the same shape: make the layer with that symmetry, or, to load the numbers all the same, pass a plain "
+            "dict, which has no record of ties: load_state_dict(dict(state))"
+        )
+        return
+    torchs(state, prefix, metadata, *rest)
+    misfits = _find_misfits(layer, state, prefix)
+    if misfits:
+        error_msgs.append(
+            f"{_introduce(layer, prefix)}; {_explain(layer, misfits, recorded if other else None)}"
+        )
+
+
+def _introduce(layer: _Symmetric[Any], prefix: str) -> str:
+    rows, filters = layer.ties.unique, layer.ties.out_channels
+    return (
+        f"{prefix[:-1] or 'this'} is a {type(layer).__name__} with symmetry={describe(layer.ties)} "
+        f"({rows} rows of weight for {filters} filters, share_bias={layer.share_bias})"
+    )
+
+
+def _explain(layer: _Symmetric[Any], misfits: dict[str, tuple[int, ...]], recorded: Any) -> str:
+    """Why these shapes of a checkpoint do not fit, as far as can be told."""
+    if recorded is not None:
+        return f"the checkpoint is of a layer with symmetry={recorded}: make the layer with that symmetry"
+    if misfits.get("weight") == _expanded_shape(layer):
+        return (
+            "the checkpoint is of an ordinary layer: load it into one, and make this layer from it with "
+            f"{type(layer).__name__}.from_conv(layer, symmetry)"
+        )
+    if list(misfits) == ["bias"]:
+        return (
+            f"the bias has {misfits['bias'][0]} values in the checkpoint: share_bias must be as it was there"
+        )
+    return "the checkpoint is of a layer of another symmetry or size"
+
+
+def _find_misfits(
+    layer: _Symmetric[Any], state: Mapping[str, Any], prefix: str
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of the checkpoint's tensors that are not those of the layer's parameters, by name."""
+    misfits = {}
+    for name, own in layer._parameters.items():
+        given = state.get(prefix + name)
+        if isinstance(own, Tensor) and isinstance(given, Tensor) and given.shape != own.shape:
+            misfits[name] = tuple(given.shape)
+    return misfits
+
+
+def _expanded_shape(layer: _Symmetric[Any]) -> tuple[int, ...]:
+    dim = 1 if layer.transposed else 0
+    shape = list(layer.weight.shape)
+    shape[dim] = layer.ties.out_channels // (layer.groups if dim else 1)
+    return tuple(shape)

@@ -1,0 +1,146 @@
+"""Tools of torch that take `weight` of any nn.ConvNd for its filters: a tied layer is refused, with the way out.
+
+They test with `isinstance`, or not at all, and would leave filters out without a word or stop at a shape that says
+nothing. A tied layer has no say in what they do, so they are wrapped, once: when this package is imported, or when
+their module is. For everything else they are what they were.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from . import modules
+from .modules import _Symmetric
+
+_FUSER_TABLE = "torch.ao.quantization.fuser_method_mappings"
+_TOOLS = {
+    "torch.nn.utils": ("fuse_conv_bn_weights", "fuse_conv_bn_weights"),
+    "torch.nn.utils.fusion": ("fuse_conv_bn_weights", "fuse_conv_bn_weights"),
+    "torch.utils.mkldnn": ("_MkldnnConvNd.__init__", "to_mkldnn"),
+    "torch.ao.nn.qat.modules.conv": ("_ConvNd.from_float", "from_float of torch.ao.nn.qat"),
+    "torch.ao.nn.quantized.modules.conv": ("_ConvNd.from_float", "from_float of torch.ao.nn.quantized"),
+    "torch.ao.nn.quantized.reference.modules.conv": (
+        "_ConvNd.from_float",
+        "from_float of torch.ao.nn.quantized.reference",
+    ),
+    _FUSER_TABLE: ("_DEFAULT_OP_LIST_TO_FUSER_METHOD", "fuse_modules"),
+}
+"""Modules, what is wrapped in each, and the tool that it belongs to. All of it is looked up when the tool is called, so
+that it does not matter when the tool itself was imported."""
+
+
+def check(tool: str, value: object) -> None:
+    """Raises TypeError where `value` is a layer with tied filters."""
+    if isinstance(value, _Symmetric) and value.ties.unique < value.ties.out_channels:
+        raise TypeError(
+            f"{tool} reads weight of a convolution as its filters, but {type(value).__name__} has {value.ties.unique} "
+            f"rows for {value.ties.out_channels} filters; use symconv_fast.to_torch(model), whose layers are torch's"
+        )
+
+
+def install() -> None:
+    """Wrap what is listed here, now or when it is imported; what this torch does not have is left out."""
+    waiting = set()
+    for name in _TOOLS:
+        if name in sys.modules:
+            _wrap(sys.modules[name])
+        else:
+            waiting.add(name)
+    sys.meta_path.insert(0, _Later(waiting))
+
+
+class _Later(MetaPathFinder):
+    """Wraps modules right after they were imported."""
+
+    def __init__(self, waiting: set[str]) -> None:
+        self.waiting = waiting
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The ordinary spec of a module in `waiting`, whose execution ends with `_wrap`."""
+        if fullname not in self.waiting:
+            return None
+        self.waiting.remove(fullname)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_wrap(module: ModuleType) -> None:
+                execute(module)
+                _wrap(module)
+
+            spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]
+        return spec
+
+
+def _wrap(module: ModuleType) -> None:
+    """Wrap what belongs to the tool of one module."""
+    path, tool = _TOOLS[module.__name__]
+    owner: Any = module
+    *outer, name = path.split(".")
+    for part in outer:
+        owner = getattr(owner, part, None)
+    found = inspect.getattr_static(owner, name, None)
+    if isinstance(found, dict):
+        _refuse_in_fuse_modules(found)
+    elif isinstance(found, staticmethod):
+        setattr(owner, name, staticmethod(_guard(found.__func__, tool)))
+    elif inspect.isfunction(found):
+        setattr(owner, name, (_guard_weights if name == "fuse_conv_bn_weights" else _guard)(found, tool))
+
+
+def _guard(function: Callable[..., Any], tool: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        for value in (*arguments, *options.values()):
+            check(tool, value)
+        return function(*arguments, **options)
+
+    return guarded
+
+
+def _guard_weights(function: Callable[..., Any], tool: str) -> Callable[..., Any]:
+    """What `fuse_conv_bn_eval` calls is given tensors alone: those of a tied layer have too few filters."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        given = signature.bind(*arguments, **options).arguments
+        filters = given["conv_w"].shape[1 if given.get("transpose") else 0]
+        channels = given["bn_rm"].shape[0]
+        if filters != channels:
+            raise TypeError(
+                f"{tool}: weight has {filters} filters for a batch norm of {channels} channels; if it is that of a "
+                "layer with tied filters, use symconv_fast.to_torch(model), whose layers are torch's"
+            )
+        return function(*arguments, **options)
+
+    return guarded
+
+
+def _refuse_in_fuse_modules(table: dict[Any, Any]) -> None:
+    """It looks sequences of exact types up in a table."""
+    tied = [c for c in vars(modules).values() if isinstance(c, type) and issubclass(c, _Symmetric)]
+    for types in list(table):
+        for cls in tied:
+            if types[0] in cls.__bases__:
+                table.setdefault((cls, *types[1:]), _refuse_fusion)
+
+
+def _refuse_fusion(is_qat: bool, layer: nn.Module, *others: nn.Module) -> nn.Module:
+    """What `fuse_modules` calls for a tied layer and what follows it."""
+    raise TypeError(
+        f"fuse_modules cannot fuse {type(layer).__name__} with what follows it: the result would have a filter of its "
+        "own for each output channel; use symconv_fast.to_torch(model), whose layers are torch's"
+    )
