@@ -119,17 +119,6 @@ def test_version_is_in_one_place():
     assert f"## [{symconv_fast.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_snippets_of_the_readme_run_as_they_are_written(tmp_path):
-    """From the top, as a reader would paste them."""
-    pytest.importorskip("symconv_fast._cpu", reason="one snippet pins the native backend, which is not built")
-    snippets = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
-    )
-    assert len(snippets) == 4
-    done = python("-c", "\n".join(snippets), cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
-
-
 def test_files_that_documents_link_to_are_there():
     for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
