@@ -5,7 +5,8 @@ from types import ModuleType as _ModuleType
 
 from . import functional, ops, settings
 from ._version import __version__
-from .dispatch import backend, explain
+from .dispatch import backend
+from .explanation import explain
 from .modules import (
     SymmetricConv1d,
     SymmetricConv2d,
