@@ -97,7 +97,7 @@ class Explanation:
         if not all(math.isfinite(ratio) and ratio > 0 for ratio in (forward, step)):
             return "its speed is not estimated on this kind of device"
         limit = f"{self.limit:.2f}".rstrip("0").rstrip(".")
-        beyond = max(forward, step) > 1.02 * self.limit
+        beyond = max(forward, step) > 1.1 * self.limit
         filtered = any("winograd" in str(report.algorithm) for report in self.passes)
         more = "minimal filtering adds to it" if filtered else f"{_TORCHS} is slow here"
         return (
