@@ -13,12 +13,11 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-logging.getLogger("matplotlib.font_manager").setLevel(
-    logging.ERROR
-)  # it says that it builds its cache, the first time
-import matplotlib.pyplot as plt
+# Else it says that it builds its font cache, the first time.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+import matplotlib.pyplot as plt  # noqa: E402
 
-from bench.rows import Row
+from bench.rows import Row  # noqa: E402
 
 TIE_COLOURS = {"h": "#1f6fb4", "v": "#0f8f9c", "hv": "#d9730d", "hvz": "#2e8540"}
 TIE_WORDS = {
