@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import demo_picture
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -327,55 +328,6 @@ def closing(nets: dict[str, Network], network_rows: dict[str, Row], layer_rows: 
     )
 
 
-def plot(nets: dict[str, Network], network_rows: dict[str, Row], layer_rows: list[Row], path: Path) -> None:
-    """One picture: accuracy, what the networks cost, and the ratios of the layers that are not withheld."""
-    from bench import plots  # draws without a screen
-
-    plt = plots.plt
-    with plots.matplotlib.rc_context(plots.STYLE):
-        figure, (left, middle, right) = plt.subplots(
-            1, 3, figsize=(11, 4), gridspec_kw={"width_ratios": [2, 3, 6]}
-        )
-        old, new = nets[ORDINARY], nets[SYMMETRIC]
-        for place, net in enumerate((old, new)):
-            percent = [100 * value for value in net.accuracy]
-            left.bar(place, statistics.mean(percent), 0.6)
-            left.plot([place] * len(percent), percent, "k_", markersize=12)
-        left.set_ylim(max(0.0, 100 * min(old.accuracy + new.accuracy) - 3), 100.5)
-        left.set_xticks((0, 1), ("ordinary", "tied"))
-        left.set_title("digits read right, %\n(marks: runs; axis cut)")
-        share = {"weights": new.parameters / old.parameters, "multipli-\ncations": new.macs / old.macs}
-        for name, key in (("training\ntime", "epoch"), ("inference\ntime", "batch")):
-            if not noise.doubt(network_rows[key]):
-                share[name] = 1 / network_rows[key]["ratio"]
-        middle.bar(list(share), list(share.values()), 0.6, color=plots.TIE_COLOURS[TIES])
-        middle.axhline(1.0, color="black", linewidth=0.8)
-        middle.set_title("tied network,\nas a share of the ordinary one")
-        _plot_layers(right, layer_rows, plots.TIE_COLOURS)
-        figure.tight_layout()
-        figure.savefig(path, dpi=130)
-
-
-def _plot_layers(axis, rows: list[Row], colours: dict[str, str]) -> None:
-    """Bars of the forward ratios, rings of the training steps, and a tick at each limit."""
-    names = list(LAYERS)[::-1]
-    for row in rows:
-        place = names.index(row["shape"])
-        axis.plot([row["limit"]] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.5)
-        if noise.doubt(row):
-            continue
-        if row["pass"] == "fwd":
-            axis.barh(place, row["ratio"], 0.7, color=colours[row["tie"]])
-        else:
-            axis.plot(row["ratio"], place, "o", color="black", markerfacecolor="white", markersize=5)
-    axis.axvline(1.0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(names)), [f"{name}  {LAYERS[name]}" for name in names])
-    axis.set_xlim(0, 4.5)
-    axis.set_title(
-        "layers: times as fast as torch's\n(bars: forward, rings: training step, ticks: limit of the tie)"
-    )
-
-
 def main() -> None:
     """Train, measure, print, write."""
     parser = argparse.ArgumentParser(description="ordinary and symmetric convolutions side by side")
@@ -408,7 +360,7 @@ def main() -> None:
     say(textwrap.fill(closing(nets, network_rows, layer_rows), 100))
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "demo.txt").write_text("".join(written))
-    plot(nets, network_rows, layer_rows, options.output / "demo.png")
+    demo_picture.draw(list(nets.values()), network_rows, layer_rows, options.output / "demo.png")
     print(
         f"\nWritten: {options.output / 'demo.txt'} and demo.png beside it. Took {time.perf_counter() - start:.0f} s."
     )
