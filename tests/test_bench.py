@@ -207,6 +207,15 @@ def test_refuses_threads_that_are_not_pinned():
     assert "OMP_PROC_BIND=close" in done.stderr
 
 
+def test_the_profiler_that_watches_memory_says_nothing():
+    code = (
+        "import bench.threads; from bench import device; import torch; "
+        "print(device.device('cpu').peak_extra_bytes(lambda: torch.ones(8)))"
+    )
+    done = run_python("-c", code)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_keeps_freed_memory():
     """Else a large result is new memory for every call, and each of its pages a fault."""
