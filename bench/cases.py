@@ -14,8 +14,8 @@ from __future__ import annotations
 import bench.threads  # noqa: F401  isort: skip  (before torch: pins its threads)
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -87,20 +87,20 @@ class Bench:
         self.ndim = len(shape.spatial)
         self.orbit = 2 ** len(case.tie)
         self.filters = shape.out_channels(self.orbit)
-        generator = torch.Generator().manual_seed(0)
+        drawn = {"generator": torch.Generator(case.device).manual_seed(0), "device": case.device}
         layer = SYMMETRIC[self.ndim](
             shape.channels, self.filters, shape.kernel, shape.stride, shape.padding,
             groups=shape.groups, symmetry=case.tie,
         )  # fmt: skip
-        x = torch.randn(shape.batch, shape.channels, *shape.spatial, generator=generator)
+        x = torch.randn(shape.batch, shape.channels, *shape.spatial, **drawn)
         self.layer = self._laid_out(layer.to(case.device, case.dtype), case.channels_last)
-        self.x = self._laid_out(x.to(case.device, case.dtype), case.channels_last)
+        self.x = self._laid_out(x.to(case.dtype), case.channels_last)
         self.conv_args = {"stride": shape.stride, "padding": shape.padding, "groups": shape.groups}
         self.ties = layer.symmetry.resolve(self.ndim, self.filters, shape.groups)
         self.expanded = layer.expanded_weight().detach()
         with torch.no_grad():
             like = CONV[self.ndim](self.x, self.expanded, **self.conv_args)
-        self.upstream = torch.randn(like.shape, generator=generator).to(case.device, case.dtype)
+        self.upstream = torch.randn(like.shape, **drawn).to(case.dtype)
         self.macs_dense = like.numel() * self.expanded[0].numel()
         self.macs_folded = self.macs_dense * layer.unique_out_channels // self.filters
 
@@ -220,7 +220,8 @@ class Bench:
         """
         direction = self.case.direction
         mine, theirs = self.ours().call(direction)(), self._expanding(self.case.dtype).call(direction)()
-        exact = self._expanding(torch.float64).call(direction)()
+        with without_search():
+            exact = self._expanding(torch.float64).call(direction)()
         worst = 0.0
         for index, (got, torchs, true) in enumerate(zip(mine, theirs, exact, strict=True)):
             rounding = torch.finfo(self.case.dtype).eps * rms(true)
@@ -239,7 +240,8 @@ class Bench:
     def _wrong_rivals(self) -> list[str]:
         """Expanded baselines whose forward result is not torch's in float64: cuDNN has had such kernels."""
         with torch.no_grad():
-            true = self._conv(self.x.double(), self.expanded.double(), self.layer.bias.double())
+            with without_search():
+                true = self._conv(self.x.double(), self.expanded.double(), self.layer.bias.double())
             wrong = []
             for name, row in self.baselines(rivals_only=True).items():
                 if name.startswith("expanded/"):
@@ -306,6 +308,16 @@ def chosen(bench: Bench) -> dict[str, object]:
         "algorithm": "+".join(dict.fromkeys(str(found.algorithm) for found in passes)),
         "config": {"allow_winograd": settings.winograd(), **configs},
     }
+
+
+@contextmanager
+def without_search() -> Iterator[None]:
+    """cuDNN takes its first choice: trying all its kernels takes seconds in float64, which nobody times."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def pinned(case: Case) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import pprint
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,11 +74,14 @@ class Target:
         return Problem.create(sizes, static, True, self.dtype, "cuda")
 
 
-def targets(dtypes: list[torch.dtype], ties: list[str], tiny: bool) -> Iterator[Target]:
-    """Everything that is tuned, the most common first."""
+def targets(
+    dtypes: list[torch.dtype], ties: list[str], tiny: bool, classes: tuple[str, ...] = ()
+) -> Iterator[Target]:
+    """Everything that is tuned, the most common first; with `classes`, those whose name contains one of them."""
+    wanted = [shape for shape in CLASSES if not classes or any(part in shape.name for part in classes)]
     for dtype in dtypes:
         for tie in ties:
-            for shape in TINY if tiny else CLASSES:
+            for shape in TINY if tiny else wanted:
                 for op in OPS:
                     yield Target(shape, tie, op, dtype)
 
@@ -106,10 +110,17 @@ def candidates(target: Target, arch: str, tiny: bool) -> list[Config]:
     grid = [
         Config(m, n, k, warps, stages)
         for m in POSITIONS for n in COLUMNS for k in DEPTHS for warps in WARPS for stages in STAGES
-        if 4 * m * n * members <= ACCUMULATOR_BYTES and m * n >= 512 * warps
+        if 4 * m * n * members <= ACCUMULATOR_BYTES and m * n * members >= 512 * warps
     ]  # fmt: skip
-    cut = [configs.fit(config, *sizes(target)) for config in (*own, *grid)]
+    near = sorted(grid, key=lambda config: _unlike(own[0], config))
+    cut = [configs.fit(config, *sizes(target)) for config in (*own[:1], *near)]
     return list(dict.fromkeys(cut))
+
+
+def _unlike(own: Config, other: Config) -> float:
+    """How far a tile is from the table's own: what is near is tried first."""
+    pairs = ((own.m, other.m), (own.n, other.n), (own.k, other.k), (own.warps, other.warps))
+    return sum(abs(math.log2(a / b)) for a, b in pairs) + 0.5 * abs(own.stages - other.stages)
 
 
 def table(path: Path) -> list[dict[str, Any]]:
@@ -134,7 +145,9 @@ def write(found: list[dict[str, Any]], path: Path) -> None:
         f"Measured: {devices}. What is not in the table is chosen by the model in `configs.select`.\n"
         '"""\n\n'
     )
-    path.write_text(f"{header}{imports}TUNED: list[dict[str, Any]] = {json.dumps(found, indent=4)}\n")
+    path.write_text(
+        f"{header}{imports}TUNED: list[dict[str, Any]] = {pprint.pformat(found, sort_dicts=False)}\n"
+    )
     subprocess.run(
         [sys.executable, "-m", "ruff", "format", "-q", str(path)], check=False
     )  # where there is one

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 from dataclasses import asdict, replace
 
@@ -34,7 +35,8 @@ def planned(target: tiles.Target, device: str) -> Config:
         -1 if target.op == "fprop" else 0
     ]
     c = step.constants
-    return Config(c["BM"], c["BN"], c["BK"], step.warps, step.stages)
+    depth = c["BK"] if "BK" in c else math.prod(c["SIZES"])
+    return Config(c["BM"], c["BN"], depth, step.warps, step.stages, c.get("TAPS", 1))
 
 
 @pytest.fixture

@@ -263,7 +263,9 @@ def source(launch: Launch) -> ASTSource:
 def compile_entry(entry: Entry) -> Report:
     """Compile for the target of the entry and look at the result."""
     target, launch = TARGETS[entry.arch], entry.launch
-    tile = {key: launch.constants[key] for key in ("BM", "BN", "BK") if key in launch.constants}
+    tile = {key: launch.constants[key] for key in ("BM", "BN", "BK", "TAPS") if key in launch.constants}
+    if "SIZES" in launch.constants:
+        tile["BK"] = math.prod(launch.constants["SIZES"])
     report = Report(
         entry.name, entry.arch, launch.kernel, entry.dtype, entry.precision,
         tile | {"warps": launch.warps, "stages": launch.stages},

@@ -24,7 +24,9 @@ from symconv_fast.backends.triton.geometry import Geometry, geometry
 from symconv_fast.backends.triton.launch import Launch
 from symconv_fast.problem import OPS, Problem
 
-TILE = Config(32, 16, 16, 4, 1)  # small, so that there are several tiles and blocks, the last ones not full
+TILE = Config(
+    32, 16, 16, 4, 1, 3
+)  # small, so that there are several tiles and blocks, the last ones not full
 Key = tuple[str, str]  # (kernel, "load x" or "store y")
 
 
@@ -144,12 +146,13 @@ def _dgrad(problem: Problem, g: Geometry, made: Any) -> dict[str, int]:
 
 
 def _wgrad(problem: Problem, g: Geometry, made: Any) -> dict[str, int]:
-    """Once a tap and block of channels: the gradient where it meets the input. Once a tap and block of orbits: x."""
+    """Once a tap and block of channels: the gradient where it meets x. Once a row of taps and block of orbits: x."""
+    rows = g.taps // g.axes[2][0] * blocks(g.axes[2][0], made["TAPS"])
     total = problem.batch * math.prod(problem.spatial)
     across = sum(blocks(s.rows, made["BM"]) for s in g.segments)
     return {
         "load y": g.groups * blocks(g.channels, made["BN"]) * windows(problem) * g.filters,
-        "load x": g.groups * g.taps * across * total * g.channels,
+        "load x": g.groups * rows * across * total * g.channels,
         "store w": g.groups * g.taps * g.rows * g.channels,
     }
 

@@ -1,13 +1,15 @@
 """Tables: tile sizes by kernel, tie, type and architecture, thresholds and nominal rates. Data and its lookup only.
 
-No figure here was measured on a GPU. All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 (2026-11-27, Triton
-3.6): none spills. Rates are the vendors' data sheets.
+All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 (Triton 3.6): none spills. Those of sm_90 in 16 bits were
+chosen on an H200 (2026-11-29); none of the others was measured. Rates are the vendors' data sheets.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from .tuned import TUNED
@@ -17,13 +19,17 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 @dataclass(frozen=True)
 class Config:
-    """A tile: `m` positions (wgrad: orbits) × `n` columns, `k` elements of the contraction at a time."""
+    """A tile: `m` positions (wgrad: orbits) × `n` columns, `k` elements of the contraction at a time.
+
+    `taps` of one row of the kernel are made by one program of wgrad.
+    """
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
+    taps: int = 1
 
 
 _Table = dict[tuple[str, int], tuple[Config, ...]]
@@ -38,7 +44,7 @@ def _table(**rows: tuple[tuple[tuple[int, int, int, int, int], ...], ...]) -> _T
     }
 
 
-def _rows(**rows: dict[int, tuple[tuple[int, int, int, int, int], ...]]) -> _Table:
+def _rows(**rows: dict[int, tuple[tuple[int, ...], ...]]) -> _Table:
     """The same of some numbers of tied axes only."""
     return {
         (kernel, order): tuple(Config(*tile) for tile in tiles)
@@ -92,6 +98,22 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
                         ((64, 16, 16, 8, 2),)),
         ),
         8: _rows(fprop_fold={2: ((32, 32, 16, 8, 2),)}),
+    },
+    # The quickest on an H200 (docs/gpu.md). The second-level cache binds, so gradients of the input are as wide as
+    # registers allow, and a program of wgrad makes the taps of a row, which share what is loaded of the input.
+    "sm_90": {
+        2: _rows(
+            dgrad={
+                1: ((128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (64, 64, 32, 4, 3)),
+                2: ((128, 256, 64, 8, 2), (128, 128, 64, 8, 2), (64, 64, 32, 4, 3)),
+            },
+            wgrad={
+                1: ((64, 128, 64, 8, 3, 3), (128, 128, 32, 8, 3), (32, 64, 64, 4, 2, 3)),
+                2: ((64, 128, 32, 4, 3), (32, 64, 64, 4, 2, 3)),
+            },
+            dgrad_direct=dict.fromkeys((1, 2), _MIDDLE),
+            wgrad_direct=dict.fromkeys((1, 2), _MIDDLE),
+        ),
     },
     # Each member's product of a step has columns of tensor memory of its own: with 128 there are more than 512.
     "sm_100": {
@@ -222,6 +244,20 @@ def splits(programs: int, steps: int, elements: int, arch: str) -> int:
     return max(1, min(wanted, steps // SPLIT_STEPS, SPLIT_LIMIT, SPLIT_ELEMENTS // elements))
 
 
+@lru_cache(maxsize=4096)
+def position_block(k: int, extents: tuple[int, ...]) -> tuple[int, ...]:
+    """`k` positions as (images, depth, height, width), powers of two: those that cover the extents with the fewest."""
+
+    def covered(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return math.prod(-(-n // size) * size for n, size in zip(extents, sizes)), *(
+            -size for size in sizes[::-1]
+        )
+
+    powers = [1 << i for i in range(k.bit_length())]
+    candidates = itertools.product(powers, powers, powers)
+    return min(((k // (d * h * w), d, h, w) for d, h, w in candidates if k % (d * h * w) == 0), key=covered)
+
+
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least `n`."""
     return 1 << max(0, n - 1).bit_length()
@@ -274,7 +310,7 @@ def fit(config: Config, positions: int, columns: int, contraction: int) -> Confi
     m = cut(config.m, positions)
     # A group of four warps multiplies 64 rows; two groups on the same rows are serialised (C7515).
     warps = min(4, config.warps) if m < config.m and m <= 64 else config.warps
-    return Config(m, cut(config.n, columns), cut(config.k, contraction), warps, config.stages)
+    return replace(config, m=m, n=cut(config.n, columns), k=cut(config.k, contraction), warps=warps)
 
 
 def select(

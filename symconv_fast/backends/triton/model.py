@@ -1,7 +1,9 @@
-"""What a pass would cost on a GPU, by arithmetic: products at a share of the nominal rate, bytes, launches.
+"""What a pass would cost on a GPU, by arithmetic: bytes through the second-level cache, products, memory, launches.
 
-NOT MEASURED. The shares are cautious: they come from counting instructions and cache traffic of compiled kernels, and a
-layer goes to these kernels only where even so they win by a margin.
+Rates of the cache are measured on an H200 with torch 2.11 and Triton 3.6 (2026-11-29, bfloat16, channels innermost,
+64 to 512 channels): there these kernels move what their tiles ask for at 6.2 TB/s (one tied axis), 4.4 to 4.8 (two),
+and that decides their time. Those of other architectures follow from their number of multiprocessors and clock and are
+NOT MEASURED. A layer goes to these kernels only where they win by a margin.
 """
 
 from __future__ import annotations
@@ -13,21 +15,26 @@ import torch
 from ...problem import Problem
 from .. import reference
 from ..gpu_cost import RATES
-from . import configs
-from .geometry import Geometry, geometry
+from . import configs, launch
+from .geometry import Geometry, Segment, geometry
+from .launch import Launch, Options
 
 INTERPRETED_SECONDS = 1e6
 
-# Shares of the nominal rate. Ours by number of tied axes: what is left when loads through the second-level cache bind.
-SHARE = {"fold": (0.50, 0.40, 0.29, 0.20), "direct": (0.45,) * 4}
-TORCH_SHARE = 0.65
+# Bytes a second of the second-level cache, and the share of it that a fold of so many tied axes asks for.
+CACHE = {"sm_80": 3.5e12, "sm_90": 6.0e12, "sm_100": 8.0e12, "gfx942": 6.0e12}
+CACHE_SHARE = (1.0, 1.0, 0.77, 0.55)
+# Shares of the nominal rate that the products reach where the cache does not bind.
+SHARE = 0.60
+TORCH_SHARE = 0.78  # of cuDNN's best; with few channels the rest of its time weighs more
+TORCH_CHANNELS = 24
 # float32 and float64 without tensor cores are far from their rate in Triton, and close to it in torch's libraries.
 SCALAR_SHARE, TORCH_SCALAR_SHARE = 0.3, 0.7
 # Of the memory bandwidth, for depthwise layers.
 DEPTHWISE_SHARE, TORCH_DEPTHWISE_SHARE = 0.4, 0.15
-LAUNCH_SECONDS = 30e-6
-EXPAND_SECONDS = 60e-6
-MARGIN = 1.15
+LAUNCH_SECONDS = 8e-6
+EXPAND_SECONDS = 15e-6
+MARGIN = 1.1
 
 
 def seconds(problem: Problem, op: str, algorithm: str, arch: str, precision: str) -> float:
@@ -52,11 +59,11 @@ def _torch(problem: Problem, arch: str, precision: str) -> float:
     """Expanding the filters, then the library's convolution."""
     rate, units = _rate(problem, arch, precision)
     g = geometry(problem)
-    share = TORCH_SHARE if units else TORCH_SCALAR_SHARE
+    share = TORCH_SHARE * g.channels / (g.channels + TORCH_CHANNELS) if units else TORCH_SCALAR_SHARE
     moved = problem.bytes / RATES[arch].bandwidth
     if g.depthwise:
         return EXPAND_SECONDS + moved / TORCH_DEPTHWISE_SHARE
-    return EXPAND_SECONDS + max(problem.macs_dense / (rate * share), moved)
+    return EXPAND_SECONDS + LAUNCH_SECONDS + max(problem.macs_dense / (rate * share), moved)
 
 
 def _ours(problem: Problem, op: str, algorithm: str, arch: str, precision: str) -> float:
@@ -65,24 +72,72 @@ def _ours(problem: Problem, op: str, algorithm: str, arch: str, precision: str) 
     if g.depthwise:
         return LAUNCH_SECONDS + moved / DEPTHWISE_SHARE
     rate, units = _rate(problem, arch, precision)
-    total = 0.0
-    for s in g.segments:
-        members = 1 if algorithm == "fold" else 1 << s.order
-        share = SHARE[algorithm][s.order] if units else SCALAR_SHARE
-        total += members * _padded_share(g, s.rows) * s.rows / g.rows * problem.macs_folded / (rate * share)
+    launches = launch.plan(problem, op, algorithm, options=Options(arch=arch, precision=precision)).launches
+    products = problem.macs_folded if algorithm == "fold" else problem.macs_dense
+    total = products * _padded_share(g) / (rate * (SHARE if units else SCALAR_SHARE))
+    if units:
+        total = max(total, sum(_cache_seconds(problem, g, step, arch) for step in launches))
     copies = sum(2 * n for n in _copied(problem)) * problem.dtype.itemsize / RATES[arch].bandwidth
-    launches = 2 + (len({s.order for s in g.segments}) if op == "fprop" else 1)
-    return launches * LAUNCH_SECONDS + max(total, moved) + copies
+    return len(launches) * LAUNCH_SECONDS + max(total, moved) + copies
 
 
-def _padded_share(g: Geometry, rows: int) -> float:
+def _cache_seconds(problem: Problem, g: Geometry, step: Launch, arch: str) -> float:
+    """Time of a launch if the second-level cache binds: whole rounds of programs over the multiprocessors."""
+    segments = [s for s in g.segments if any(entry[1] == s.row for entry in step.constants.get("SEGS", ()))]
+    if step.kernel not in _TILE or not segments:
+        return 0.0
+    order = max(s.order for s in segments)
+    fetched = _TILE[step.kernel](g, step, segments) * problem.dtype.itemsize
+    multiprocessors = configs.MULTIPROCESSORS[arch]
+    rounds = max(1.0, step.grid / multiprocessors)
+    rounds = math.ceil(rounds) if rounds < WHOLE_ROUNDS else rounds
+    return rounds * fetched * multiprocessors / (CACHE[arch] * CACHE_SHARE[order])
+
+
+WHOLE_ROUNDS = 4  # with more of them, programs that end early make room for the next ones
+
+
+def _blocks(size: int, width: int) -> int:
+    """`size` filled up to whole blocks."""
+    return -(-size // width) * width
+
+
+def _fprop_tile(g: Geometry, step: Launch, segments: list[Segment]) -> float:
+    """Elements that a program of fprop fetches: inputs and weights of every tap."""
+    c = step.constants
+    depth = g.channels if c["PACKED"] else _blocks(g.channels, c["BK"])
+    return g.taps * depth * (c["BM"] + c["BN"])
+
+
+def _dgrad_tile(g: Geometry, step: Launch, segments: list[Segment]) -> float:
+    """The same of dgrad: every member of an orbit for each tap of a phase."""
+    c, total = step.constants, 0
+    for s in segments:
+        depth = s.rows if c["PACKED"] else _blocks(s.rows, c["BK"])
+        total += depth * ((1 << s.order) * c["BM"] + c["BN"])
+    return g.taps * total / (math.prod(axis[1] for axis in g.axes) if c["SCATTER"] else 1)
+
+
+def _wgrad_tile(g: Geometry, step: Launch, segments: list[Segment]) -> float:
+    """The same of wgrad, over its part of the positions; of the tie with the largest orbits."""
+    c = step.constants
+    extents, _ = g.phased(g.x, c["SCATTER"])
+    positions = math.prod(_blocks(n, size) for n, size in zip((g.batch, *extents), c["SIZES"])) / c["SPLITS"]
+    members = 1 << max(s.order for s in segments)
+    return positions * (c["TAPS"] * members * c["BM"] + c["BN"])
+
+
+_TILE = {"fprop_fold": _fprop_tile, "fprop_direct": _fprop_tile, "dgrad": _dgrad_tile, "wgrad": _wgrad_tile}
+
+
+def _padded_share(g: Geometry) -> float:
     """Multiply-adds on zeros that fill matrix tiles, as a factor: at least 16 orbits and 16 channels."""
 
     def fill(n: int) -> float:
-        return -(-n // 16) * 16 / n
+        return _blocks(n, 16) / n
 
     channels = 1.3 if g.channels < configs.PACK_BELOW else fill(g.channels)  # integer work of packed taps
-    return fill(rows) * channels
+    return channels * sum(fill(s.rows) * s.rows for s in g.segments) / g.rows
 
 
 def _copied(problem: Problem) -> list[int]:

@@ -171,7 +171,7 @@ def _gradient_constants(c: Context, algorithm: str, config: Config) -> dict[str,
     g = c.g
     return {
         "AXES": g.axes, "SCATTER": not g.transposed, "C": g.channels, "F": g.filters, "BM": config.m, "BN": config.n,
-        "BK": config.k, "SUMMED": algorithm == "fold", "HALVE": c.half, "PRECISION": c.options.precision,
+        "SUMMED": algorithm == "fold", "HALVE": c.half, "PRECISION": c.options.precision,
     }  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def dgrad(c: Context, algorithm: str) -> Plan:
         at | {"tiles": tiles} | _extents("I", g.x) | _extents("O", g.y)
         | c.strides("y", "g", "ncdhw") | c.strides("w", "w", "gucdhw") | c.strides("x", "x", "ncdhw"),
         _gradient_constants(c, algorithm, config)
-        | {"SEGS": table, "WIDE": at["total"] + config.m >= LIMIT, "PACKED": packed},
+        | {"SEGS": table, "WIDE": at["total"] + config.m >= LIMIT, "PACKED": packed, "BK": config.k},
         config.warps,
         config.stages,
     )  # fmt: skip
@@ -201,18 +201,18 @@ def dgrad(c: Context, algorithm: str) -> Plan:
 def wgrad(c: Context, algorithm: str) -> Plan:
     """One launch for all segments; where the positions are split, a second one adds the parts in fixed order."""
     g = c.g
-    positions = g.batch * math.prod(g.x)
+    positions, elements = g.batch * math.prod(g.x), math.prod(c.problem.weight_shape)
     widest = max(s.rows for s in g.segments)
-    repeats = (
-        g.taps
-        * g.groups
-        * configs.splits(1, positions // 32, math.prod(c.problem.weight_shape), c.options.arch)
-    )
+    repeats = g.taps * g.groups * configs.splits(1, positions // 32, elements, c.options.arch)
     config = c.config("wgrad", g.segments, (widest, (g.channels,), positions), repeats, algorithm)
     table, blocks = _segments(list(g.segments), config.m, {})
-    programs = g.taps * g.groups * blocks * -(-g.channels // config.n)
-    steps = -(-positions // config.k)
-    splits = configs.splits(programs, steps, math.prod(c.problem.weight_shape), c.options.arch)
+    taps = _taps_together(c, config)
+    kd, kh, kw = (axis[0] for axis in g.axes)
+    programs = kd * kh * -(-kw // taps) * g.groups * blocks * -(-g.channels // config.n)
+    extents, _ = g.phased(g.x, not g.transposed)
+    block = configs.position_block(config.k, (g.batch, *extents))
+    steps = math.prod(-(-n // size) for n, size in zip((g.batch, *extents), block))
+    splits = configs.splits(programs, steps, elements, c.options.arch)
     out, strides, reduction = _wgrad_output(c, splits)
     launch = Launch(
         "wgrad",
@@ -221,14 +221,22 @@ def wgrad(c: Context, algorithm: str) -> Plan:
         {"images": g.batch} | _extents("I", g.x) | _extents("O", g.y)
         | c.strides("y", "g", "ncdhw") | c.strides("x", "x", "ncdhw") | strides,
         _gradient_constants(c, algorithm, config)
-        | {"SEGS": table, "BLOCKS": blocks, "SPLITS": splits, "WIDE": positions + config.k * splits >= LIMIT},
+        | {"SEGS": table, "BLOCKS": blocks, "SPLITS": splits, "SIZES": block, "TAPS": taps},
         config.warps,
         config.stages,
     )  # fmt: skip
     if reduction is None:
         return Plan((launch,))
-    elements = splits * math.prod(c.problem.weight_shape)
-    return Plan((launch, reduction), (Buffer("partial", elements, c.accumulator),))
+    return Plan((launch, reduction), (Buffer("partial", splits * elements, c.accumulator),))
+
+
+def _taps_together(c: Context, config: Config) -> int:
+    """Taps of a program of wgrad: neighbours along the width that join the same positions of the input."""
+    kernel, stride, *_ = c.g.axes[2]
+    if not c.g.transposed and stride > 1:
+        return 1
+    together = range(min(config.taps, kernel), 0, -1)
+    return min(together, key=lambda taps: -(-kernel // taps) * (taps + 1))
 
 
 def _wgrad_output(c: Context, splits: int) -> tuple[tuple[str, torch.dtype], dict[str, int], Launch | None]:

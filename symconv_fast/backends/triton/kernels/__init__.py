@@ -2,8 +2,9 @@
 
 from .depthwise import dgrad_depthwise, fprop_depthwise, wgrad_depthwise
 from .fprop import fprop_direct, fprop_fold
-from .gradients import dgrad, wgrad
+from .gradients import dgrad
 from .weights import fold_weights, reduce_splits
+from .wgrad import wgrad
 
 __all__ = [
     "dgrad",

@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from .fprop import tile_positions
-from .gradients import along, partner, reach
 from .index import (
     MASK,
     ROW,
@@ -22,6 +21,7 @@ from .index import (
     first_of,
     member,
     mirrored,
+    mixed_phases,
     orbit,
     positions,
     tap_at,
@@ -29,6 +29,34 @@ from .index import (
     wide,
     window,
 )
+from .wgrad import reach
+
+
+@triton.jit
+def along(k, t, AXES: tl.constexpr, A: tl.constexpr, TIE: tl.constexpr, SCATTER: tl.constexpr):
+    """Position of the input on axis A that is number t of those that tap k can use."""
+    if SCATTER and not mixed_phases(AXES, A, TIE):
+        S: tl.constexpr = field(AXES, A, 1)
+        residue = (k * field(AXES, A, 2) + field(AXES, A, 3) * (S - 1)) % S
+        return t * S + residue
+    else:
+        return t
+
+
+@triton.jit
+def partner(k, q, AXES: tl.constexpr, A: tl.constexpr, FLIP: tl.constexpr, SCATTER: tl.constexpr):
+    """Position of the output that tap k (mirrored along FLIP) joins with position q of the input, negative if none."""
+    S: tl.constexpr = field(AXES, A, 1)
+    D: tl.constexpr = field(AXES, A, 2)
+    P: tl.constexpr = field(AXES, A, 3)
+    k = mirrored(k, AXES, A, FLIP)
+    if SCATTER:
+        LIFT: tl.constexpr = D * field(AXES, A, 0)
+        lifted = q + (P - k * D + LIFT * S)
+        quotient = lifted // S
+        return tl.where(quotient * S == lifted, quotient - LIFT, -1)
+    else:
+        return q * S + (k * D - P)
 
 
 @triton.jit

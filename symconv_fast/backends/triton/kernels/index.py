@@ -281,9 +281,27 @@ def window(
     bh = shift(mirrored(taps[1], AXES, 1, FLIP), residues[1], AXES, 1, SCATTER)
     bw = shift(mirrored(taps[2], AXES, 2, FLIP), residues[2], AXES, 2, SCATTER)
     zd, zh, zw = origins[0] + bd, origins[1] + bh, origins[2] + bw
-    inside = (zd >= 0) & (zd < extents[0]) & (zh >= 0) & (zh < extents[1]) & (zw >= 0) & (zw < extents[2])
+    inside = within(zd, extents[0], AXES, 0, SCATTER) & within(zh, extents[1], AXES, 1, SCATTER)
+    inside = inside & within(zw, extents[2], AXES, 2, SCATTER)
     moved = wide(bd) * strides[0] + wide(bh) * strides[1] + wide(bw) * strides[2]
     return tl.load(source + (base + moved), mask=inside & valid, other=0.0)
+
+
+@triton.constexpr_function
+def never_leaves(axes, a, scatter):
+    """Has axis `a` one tap, which reads inside the source at every destination?"""
+    k, s, d, p = axes[a]
+    return k == 1 and p == 0 and (not scatter or (s == 1 and d == 1))
+
+
+@triton.jit
+def within(z, extent, AXES: tl.constexpr, A: tl.constexpr, SCATTER: tl.constexpr):
+    """Is position z on axis A inside the source? One comparison: as unsigned numbers negative ones are the largest."""
+    if never_leaves(AXES, A, SCATTER):
+        return z == z
+    else:
+        UNSIGNED: tl.constexpr = tl.uint64 if z.dtype.scalar == tl.int64 else tl.uint32
+        return z.to(UNSIGNED) < extent
 
 
 @triton.jit
