@@ -158,7 +158,7 @@ def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[.
 def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
     # `threads` is part of the key alone: estimates may depend on it.
     _check_names(pin)
-    if is_empty(problem):
+    if problem.is_empty:
         module = load("reference")
         return Choice(module, "expand")
     if problem.device == "cpu" and pin.name != "reference":
@@ -203,12 +203,6 @@ def _load_for(problem: Problem, name: str) -> Any | str:
     """`load`, or why the backend is not even imported: it runs nothing on the device of the problem."""
     reason = None if backends.missing(name) else backends.misplaced(name, problem.device)
     return load(name) if reason is None else reason
-
-
-def is_empty(problem: Problem) -> bool:
-    """Is there nothing to compute? Then the reference runs, whatever is pinned."""
-    shapes = (problem.input_shape, problem.weight_shape, problem.output_shape)
-    return any(0 in shape for shape in shapes)
 
 
 def _check_names(pin: Pin) -> None:

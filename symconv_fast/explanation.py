@@ -16,7 +16,8 @@ PASSES = {"fprop": "forward", "dgrad": "input gradient", "wgrad": "weight gradie
 """The three passes in words."""
 
 _TORCHS = "torch's convolution"
-_KERNELS = {"cpu": "cpu", "cuda": "triton"}  # the backend with the kernels of a device
+# The backend with the kernels of a device, and what it needs.
+_KERNELS = {"cpu": ("cpu", "native module"), "cuda": ("triton", "Triton kernels")}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Explanation:
         failed = next((report for report in self.passes if report.error), None)
         if failed is not None:
             return f"cannot run the {PASSES[failed.op]} pass: {failed.error}"
-        if dispatch.is_empty(self.problem):
+        if self.problem.is_empty:
             return "nothing to compute: input, weight or output is empty"
         if all(report.way == _TORCHS for report in self.passes):
             return (
@@ -76,9 +77,10 @@ class Explanation:
         pin = dispatch.pinned()
         if pin.name == "reference" or pin.algorithm == "expand":
             return f" ({pin.origin} asks for it)"
+        backend, kernels = _KERNELS.get(self.problem.device, (None, ""))
         for candidate in self.passes[0].candidates:
-            if candidate.algorithm == "-" and candidate.backend == _KERNELS.get(self.problem.device):
-                return f", because {candidate.reason}"
+            if candidate.algorithm == "-" and candidate.backend == backend:
+                return f"; {kernels} missing: {candidate.reason}"
         return " (nothing is tied)" if self.problem.unique == self.problem.out_channels else ""
 
     def _ways(self) -> str:
@@ -115,7 +117,7 @@ class Explanation:
         able = [report for report in self.passes if report.error is None]
         width = max((len(report.way) for report in able), default=0)
         lines = [f"{PASSES[report.op]:<15}  {report.way:<{width}}" for report in able]
-        if dispatch.is_empty(self.problem):
+        if self.problem.is_empty:
             return lines
         times = [f"{_time(report.seconds)}, torch's layer {_time(report.torch_seconds)}" for report in able]
         return [f"{line}  an estimated {time}" for line, time in zip(lines, times)]
@@ -206,5 +208,5 @@ def _report(problem: Problem, op: str) -> PassReport:
     except RuntimeError as error:
         return PassReport(op, None, None, found, str(error))
     reference: Any = dispatch.load("reference")
-    torchs = math.inf if dispatch.is_empty(problem) else reference.torch_seconds(problem, op)
+    torchs = math.inf if problem.is_empty else reference.torch_seconds(problem, op)
     return PassReport(op, choice.backend.NAME, choice.algorithm, found, None, torchs)
