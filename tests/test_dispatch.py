@@ -284,7 +284,7 @@ def test_without_the_native_module_it_works_and_says_so_once():
     assert len(messages) == 1
     assert messages[0].count("the cpu backend is not available") == 1
     assert (
-        "no gain expected: torch's convolution runs, on filters that are expanded in the call, because the"
+        "no gain expected: torch's convolution runs, on filters that are expanded in the call; native module missing: "
         in out
     )
     # Who asked for the reference is not told.
