@@ -53,7 +53,7 @@ sanitize: build/.python
 guard: build/.built
 	$(PY) tools/guard.py
 
-# The quick set and everything that has a target, in under 8 minutes on an otherwise idle machine.
+# Some layers of every kind and whole networks, in under 8 minutes on an otherwise idle machine.
 bench: build/.built
 	$(PY) -m pytest bench --minutes 7 $(BENCH_ARGS)
 

@@ -163,22 +163,24 @@ class Bench:
         row = self._row(lambda x, *_: layer(x), ())
         return Row(row.run, row.input, (layer.weight, layer.bias), row.upstream)
 
-    def baselines(self, compiled: bool = False) -> dict[str, Row]:
-        """All baselines by name."""
+    def baselines(self, compiled: bool = False, rivals_only: bool = False) -> dict[str, Row]:
+        """All baselines by name, or those alone that count for the ratio."""
         expanded, reduced = (self.expanded, self.layer.bias), (self.layer.weight, self.layer.bias)
         rows = {"expanded/contiguous": self._row(self._conv, expanded, False)}
         if self.ndim > 1:
             rows["expanded/channels_last"] = self._row(self._conv, expanded, True)
         if self._lacks_instructions():
             rows["expanded/widened"] = self._row(self._widened, expanded, self.ndim > 1)
+        if self.case.shape.depthwise:
+            rows["separate"] = self._separate()
+        if rivals_only:
+            return rows
         rows["expand inside"] = self._row(self._expand_inside, reduced)
         if compiled:
             torch._dynamo.reset()  # else the limit of recompilations is reached after a few cases
             rows["compiled"] = self._row(torch.compile(self._expand_inside, dynamic=False), reduced)
         rows["ordinary"] = self._ordinary()
-        if self.case.shape.depthwise:
-            rows["separate"] = self._separate()
-        elif self._lacks_onednn(rows["expanded/contiguous"]):
+        if not self.case.shape.depthwise and self._lacks_onednn(rows["expanded/contiguous"]):
             rows["onednn"] = self._row(self._onednn, expanded)
         return rows
 
@@ -241,17 +243,17 @@ class Bench:
             with without_search():
                 true = self._conv(self.x.double(), self.expanded.double(), self.layer.bias.double())
             wrong = []
-            for name, row in self.baselines().items():
+            for name, row in self.baselines(rivals_only=True).items():
                 if name.startswith("expanded/"):
                     (got,) = row.call("fwd")()
                     if not rms(got.double() - true) <= BASELINE_WRONG * rms(true):  # also for NaN
                         wrong.append(name)
         return wrong
 
-    def comparison(self, compiled: bool = False) -> Comparison:
+    def comparison(self, compiled: bool = False, rivals_only: bool = False) -> Comparison:
         """What `bench.measure.measure` takes."""
         case, work = self.case, len(OPS[self.case.direction])
-        rows = {"ours": self.ours(), **self.baselines(compiled)}
+        rows = {"ours": self.ours(), **self.baselines(compiled, rivals_only)}
         tensors = self.x.nbytes + self.upstream.nbytes
         return Comparison(
             name=case.name,
@@ -323,8 +325,12 @@ def pinned(case: Case) -> AbstractContextManager[None]:
     return symconv_fast.backend(case.backend or None, case.algorithm or None)
 
 
-def run(case: Case, seconds: float = 2.0, compiled: bool = False, memory: bool = True) -> dict[str, object]:
+def run(
+    case: Case, seconds: float = 2.0, compiled: bool = False, memory: bool = True, rivals_only: bool = False
+) -> dict[str, object]:
     """Check and measure one case; with `compiled` also against torch.compile, with `memory` also its peak memory.
+
+    With `rivals_only` nothing is timed but ours and what counts for the ratio.
 
     Returns:
         The row of `bench.measure.measure`.
@@ -334,4 +340,4 @@ def run(case: Case, seconds: float = 2.0, compiled: bool = False, memory: bool =
     """
     device(case.device)  # sets up CUDA before the first tensor
     with pinned(case):
-        return measure(Bench(case).comparison(compiled), seconds, memory)
+        return measure(Bench(case).comparison(compiled, rivals_only), seconds, memory)

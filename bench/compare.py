@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.noise import spread
 from bench.rows import Row, aligned, geometric_mean, key, load, words
 
 LEAST = 0.03  # differences below this are not told, however quiet the machine
@@ -53,21 +54,6 @@ def grouped(rows: Iterable[Row]) -> Rows:
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups
-
-
-def spread(rows: list[Row]) -> float:
-    """Relative spread of the ratio within its runs: half of p20 to p80 of ours and of the baseline, as one."""
-
-    def half(p20: float, p50: float, p80: float) -> float:
-        return (p80 - p20) / (2 * p50)
-
-    within = [
-        math.hypot(half(*row["timings"]["ours"]), half(*row["timings"][row["baseline"]])) for row in rows
-    ]
-    # The median of n interleaved runs is steadier than one run; repeated rows show their own scatter beside it.
-    ratios = [row["ratio"] for row in rows]
-    between = (max(ratios) - min(ratios)) / (2 * statistics.median(ratios)) if len(rows) > 1 else 0.0
-    return max(statistics.median(within) / 2, between)
 
 
 def drift(before: Rows, after: Rows) -> float:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bench import noise
 from bench.device import Call, device, output
 from bench.peaks import peaks
 
@@ -142,7 +143,9 @@ def measure(
     assert rivals, f"{c.name}: the result of every baseline is wrong: {', '.join(verdict.wrong)}"
     calls, timer = machine.prepare(c.calls)
     few = {"warm_up": 0, "max_rounds": 1, "min_rounds": 1, "repeats": 1} if rehearsal else {}
+    waiting = noise.Waiting()
     timings = interleave(calls, seconds, once=machine.once, **few)
+    waited = waiting.share()
     baseline = min(rivals, key=lambda name: timings[name].p50)
     mine = timings["ours"]
     return {
@@ -157,7 +160,8 @@ def measure(
         "peak_extra_bytes": machine.peak_extra_bytes(c.calls["ours"]) if memory else None,
         "baseline_peak_extra_bytes": machine.peak_extra_bytes(c.calls[baseline]) if memory else None,
         "activation_bytes": c.activation_bytes,
-        **machine.state(), "load": round(os.getloadavg()[0], 2), **provenance(c.device),
+        **machine.state(), "waited": None if waited is None else round(waited, 3),
+        "load": round(os.getloadavg()[0], 2), **provenance(c.device),
     }  # fmt: skip
 
 

@@ -16,6 +16,9 @@ SETTINGS = {
     "OMP_PLACES": "cores",
 }
 
+# torch's profiler, which watches memory and kernels here, logs every start and stop up to level 5.
+QUIET = {"KINETO_LOG_LEVEL": "6"}
+
 
 def pin() -> None:
     """Pin the threads; what is already set in the environment stays.
@@ -29,6 +32,8 @@ def pin() -> None:
         wanted = " ".join(f"{name}={value}" for name, value in missing.items())
         raise RuntimeError(f"torch was imported before its threads were pinned; start Python with {wanted}")
     os.environ.update(missing)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def keep_memory() -> None:

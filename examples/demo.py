@@ -2,7 +2,8 @@
 """Demonstration: accuracy, size and speed on handwritten digits, then single layers of real networks.
 
 Both networks see the same images in the same order, epoch by epoch in turns, so that the times can be compared. The
-numbers are printed as they come out, slower ones included. Writes demo_output/demo.txt and demo_output/demo.png.
+numbers are printed as they come out, slower ones included; a ratio that the noise guard of the benchmark doubts is
+withheld, with the reason. Writes demo_output/demo.txt and demo_output/demo.png.
 """
 
 from __future__ import annotations
@@ -16,25 +17,29 @@ sys.path.insert(0, str(ROOT))
 import bench.threads  # noqa: F401, I001  (before torch: pins its threads)
 
 import argparse
+import os
 import statistics
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import demo_picture
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bench import cases, measure, shapes
+from bench import cases, measure, noise, peaks, shapes
 from bench.case import Case
-from bench.rows import PASS_NAMES, Row, aligned
-from symconv_fast import SymmetricConv2d
+from bench.rows import Row, aligned
+from symconv_fast import SymmetricConv2d, dispatch
 
 ORDINARY, SYMMETRIC = "nn.Conv2d", "SymmetricConv2d"
 TIES = "hv"  # quadruples: a quarter of the weights
+SIZE = 24  # of the images, in pixels
 LAYERS = {
     "4x64@56": "h",
     "4x128@28": "v",
@@ -43,18 +48,42 @@ LAYERS = {
     "1x256@56": "hv",
     "1x3>64@224": "h",
 }
+PASSES = ("fwd", "step")
+ENOUGH = 45.0  # seconds of training after which no other run begins: on a busy machine one has to do
+HOPELESS = 3  # cases that stay in doubt when measured again: the machine is busy, and no more are repeated
+
+NETWORKS = f"""\
+1. Two networks learn to read handwritten digits
+
+Both have five convolutions and see the same images. In the second network four of the five are
+SymmetricConv2d(..., symmetry="{TIES}"): their filters come in quadruples. One of the four is stored, the
+others are its mirror images: left to right, top to bottom, and both. So these layers store a quarter
+of the weights and do a quarter of the multiplications.
+"""
+SINGLE = """\
+2. Single layers of well-known networks
+
+How many times as fast is a layer with tied filters as torch's convolution (F.conv2d) with as many
+ordinary ones, in the memory format that suits it best?
+
+layer   4x64@56 is a batch of 4 with 64 channels in and out on a map of 56 x 56; 3>64 is 3 channels in
+        and 64 out. All kernels are 3 x 3.
+tie     h: pairs of filters, mirrored left to right; v: pairs, top to bottom; hv: quadruples.
+limit   The most that the tie alone can gain: 2 for pairs, 4 for quadruples. Pairs may go beyond it, to
+        3 at most: "minimal filtering" saves products along the axis that is not tied, too.
+step    A training step: forward and all gradients.
+"""
 
 
 @dataclass
 class Network:
-    """Results of one of the two networks over all seeds."""
+    """Results of one of the two networks over all seeds; `epochs` are seconds."""
 
     make: Callable[..., nn.Module]
     accuracy: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    epochs: list[float] = field(default_factory=list)
     parameters: int = 0
     macs: int = 0
-    images_per_second: float = 0.0
 
 
 def cnn(conv: Callable[..., nn.Module]) -> nn.Module:
@@ -84,10 +113,10 @@ def networks() -> dict[str, Network]:
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """The 1797 handwritten digits of scikit-learn, upscaled to 32 x 32: (1797, 1, 32, 32) and (1797,)."""
+    """The 1797 handwritten digits of scikit-learn, upscaled: (1797, 1, SIZE, SIZE) and (1797,)."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
-    images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
+    images = F.interpolate(images, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
     return (images - images.mean()) / images.std(), torch.tensor(data.target)
 
 
@@ -113,7 +142,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(
-    nets: dict[str, Network], seed: int, epochs: int, images: Tensor, labels: Tensor
+    nets: dict[str, Network], seed: int, epochs: int, images: Tensor, labels: Tensor, bar: tqdm
 ) -> dict[str, nn.Module]:
     """Train both networks on the same three quarters of the images, epoch by epoch in turns."""
     torch.manual_seed(seed)
@@ -127,14 +156,12 @@ def train(
         optimizer = torch.optim.AdamW(models[name].parameters(), lr=4e-3, weight_decay=0.01)
         total = epochs * -(-split // 64)
         steps[name] = (optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=total))
-        net.seconds.append(0.0)
-    with tqdm(total=epochs * len(nets), desc=f"training, seed {seed}", unit="epoch") as bar:
-        for turn in range(epochs):
-            shuffled = rest[torch.randperm(split)]
-            batchwise = images[shuffled].contiguous(memory_format=torch.channels_last), labels[shuffled]
-            for name in list(nets)[:: 1 if turn % 2 else -1]:
-                nets[name].seconds[-1] += epoch(models[name], *steps[name], *batchwise)
-                bar.update()
+    for turn in range(epochs):
+        shuffled = rest[torch.randperm(split)]
+        batchwise = images[shuffled].contiguous(memory_format=torch.channels_last), labels[shuffled]
+        for name in list(nets)[:: 1 if turn % 2 else -1]:
+            nets[name].epochs.append(epoch(models[name], *steps[name], *batchwise))
+            bar.update()
     for name, net in nets.items():
         net.accuracy.append(accuracy(models[name], images[test], labels[test]))
     return models
@@ -157,139 +184,186 @@ def count_macs(model: nn.Module, image: Tensor) -> int:
     return total
 
 
-def measure_inference(nets: dict[str, Network], models: dict[str, nn.Module], images: Tensor) -> None:
-    """Size of both networks, and their images a second in batches of 64, measured in turns."""
+def compare_networks(nets: dict[str, Network], seeds: int, epochs: int) -> dict[str, Row]:
+    """Train and time both networks; rows for the noise guard, of "epoch" and "batch" (64 images, inference)."""
+    images, labels = digits()
+    rows, waiting, start = {}, noise.Waiting(), time.perf_counter()
+    with tqdm(total=seeds * epochs * len(nets), desc="training", unit="epoch", leave=False) as bar:
+        for seed in range(seeds):
+            models = train(nets, seed, epochs, images, labels, bar)
+            if time.perf_counter() - start > ENOUGH:
+                break
     batch = images[:64].contiguous(memory_format=torch.channels_last)
     for name, model in models.items():
         nets[name].parameters = sum(parameter.numel() for parameter in model.parameters())
         nets[name].macs = count_macs(model, batch[:1])
+    timings = {name: measure.percentiles([int(1e9 * s) for s in net.epochs]) for name, net in nets.items()}
+    rows["epoch"] = as_row(nets, timings, waiting)
+    waiting = noise.Waiting()
     with torch.inference_mode():
-        timings = measure.interleave(
-            {name: partial(model.eval(), batch) for name, model in models.items()}, 4.0
-        )
-    for name, timing in timings.items():
-        nets[name].images_per_second = 64e3 / timing.p50
+        calls = {name: partial(model.eval(), batch) for name, model in models.items()}
+        rows["batch"] = as_row(nets, measure.interleave(calls, 2.0), waiting)
+    return rows
 
 
-def network_table(nets: dict[str, Network]) -> str:
+def as_row(nets: dict[str, Network], timings: dict[str, measure.Timing], waiting: noise.Waiting) -> Row:
+    """What the noise guard wants to know of a comparison of the networks; multiplications set their limit."""
+    old, new = timings[ORDINARY], timings[SYMMETRIC]
+    return {
+        "ratio": old.p50 / new.p50, "limit": nets[ORDINARY].macs / nets[SYMMETRIC].macs, "baseline": "torch",
+        "timings": {"ours": [new.p20, new.p50, new.p80], "torch": [old.p20, old.p50, old.p80]},
+        "algorithm": "", "config": {},
+        "waited": waiting.share(), "load": os.getloadavg()[0], "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def network_table(nets: dict[str, Network], rows: dict[str, Row]) -> str:
     """Both networks side by side, with the factor between them."""
     old, new = nets[ORDINARY], nets[SYMMETRIC]
 
-    def spread(values: list[float], scale: float, unit: str) -> str:
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        return f"{scale * statistics.mean(values):.2f} ± {scale * deviation:.2f}{unit}"
+    def right(net: Network) -> str:
+        deviation = f" ± {100 * statistics.stdev(net.accuracy):.1f}" if len(net.accuracy) > 1 else ""
+        return f"{100 * statistics.mean(net.accuracy):.1f}{deviation} %"
 
-    seconds = [statistics.mean(net.seconds) for net in (old, new)]
-    rates = [f"{net.images_per_second:,.0f}" for net in (old, new)]
-    lines = [
-        ["", ORDINARY, SYMMETRIC, "factor"],
-        [
-            f"test accuracy, {len(old.accuracy)} seeds",
-            *(spread(n.accuracy, 100, " %") for n in (old, new)),
-            "",
-        ],
-        [
-            "parameters",
-            f"{old.parameters:,}",
-            f"{new.parameters:,}",
-            f"{old.parameters / new.parameters:.2f}x fewer",
-        ],
-        ["MACs an image", f"{old.macs:,}", f"{new.macs:,}", f"{old.macs / new.macs:.2f}x fewer"],
-        [
-            "training, seconds",
-            *(spread(n.seconds, 1, "") for n in (old, new)),
-            times(seconds[0] / seconds[1]),
-        ],
-        ["inference, images/s", *rates, times(new.images_per_second / old.images_per_second)],
-    ]
-    return aligned(lines)
+    runs = f"{len(old.accuracy)} runs" if len(old.accuracy) > 1 else "one run"
+    epochs = _times(rows["epoch"], lambda ms: f"{1e-3 * ms:.2f}")
+    batches = _times(rows["batch"], lambda ms: f"{64e3 / ms:,.0f}")
+    fewer = [old.parameters / new.parameters, old.macs / new.macs]
+    faster = [told(row, "times as fast") for row in rows.values()]
+    return aligned([
+        ["", ORDINARY, SYMMETRIC, ""],
+        [f"test digits read right ({runs})", right(old), right(new), ""],
+        ["weights", f"{old.parameters:,}", f"{new.parameters:,}", f"{fewer[0]:.1f} times fewer"],
+        ["multiplications an image", f"{old.macs:,}", f"{new.macs:,}", f"{fewer[1]:.1f} times fewer"],
+        ["training, seconds an epoch", *epochs, faster[0]],
+        ["inference, images a second", *batches, faster[1]],
+    ])  # fmt: skip
 
 
-def times(ratio: float) -> str:
-    """A factor of speed that cannot be misread."""
-    return f"{ratio:.2f}x" + ("" if ratio >= 1 else " (slower)")
+def _times(row: Row, words: Callable[[float], str]) -> list[str]:
+    """The times of both networks in words, unless there are doubts."""
+    return ["-", "-"] if noise.doubt(row) else [words(row["timings"][name][1]) for name in ("torch", "ours")]
+
+
+def told(row: Row, unit: str = "") -> str:
+    """A ratio, unless there are doubts."""
+    return "withheld" if noise.doubt(row) else f"{row['ratio']:.2f} {unit}".rstrip()
 
 
 def measure_layers(seconds: float) -> list[Row]:
     """Forward and training step of six layers of real networks against expanded filters."""
+    peaks.rehearse()  # no rate is shown here
     known = {shape.name: shape for shape in shapes.DEFAULT}
-    todo = [
-        Case(known[name], tie, direction) for name, tie in LAYERS.items() for direction in ("fwd", "step")
-    ]
-    return [cases.run(case, seconds, memory=False) for case in tqdm(todo, desc="single layers", unit="layer")]
+    todo = [Case(known[name], tie, direction) for name, tie in LAYERS.items() for direction in PASSES]
+    run = partial(cases.run, seconds=seconds, memory=False, rivals_only=True)
+    rows, hopeless = [], 0
+    for case in tqdm(todo, desc="single layers", unit="case", leave=False):
+        row = run(case)
+        if noise.doubt(row) and hopeless < HOPELESS:
+            row = run(case)
+            hopeless += bool(noise.doubt(row))
+        rows.append(row)
+    return rows
 
 
 def layer_table(rows: list[Row]) -> str:
-    """The layers with both times and what ran."""
-    lines = [["layer", "network", "tie", "pass", "runs on", "F.conv2d, expanded", "symmetric", "ratio"]]
+    """A line a layer: times and ratio of both passes; no times either where the ratio is withheld."""
+    head = [
+        "layer",
+        "from",
+        "tie",
+        "limit",
+        "forward, ms: torch",
+        "tied",
+        "ratio",
+        "step, ms: torch",
+        "tied",
+        "ratio",
+    ]
+    lines: dict[str, list[str]] = {}
     for row in rows:
-        what = [row["shape"], row["model"], row["tie"], PASS_NAMES[row["pass"]], row["backend"]]
-        lines.append([*what, f"{row['baseline_ms']:.2f} ms", f"{row['ms_p50']:.2f} ms", times(row["ratio"])])
-    return aligned(lines)
+        line = lines.setdefault(row["shape"], [row["shape"], row["model"], row["tie"], str(row["limit"])])
+        times = [f"{ms:.2f}" for ms in (row["baseline_ms"], row["ms_p50"])]
+        line += [*(["-", "-"] if noise.doubt(row) else times), told(row)]
+    return aligned([head, *lines.values()])
 
 
-def plot(nets: dict[str, Network], rows: list[Row], path: Path) -> None:
-    """One picture: accuracy, what the networks cost, and the ratios of the layers."""
-    import matplotlib.pyplot as plt
+def withheld(rows: list[Row]) -> str:
+    """In one line what is withheld, why, and what to do; or nothing."""
+    reasons = [reason for row in rows if (reason := noise.doubt(row))]
+    waited = [share for row in rows if (share := noise.waiting(row)) is not None]
+    share = f" (this program waited for a core {max(waited):.0%} of the time)" if waited else ""
+    if reasons and any(map(noise.busy, rows)):
+        return (
+            f"{len(reasons)} of {len(rows)} ratios are withheld, because the machine is busy{share}. "
+            "Close other programs and run `make demo` again."
+        )
+    if reasons:
+        return (
+            f"{len(reasons)} of {len(rows)} ratios are withheld, because {' and '.join(dict.fromkeys(reasons))}. "
+            "Perhaps other machines share this processor: run `make demo` again at a quieter time."
+        )
+    if any(map(noise.busy, rows)):
+        return f"The machine is a little busy{share}: ratios may be off by a tenth or two."
+    return ""
 
-    from bench import plots  # draws without a screen
 
-    figure, axes = plt.subplots(2, 2, figsize=(13, 8), gridspec_kw={"width_ratios": [1, 2]})
+def closing(nets: dict[str, Network], network_rows: dict[str, Row], layer_rows: list[Row]) -> str:
+    """One sentence that says what was shown."""
     old, new = nets[ORDINARY], nets[SYMMETRIC]
-    for place, net in enumerate((old, new)):
-        percent = [100 * value for value in net.accuracy]
-        axes[0, 0].bar(place, statistics.mean(percent), 0.6)
-        axes[0, 0].plot([place] * len(percent), percent, "k_", markersize=12)
-    lowest = 100 * min(old.accuracy + new.accuracy)
-    axes[0, 0].set_ylim(max(0.0, lowest - 3), 100.5)
-    axes[0, 0].set_xticks((0, 1), (ORDINARY, SYMMETRIC))
-    axes[0, 0].set_title("test accuracy in % (marks: seeds; axis cut)")
-    share = {
-        "parameters": new.parameters / old.parameters,
-        "MACs": new.macs / old.macs,
-        "training time": statistics.mean(new.seconds) / statistics.mean(old.seconds),
-        "inference time": old.images_per_second / new.images_per_second,
-    }
-    axes[1, 0].bar(list(share), list(share.values()), 0.6, color="tab:orange")
-    axes[1, 0].axhline(1.0, color="black", linewidth=0.8)
-    axes[1, 0].tick_params(axis="x", labelsize=8)
-    axes[1, 0].set_title(f"{SYMMETRIC} as a share of {ORDINARY}")
-    for axis, direction in zip(axes[:, 1], ("fwd", "step"), strict=True):
-        plots.bars(axis, [row for row in rows if row["pass"] == direction])
-        axis.set_title(f"{PASS_NAMES[direction]}: times faster than F.conv2d on expanded filters")
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    right = [f"{100 * statistics.mean(net.accuracy):.1f} %" for net in (new, old)]
+    text = (
+        f"Shown: with its filters tied in quadruples the network reads {right[0]} of new digits right (ordinary: "
+        f"{right[1]}) with {old.parameters / new.parameters:.1f} times fewer weights; "
+    )
+    training = network_rows["epoch"]
+    sure = [row["ratio"] for row in layer_rows if row["pass"] == "fwd" and not noise.doubt(row)]
+    speed = [] if noise.doubt(training) else [f"it trains {training['ratio']:.1f} times as fast"]
+    if sure:
+        speed.append(f"single layers run {min(sure):.1f} to {max(sure):.1f} times as fast as torch's")
+    return (
+        text
+        + (" and ".join(speed) or "how much faster it is could not be measured on this busy machine")
+        + "."
+    )
 
 
 def main() -> None:
     """Train, measure, print, write."""
     parser = argparse.ArgumentParser(description="ordinary and symmetric convolutions side by side")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=2.0, help="time to measure one layer")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=0.8, help="time to measure one pass of a layer")
     parser.add_argument("--output", type=Path, default=ROOT / "demo_output")
     options = parser.parse_args()
-    start = time.perf_counter()
+    start, written = time.perf_counter(), []
+
+    def say(text: str) -> None:
+        written.append(text + "\n")
+        print(text, flush=True)
+
     about = measure.provenance()
-    head = f"{about['device']}, {about['threads']} pinned threads, torch {about['torch']}, float32, channels_last\n"
-    head += f"ties of the symmetric network: {TIES}\n"
-    print(head)
-    images, labels = digits()
+    where = f"{about['device']}, {about['threads']} threads, torch {about['torch']}, float32"
+    say("symconv_fast: convolutions whose filters are mirror images of each other, beside ordinary ones")
+    say(f"{where}; takes about a minute\n")
+    if "cpu" not in dispatch.available():
+        say(f"Nothing will be faster here: {dispatch.load('cpu')}. `python -m symconv_fast` says more.\n")
     nets = networks()
-    for seed in range(options.seeds):
-        models = train(nets, seed, options.epochs, images, labels)
-    measure_inference(nets, models, images)
-    first = "Handwritten digits, the same network with both layers:\n\n" + network_table(nets)
-    print("\n" + first)
-    rows = measure_layers(options.seconds)
-    what = "Single layers, against F.conv2d on filters expanded beforehand (above 1: the symmetric layer is faster)"
-    second = f"{what}:\n\n{layer_table(rows)}"
-    print("\n" + second)
+    say(NETWORKS)
+    network_rows = compare_networks(nets, options.seeds, options.epochs)
+    say(network_table(nets, network_rows))
+    say(SINGLE)
+    layer_rows = measure_layers(options.seconds)
+    say(layer_table(layer_rows))
+    if lines := withheld([*network_rows.values(), *layer_rows]):
+        say(textwrap.fill(lines, 100) + "\n")
+    say(textwrap.fill(closing(nets, network_rows, layer_rows), 100))
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "demo.txt").write_text(f"{head}\n{first}\n{second}")
-    plot(nets, rows, options.output / "demo.png")
-    print(f"Written: {options.output / 'demo.txt'} and {options.output / 'demo.png'}")
-    print(f"Took {time.perf_counter() - start:.0f} s.")
+    (options.output / "demo.txt").write_text("".join(written))
+    demo_picture.draw(list(nets.values()), network_rows, layer_rows, options.output / "demo.png")
+    print(
+        f"\nWritten: {options.output / 'demo.txt'} and demo.png beside it. Took {time.perf_counter() - start:.0f} s."
+    )
 
 
 if __name__ == "__main__":

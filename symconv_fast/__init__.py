@@ -8,7 +8,8 @@ from . import functional, ops, settings
 from . import guards as _guards
 from ._version import __version__
 from .convert import to_torch
-from .dispatch import backend, explain
+from .dispatch import backend
+from .explanation import explain
 from .modules import (
     SymmetricConv1d,
     SymmetricConv2d,

@@ -1,15 +1,13 @@
-"""Problem -> backend and algorithm, with reasons: the list of backends, the choice, and how to see and steer it."""
+"""Problem -> backend and algorithm, with reasons: the list of backends, the choice, and how to steer it."""
 
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from . import backends, settings
 from .activation import activate
-from .problem import OPS, Problem, suggests_channels_last
+from .problem import Problem
 
 BACKENDS: tuple[str, ...] = ("cpu", "triton", "composed", "reference")
 """Modules under symconv_fast.backends. To add a backend, add its name here and nowhere else."""
@@ -160,7 +158,7 @@ def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[.
 def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
     # `threads` is part of the key alone: estimates may depend on it.
     _check_names(pin)
-    if _is_empty(problem):
+    if problem.is_empty:
         module = load("reference")
         return Choice(module, "expand")
     if problem.device == "cpu" and pin.name != "reference":
@@ -207,11 +205,6 @@ def _load_for(problem: Problem, name: str) -> Any | str:
     return load(name) if reason is None else reason
 
 
-def _is_empty(problem: Problem) -> bool:
-    shapes = (problem.input_shape, problem.weight_shape, problem.output_shape)
-    return any(0 in shape for shape in shapes)
-
-
 def _check_names(pin: Pin) -> None:
     # Of an origin in two variables the first has the backend and the second the algorithm.
     origins = pin.origin.split("/")
@@ -237,93 +230,3 @@ def _say_once_if_native_is_missing() -> None:
             f"symconv_fast: {reason}; CPU layers run on the reference backend (correct, but not faster than torch)",
             stacklevel=2,
         )
-
-
-@dataclass(frozen=True)
-class PassReport:
-    """One of the three passes: what runs, or why nothing can, and all candidates."""
-
-    op: str
-    backend: str | None
-    algorithm: str | None
-    candidates: tuple[Candidate, ...]
-    error: str | None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What `explain` found; `str()` of it is a table."""
-
-    problem: Problem
-    passes: tuple[PassReport, ...]
-
-    def __str__(self) -> str:
-        p = self.problem
-        kind = "transposed convolution" if p.transposed else "convolution"
-        layout = "channels last" if p.channels_last else "contiguous"
-        names = (c.algorithm for report in self.passes for c in report.candidates)
-        width = max(map(len, ("algorithm", *names)))
-        lines = [
-            f"{kind} {p.input_shape} -> {p.output_shape}, kernel {p.kernel}, "
-            f"{str(p.dtype)[6:]} on {p.device}, {layout}",
-            f"{p.unique} rows of weight for {p.out_channels} filters; multiply-accumulates a pass: "
-            f"{p.macs_folded:,} folded, {p.macs_dense:,} dense; {p.bytes:,} bytes",
-            f"{'pass':<6} {'backend':<10} {'algorithm':<{width}} {'':<7} estimate or reason",
-        ]
-        for report in self.passes:
-            for c in report.candidates:
-                chosen = (c.backend, c.algorithm) == (report.backend, report.algorithm)
-                why = c.reason if c.seconds is None else _estimate(c.seconds)
-                lines.append(
-                    f"{report.op:<6} {c.backend:<10} {c.algorithm:<{width}} {'chosen' if chosen else '':<7} {why}"
-                )
-            if report.error:
-                lines.append(f"{report.op:<6} error: {report.error}")
-        return "\n".join(lines)
-
-
-def _estimate(seconds: float) -> str:
-    return f"{seconds * 1e6:,.1f} us" if math.isfinite(seconds) else "not measured on this kind of device"
-
-
-def explain(layer: Any, x: Tensor | None = None) -> Explanation:
-    """What would run for a layer and an input, and why: nothing is computed.
-
-    Args:
-        layer: a Symmetric layer, or a `Problem` (then `x` is left out).
-        x: the layer's input, batched or not.
-
-    Returns:
-        An `Explanation`: for fprop, dgrad and wgrad the backend and algorithm chosen, every other candidate with its
-        estimate (seconds) or the reason why it cannot run, multiply-accumulates folded and dense, and bytes.
-
-    Raises:
-        TypeError: `layer` is neither, or x is missing. Whatever calling the layer with `x` raises.
-    """
-    if isinstance(layer, Problem):
-        problem, weight_last = layer, layer.channels_last
-    elif not hasattr(layer, "problem"):
-        raise TypeError(
-            "explain takes SymmetricConv1d/2d/3d, SymmetricConvTranspose1d/2d/3d or a Problem, "
-            f"got {type(layer).__name__}"
-        )
-    elif x is None:
-        raise TypeError("explain(layer, x) needs the input x of the layer; only a Problem goes without")
-    else:
-        problem, weight_last = layer.problem(x), suggests_channels_last(layer.weight)
-    gradient_last = problem.channels_last
-    problems = {
-        "fprop": problem,
-        "dgrad": replace(problem, input_channels_last=gradient_last),
-        "wgrad": replace(problem, input_channels_last=gradient_last, channels_last=weight_last),
-    }
-    return Explanation(problem, tuple(_report(problems[op], op) for op in OPS))
-
-
-def _report(problem: Problem, op: str) -> PassReport:
-    found = tuple(candidates(problem, op))
-    try:
-        choice = choose(problem, op)
-    except RuntimeError as error:
-        return PassReport(op, None, None, found, str(error))
-    return PassReport(op, choice.backend.NAME, choice.algorithm, found, None)

@@ -339,6 +339,11 @@ class Problem:
         return (rows, self.in_channels // self.groups, *self.kernel)
 
     @property
+    def is_empty(self) -> bool:
+        """Is there nothing to multiply? Sums of nothing are zeros."""
+        return any(0 in shape for shape in (self.input_shape, self.weight_shape, self.output_shape))
+
+    @property
     def layer_ties(self) -> Ties:
         """The ties with the methods that expand and reduce filters."""
         return _layer_ties(len(self.kernel), self.groups, self.ties)

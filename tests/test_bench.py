@@ -12,7 +12,7 @@ import torch
 from fake_rows import row, run_python
 from torch import nn
 
-from bench import device, networks, peaks, plan, report, rows, shapes, targets
+from bench import device, networks, peaks, plan, regions, rows, shapes, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 # Passive: on a busy machine, threads that spin take the time from those that they wait for.
@@ -46,6 +46,7 @@ for direction in ("fwd", "dgrad", "wgrad", "step"):
     show(direction, lambda: cases.run(Case(small, "hv", direction), 0.01))
     show(f"depthwise {direction}", lambda: cases.run(Case(deep, "h", direction), 0.01))
 show("bfloat16", lambda: cases.run(Case(small, "h", dtype=torch.bfloat16), 0.01))
+show("rivals", lambda: cases.run(Case(small, "hv", "fwd"), 0.01, memory=False, rivals_only=True))
 show("pinned", lambda: cases.run(Case(small, "h", algorithm="expand"), 0.01))
 show("reference", lambda: cases.run(Case(small, "h", backend="reference"), 0.01))
 show("cannot run", lambda: cases.run(Case(Shape("test", 8, (6, 7), kernel=5), "h", algorithm="winograd"), 0.01))
@@ -123,6 +124,7 @@ def test_measures_right_results(results, kind, direction):
     assert row["limit"] == (2 if kind else 4)
     assert row["peak_extra_bytes"] > 0  # at least the packed weight
     assert row["peak_gflops"] > 0
+    assert row["waited"] is None or 0 <= row["waited"] <= 1
     assert {"expand inside", "ordinary", "ours"} <= set(timings)
 
 
@@ -165,6 +167,10 @@ def test_onednn_is_timed_where_torch_leaves_it(results):
     assert "onednn" not in results["step"]["timings"]
 
 
+def test_nothing_but_rivals_is_timed_where_that_is_asked(results):
+    assert set(results["rivals"]["timings"]) == {"ours", "expanded/contiguous", "expanded/channels_last"}
+
+
 @pytest.mark.parametrize("direction", ["fwd", "step"])
 def test_measures_networks(results, direction):
     row = results[f"model {direction}"]
@@ -199,6 +205,15 @@ def test_refuses_threads_that_are_not_pinned():
     done = run_python("-c", "import torch, bench.threads")
     assert done.returncode != 0
     assert "OMP_PROC_BIND=close" in done.stderr
+
+
+def test_the_profiler_that_watches_memory_says_nothing():
+    code = (
+        "import bench.threads; from bench import device; import torch; "
+        "print(device.device('cpu').peak_extra_bytes(lambda: torch.ones(8)))"
+    )
+    done = run_python("-c", code)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
@@ -342,7 +357,7 @@ def test_overhead_is_that_of_the_tiny_layer():
     ]
     assert targets.overhead([tiny, *others]) == pytest.approx(7.5)
     assert targets.overhead(others) is None
-    assert "| 10 µs | - | 7.5 µs | must |" in report.targets_region([tiny, *others])
+    assert "| 10 µs | - | 7.5 µs | must |" in regions.targets_region([tiny, *others])
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 from fake_rows import ROOT, row, run_python, some_rows
 
-from bench import case, compare, plan, report, rows, targets
+from bench import case, compare, plan, regions, report, rows, targets
 
 # --- rows and targets ------------------------------------------------------------------------------------------------
 
@@ -69,20 +70,31 @@ def test_summary_has_mean_over_its_shapes_and_worst_over_all():
 
 
 def test_text_lists_what_is_slower():
-    text = report.text(some_rows())
-    assert "0.50  1x512@7 h forward channels_last float32  BELOW 0.97" in text
+    slow = "0.50  1x512@7 h forward channels_last float32"
+    assert f"below 1.00: \n  {slow}\n" in report.text(some_rows())
     assert "below 1.00: nothing" in report.text(some_rows()[:2])
+    assert f"below 0.97:\n  {slow}\n" in report.targets_text(some_rows())
+    assert "below" not in report.targets_text(some_rows()[:2])
 
 
-def test_text_lists_what_is_less_exact_and_what_takes_memory():
+def test_what_users_read_does_not_speak_of_targets():
+    measured = [r | {"peak_extra_bytes": 1 << 40} for r in some_rows()]
+    text = report.text(measured)
+    assert not re.search("(?i)target|must|goal|missed|allowed", text)
+    assert re.search("1.00 +50% ", text)  # of the limit
+    for word in ("must", "goal", "MISSED"):
+        assert word in report.targets_text(measured)
+
+
+def test_what_is_less_exact_and_what_takes_memory_is_listed():
     inexact, *rest = some_rows()
     assert "2.5  4x64@56 h forward channels_last" in report.text([inexact | {"error": 2.5}, *rest])
     limit = int(targets.memory_limit(inexact))
-    large = report.text([inexact | {"peak_extra_bytes": limit + 1}, *rest])
+    large = report.targets_text([inexact | {"peak_extra_bytes": limit + 1}, *rest])
     assert f"more extra memory than allowed:\n  {limit >> 10} KiB  4x64@56 h" in large
     network = {"family": "model", "error": 2.5, "peak_extra_bytes": limit + 1}
     for fine in ([*some_rows(), inexact | network], [inexact | {"peak_extra_bytes": limit}, *rest]):
-        plain = report.text(fine)
+        plain = report.text(fine) + report.targets_text(fine)
         assert "less exact" not in plain
         assert "more extra memory" not in plain
 
@@ -101,24 +113,41 @@ def test_memory_may_be_a_tenth_of_the_activations_or_torchs_or_caches_and_weight
 
 def test_memory_table_has_what_exceeds_a_tenth_of_the_activations_and_torchs():
     one, two, three = (row | {"peak_extra_bytes": extra} for row, extra in zip(some_rows(), (10, 40, 60)))
-    text = report.memory_region([one, two, three | {"baseline_peak_extra_bytes": 70}])
+    text = regions.memory_region([one, two, three | {"baseline_peak_extra_bytes": 70}])
     assert "1 of 3 cases hold at most 10% of their activations beside them, 1 more at most what torch" in text
     assert "Of the others, below, 0 hold more than 1 MiB a thread and the packed weight" in text
     table = text.split("\n\n")[2]
     assert "4x128@28" in table  # 40 of 100 bytes
     assert "1x512@7" not in table
     assert "4x64@56" not in table
-    assert "extra memory of a layer, of its limit | 100% | - | 0% | must" in report.targets_region([one, two])
+    assert "extra memory of a layer, of its limit | 100% | - | 0% | must" in regions.targets_region(
+        [one, two]
+    )
     over = two | {"peak_extra_bytes": int(2 * targets.memory_limit(two))}
-    assert "| 100% | - | 200% | MISSED" in report.targets_region([one, over])
+    assert "| 100% | - | 200% | MISSED" in regions.targets_region([one, over])
     unknown = [row | {"peak_extra_bytes": None} for row in some_rows()]
-    assert "not measured" in report.memory_region(unknown)
+    assert "not measured" in regions.memory_region(unknown)
 
 
 def test_text_says_when_the_machine_was_busy():
     first, *rest = some_rows()
     assert "BUSY" in report.text([first, *rest, row("9x9@9", 1.0, load=3.1)])
     assert "BUSY" not in report.text([first, *rest, row("9x9@9", 1.0, load=2.9)])
+
+
+def test_text_says_when_the_machine_was_busy_by_the_time_that_threads_waited():
+    """Where a row tells it, that counts and not the load: it lags, and a build just before is in it."""
+    first, *rest = some_rows()
+    assert "BUSY" in report.text([first, *rest, row("9x9@9", 1.0, waited=0.11)])
+    assert "BUSY" not in report.text([first, *rest, row("9x9@9", 1.0, load=9.0, waited=0.09)])
+
+
+def test_text_lists_what_varied():
+    first, *rest = some_rows()
+    noisy = {"ours": [0.4, 1.0, 1.6], "expanded/contiguous": [1.0, 1.0, 1.0]}
+    text = report.text([first | {"timings": noisy}, *rest])
+    assert re.search(r"varied while they were measured:\n +±30%  4x64@56 h forward", text)
+    assert "varied" not in report.text(some_rows())
 
 
 def test_text_tells_the_ratio_to_onednn():
@@ -130,10 +159,10 @@ def test_text_tells_the_ratio_to_onednn():
 
 def test_regions_are_replaced_and_nothing_else(tmp_path):
     readme = tmp_path / "README.md"
-    regions = "".join("{}\nstale\n{}\nbetween\n".format(*report.markers(name)) for name in report.REGIONS)
-    readme.write_text(f"before\n{regions}after\n")
+    stale = "".join("{}\nstale\n{}\nbetween\n".format(*regions.markers(name)) for name in regions.REGIONS)
+    readme.write_text(f"before\n{stale}after\n")
     network = row("1x3@224x224", 2.0, family="model", model="VGG-16", parameters=2e6, baseline_parameters=4e6)
-    report.into(readme, [*some_rows(), network])
+    regions.into(readme, [*some_rows(), network])
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("between\nafter\n")
@@ -152,7 +181,10 @@ def test_regions_are_replaced_and_nothing_else(tmp_path):
     ("text", "message"),
     [
         ("nothing\n", "has no region"),
-        ("<!-- bench:other:begin -->\n<!-- bench:other:end -->\n", "no region 'other'; there are means"),
+        (
+            "<!-- bench:other:begin -->\n<!-- bench:other:end -->\n",
+            "no region 'other'; there are short, means",
+        ),
         ("<!-- bench:means:begin -->\n", "exactly one region"),
     ],
 )
@@ -160,38 +192,49 @@ def test_regions_that_do_not_fit_are_errors(tmp_path, text, message):
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(ValueError, match=message):
-        report.into(readme, some_rows())
+        regions.into(readme, some_rows())
     assert readme.read_text() == text
 
 
 def test_project_has_every_region_once():
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs/benchmark.md").read_text()
-    for name in report.REGIONS:
-        begin, end = report.markers(name)
-        assert text.count(begin) == text.count(end) == 1
+    readme, docs = (ROOT / "README.md").read_text(), (ROOT / "docs/benchmark.md").read_text()
+    for name in regions.REGIONS:
+        home, other = (readme, docs) if name == "short" else (docs, readme)
+        for marker in regions.markers(name):
+            assert home.count(marker) == 1
+            assert marker not in other
 
 
-def test_plots_show_every_ratio_and_its_limit(tmp_path):
-    pytest.importorskip("matplotlib", reason="needs matplotlib")
-    from bench import plots
-
-    measured = [
-        *some_rows(),
-        row("4x128@28", 3.0, tie="hv", limit=4),
-        row("1x9@9", 9.0, algorithm_pin="fold"),
+def test_the_short_table_has_the_five_means_that_matter():
+    groups = [("2-D", "fwd", "h"), ("2-D", "fwd", "hv"), ("3-D", "fwd", "hvz"), ("2-D", "step", "hv")]
+    groups += [
+        ("depthwise", "fwd", "hv"),
+        ("2-D", "fwd", "v"),
+        ("small", "fwd", "hv"),
+        ("depthwise", "step", "hv"),
     ]
-    paths = plots.draw(measured, tmp_path)
-    assert sorted(path.name for path in paths) == sorted(path.name for path in tmp_path.iterdir())
-    assert {path.suffix for path in paths} == {".svg", ".png"}
-    first = (tmp_path / "ratio.svg").read_bytes()
-    plots.draw(measured, tmp_path)
-    assert (tmp_path / "ratio.svg").read_bytes() == first
-    axis = plots.ratio(measured[:-1]).axes[0]
-    assert sorted(bar.get_height() for bar in axis.patches) == [0.5, 1.0, 3.0, 4.0]
-    limits = [segment[0][1] for lines in axis.collections for segment in lines.get_segments()]
-    assert sorted(limits) == [2, 2, 2, 4]
-    points = plots.channels(measured[:-1]).axes[0].get_lines()[0]
-    assert list(points.get_xdata()) == [64, 128, 512]
+    measured = [
+        row(
+            "9x9@9",
+            2.0 + i,
+            family=family,
+            tie=tie,
+            limit=2 ** len(tie),
+            capability="AVX512",
+            **{"pass": direction},
+        )
+        for i, (family, direction, tie) in enumerate(groups)
+    ]
+    measured += [row("9x9@9", 9.0, layout="contiguous"), row("9x9@9", 9.0, algorithm_pin="fold")]
+    about, table = regions.short_region(measured).split("\n\n")
+    assert about == "Geometric means, float32, channels_last; a CPU (AVX512), 2 threads, torch 2, 2026-01-02."
+    assert table.splitlines()[2:] == [
+        "| forward, 2-D | `h` | 2.00 | 2 | 2.00 |",
+        "| forward, 2-D | `hv` | 3.00 | 4 | 3.00 |",
+        "| forward, 3-D | `hvz` | 4.00 | 8 | 4.00 |",
+        "| training step, 2-D | `hv` | 5.00 | 4 | 5.00 |",
+        "| forward, depthwise | `hv` | 6.00 | 4 | 6.00 |",
+    ]
 
 
 # --- comparing two runs ----------------------------------------------------------------------------------------------

@@ -224,6 +224,7 @@ with warnings.catch_warnings(record=True) as caught:
             print(type(error).__name__, error)
     report = sf.explain(layer, torch.randn(1, 4, 6, 6))
     print("runs", *(p.backend for p in report.passes))
+    print(report)
 print("warnings", *(str(w.message) for w in caught if "symconv" in str(w.message)), sep="|")
 """
 HIDE_NATIVE = 'sys.modules["symconv_fast._cpu"] = None'  # makes the import fail, as if it had not been built
@@ -282,6 +283,10 @@ def test_without_the_native_module_it_works_and_says_so_once():
     messages = [line for line in out.splitlines() if line.startswith("warnings|")]
     assert len(messages) == 1
     assert messages[0].count("the cpu backend is not available") == 1
+    assert (
+        "no gain expected: torch's convolution runs, on filters that are expanded in the call; native module missing: "
+        in out
+    )
     # Who asked for the reference is not told.
     assert "not available" not in run_script(HIDE_NATIVE, SYMCONV_FAST_BACKEND="reference")
 
@@ -291,7 +296,8 @@ def test_the_triton_backend_is_not_imported_for_a_layer_on_the_cpu():
     code = (
         "import sys, torch; torch.version.cuda, torch.cuda.is_available = '13.0', lambda: True; "
         "import symconv_fast as sf; layer, x = sf.SymmetricConv2d(4, 8, 3, symmetry='h'), torch.ones(1, 4, 5, 5); "
-        "layer(x).sum().backward(); print(sf.explain(layer, x)); print('symconv_fast.backends.triton' in sys.modules)"
+        "layer(x).sum().backward(); print(sf.explain(layer, x).details()); "
+        "print('symconv_fast.backends.triton' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
@@ -300,7 +306,7 @@ def test_the_triton_backend_is_not_imported_for_a_layer_on_the_cpu():
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.splitlines()[-1] == "False"
-    assert re.search(r"fprop +triton +- .*the tensors are on the CPU", found.stdout)
+    assert re.search(r"forward +triton +- .*the tensors are on the CPU", found.stdout)
 
 
 def test_torchs_time_is_estimated_once_a_choice(monkeypatch):
@@ -358,16 +364,91 @@ def test_explain_shows_choices_reasons_and_costs(fake):
     assert [(p.op, p.backend, p.algorithm) for p in found.passes] == [
         ("fprop", "fake", "fold"), ("dgrad", "reference", "expand"), ("wgrad", "fake", "fold"),
     ]  # fmt: skip
-    text = str(found)
-    assert "convolution (2, 4, 6, 7) -> (2, 16, 6, 7), kernel (3, 3), float32 on cpu, contiguous" in text
-    assert "8 rows of weight for 16 filters" in text
-    assert f"{2 * 42 * 8 * 4 * 9:,} folded, {2 * 42 * 16 * 4 * 9:,} dense" in text
-    assert f"{4 * (2 * 4 * 42 + 2 * 16 * 42 + 8 * 4 * 9):,} bytes" in text
-    rows = [line.split() for line in text.splitlines()[3:]]
-    assert ["dgrad", "fake", "fold", "it", "rains"] in rows
-    assert ["dgrad", "fake", "direct", "it", "snows"] in rows
-    assert sum(row[3] == "chosen" for row in rows) == 3
+    text, details = str(found), found.details()
+    for shown in (text, details):
+        assert shown.startswith(found.verdict + "\n")
+        assert "convolution (2, 4, 6, 7) -> (2, 16, 6, 7), kernel (3, 3), float32 on cpu, contiguous" in shown
+        assert "8 rows of weight for 16 filters" in shown
+        assert f"{2 * 42 * 8 * 4 * 9:,} folded, {2 * 42 * 16 * 4 * 9:,} dense" in shown
+        assert f"{4 * (2 * 4 * 42 + 2 * 16 * 42 + 8 * 4 * 9):,} bytes" in shown
+    assert "rains" not in text
+    assert re.search(
+        "^input gradient +torch's convolution  an estimated .*, torch's layer ", text, re.MULTILINE
+    )
+    rows = [line.split() for line in details.splitlines()[4:]]
+    assert ["input", "gradient", "fake", "fold", "it", "rains"] in rows
+    assert ["input", "gradient", "fake", "direct", "it", "snows"] in rows
+    assert sum("chosen" in row for row in rows) == 3
     assert len(rows) == 9
+
+
+def torchs_seconds(fake: Fake, monkeypatch, seconds: float) -> None:
+    """Make torch's layer take so long a pass, and the fake a second."""
+    fake.seconds = 1.0
+    monkeypatch.setattr(reference, "torch_seconds", lambda problem, op: seconds)
+
+
+TIMES = "an estimated {} times as fast as torch's layer forward, {} times in a training step (limit 2{})"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "refused", "algorithms", "verdict"),
+    [
+        (1.9, {}, ("fold",), "runs on fake/fold forward and backward: " + TIMES.format("1.9", "1.9", "")),
+        (
+            1.9,
+            {("wgrad", "fold"): "no"},
+            ("fold", "other"),
+            "runs on fake/fold forward, fake/fold and fake/other backward: " + TIMES.format("1.9", "1.9", ""),
+        ),
+        (
+            1.9,
+            {("dgrad", "fold"): "no"},
+            ("fold",),
+            "runs on fake/fold forward, torch's convolution and fake/fold backward: "
+            + TIMES.format("1.9", "1.5", ""),
+        ),
+        (
+            3.0,
+            {},
+            ("fold",),
+            "runs on fake/fold forward and backward: "
+            + TIMES.format("3.0", "3.0", "; torch's convolution is slow here"),
+        ),
+        (
+            3.0,
+            {},
+            ("winograd",),
+            "runs on fake/winograd forward and backward: "
+            + TIMES.format("3.0", "3.0", "; minimal filtering adds to it"),
+        ),
+        (
+            0.5,
+            {},
+            ("fold",),
+            "no gain expected: torch's convolution runs, on filters that are expanded in the call",
+        ),
+    ],
+)
+def test_the_verdict_says_what_runs_and_how_fast(fake, monkeypatch, seconds, refused, algorithms, verdict):
+    torchs_seconds(fake, monkeypatch, seconds)
+    fake.refused, fake.ALGORITHMS = refused, algorithms
+    assert sf.explain(*layer_and_input()).verdict == verdict
+
+
+def test_the_verdict_says_why_torchs_convolution_runs(fake, monkeypatch):
+    layer, x = layer_and_input()
+    no_gain = "no gain expected: torch's convolution runs, on filters that are expanded in the call"
+    with sf.backend("reference"):
+        assert sf.explain(layer, x).verdict == f"{no_gain} (backend() asks for it)"
+    assert sf.explain(layer, x[:0]).verdict == "nothing to compute: input, weight or output is empty"
+    torchs_seconds(fake, monkeypatch, 0.5)
+    free = sf.SymmetricConv2d(4, 16, 3)
+    assert sf.explain(free, x).verdict == f"{no_gain} (nothing is tied)"
+    # A device without rates: the choice is made, but nothing is said of its speed.
+    monkeypatch.setattr(fake, "estimate", lambda *_: float("inf"))
+    with sf.backend("fake"):
+        assert sf.explain(layer, x).verdict.endswith(": its speed is not estimated on this kind of device")
 
 
 def test_explain_under_a_pin_that_cannot_run(fake):
@@ -376,8 +457,9 @@ def test_explain_under_a_pin_that_cannot_run(fake):
     with sf.backend("fake", algorithm="fold"):
         found = sf.explain(layer, x)
     assert found.passes[0].backend is None
-    assert "fprop  error: backend() pins" in str(found)
     assert found.passes[1].backend == "fake"
+    assert str(found).startswith("cannot run the forward pass: backend() pins")
+    assert "forward          error: backend() pins" in found.details()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -427,7 +509,7 @@ def test_explain_takes_no_other_layer():
 
 def test_columns_of_explain_line_up(fake):
     fake.ALGORITHMS = ("fold", "an_algorithm_with_a_long_name")
-    header, *rows = str(sf.explain(*layer_and_input())).splitlines()[2:]
+    header, *rows = sf.explain(*layer_and_input()).details().splitlines()[3:]
     start = header.index("estimate")
     assert all(row[start - 1] == " " and row[start] != " " for row in rows)
 

@@ -207,7 +207,7 @@ def test_nothing_is_claimed_without_a_gpu() -> None:
     code = (
         "import torch, symconv_fast as sf; from symconv_fast import dispatch; "
         "layer = sf.SymmetricConv2d(4, 8, 3, symmetry='h'); "
-        "print(dispatch.load('triton')); print(sf.explain(layer, torch.zeros(1, 4, 5, 5)))"
+        "print(dispatch.load('triton')); print(sf.explain(layer, torch.zeros(1, 4, 5, 5)).details())"
     )
     plain, active = _python("-c", code, CUDA_VISIBLE_DEVICES=""), _python("-c", code, TRITON_INTERPRET="1")
     assert plain.returncode == 0, plain.stderr

@@ -1,0 +1,212 @@
+"""explain(): the choice of `dispatch` in words, a verdict first, then the way of each pass; the rest on request."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from . import dispatch
+from .dispatch import Candidate
+from .problem import OPS, Problem, suggests_channels_last
+
+PASSES = {"fprop": "forward", "dgrad": "input gradient", "wgrad": "weight gradient"}
+"""The three passes in words."""
+
+_TORCHS = "torch's convolution"
+# The backend with the kernels of a device, and what it needs.
+_KERNELS = {"cpu": ("cpu", "native module"), "cuda": ("triton", "Triton kernels")}
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """One of the three passes: what runs, or why nothing can, and all candidates.
+
+    `torch_seconds` is the estimate for the same pass of torch's own layer, with as many filters.
+    """
+
+    op: str
+    backend: str | None
+    algorithm: str | None
+    candidates: tuple[Candidate, ...]
+    error: str | None
+    torch_seconds: float = math.inf
+
+    @property
+    def seconds(self) -> float:
+        """Estimate for what runs; infinite where there is none."""
+        found = (c for c in self.candidates if (c.backend, c.algorithm) == (self.backend, self.algorithm))
+        return next((c.seconds for c in found if c.seconds is not None), math.inf)
+
+    @property
+    def way(self) -> str:
+        """What runs, such as `cpu/fold`, or torch's convolution where the filters are expanded for it."""
+        return _TORCHS if self.algorithm == "expand" else f"{self.backend}/{self.algorithm}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found. `str()` opens with the verdict; `details()` has every candidate; `passes` are the data."""
+
+    problem: Problem
+    passes: tuple[PassReport, ...]
+
+    @property
+    def limit(self) -> float:
+        """Filters for each row of the weight: how much faster the ties alone can make a pass."""
+        return self.problem.out_channels / self.problem.unique
+
+    @property
+    def verdict(self) -> str:
+        """In one line what runs and how much faster than torch's layer that is estimated to be."""
+        failed = next((report for report in self.passes if report.error), None)
+        if failed is not None:
+            return f"cannot run the {PASSES[failed.op]} pass: {failed.error}"
+        if self.problem.is_empty:
+            return "nothing to compute: input, weight or output is empty"
+        if all(report.way == _TORCHS for report in self.passes):
+            return (
+                f"no gain expected: {_TORCHS} runs, on filters that are expanded in the call{self._because()}"
+            )
+        return f"runs on {self._ways()}: {self._estimate()}"
+
+    def _because(self) -> str:
+        """Why torch's convolution runs, where that is not by the estimates."""
+        pin = dispatch.pinned()
+        if pin.name == "reference" or pin.algorithm == "expand":
+            return f" ({pin.origin} asks for it)"
+        backend, kernels = _KERNELS.get(self.problem.device, (None, ""))
+        for candidate in self.passes[0].candidates:
+            if candidate.algorithm == "-" and candidate.backend == backend:
+                return f"; {kernels} missing: {candidate.reason}"
+        return " (nothing is tied)" if self.problem.unique == self.problem.out_channels else ""
+
+    def _ways(self) -> str:
+        forward, *backward = (report.way for report in self.passes)
+        backwards = " and ".join(dict.fromkeys(backward))
+        return (
+            f"{forward} forward and backward"
+            if backwards == forward
+            else f"{forward} forward, {backwards} backward"
+        )
+
+    def _estimate(self) -> str:
+        """How many times as fast as torch's layer, beside the limit of the ties."""
+        forward = self.passes[0].torch_seconds / self.passes[0].seconds
+        step = sum(r.torch_seconds for r in self.passes) / sum(r.seconds for r in self.passes)
+        if not all(math.isfinite(ratio) and ratio > 0 for ratio in (forward, step)):
+            return "its speed is not estimated on this kind of device"
+        limit = f"{self.limit:.2f}".rstrip("0").rstrip(".")
+        beyond = max(forward, step) > 1.1 * self.limit
+        filtered = any("winograd" in str(report.algorithm) for report in self.passes)
+        more = "minimal filtering adds to it" if filtered else f"{_TORCHS} is slow here"
+        return (
+            f"an estimated {forward:.1f} times as fast as torch's layer forward, {step:.1f} times in a training step "
+            f"(limit {limit}{'; ' + more if beyond else ''})"
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [self.verdict, *self._passes(), *self._costs(), "every other way, and why not: .details()"]
+        )
+
+    def _passes(self) -> list[str]:
+        """What runs in each pass that can run, with its estimate and that of torch's layer."""
+        able = [report for report in self.passes if report.error is None]
+        width = max((len(report.way) for report in able), default=0)
+        lines = [f"{PASSES[report.op]:<15}  {report.way:<{width}}" for report in able]
+        if self.problem.is_empty:
+            return lines
+        times = [f"{_time(report.seconds)}, torch's layer {_time(report.torch_seconds)}" for report in able]
+        return [f"{line}  an estimated {time}" for line, time in zip(lines, times)]
+
+    def _costs(self) -> list[str]:
+        p = self.problem
+        kind = "transposed convolution" if p.transposed else "convolution"
+        layout = "channels last" if p.channels_last else "contiguous"
+        return [
+            f"{kind} {p.input_shape} -> {p.output_shape}, kernel {p.kernel}, "
+            f"{str(p.dtype)[6:]} on {p.device}, {layout}",
+            f"{p.unique} rows of weight for {p.out_channels} filters; multiply-accumulates a pass: "
+            f"{p.macs_folded:,} folded, {p.macs_dense:,} dense; {p.bytes:,} bytes",
+        ]
+
+    def details(self) -> str:
+        """The verdict, then a table of every candidate of every pass: its estimate, or the reason why it cannot run."""
+        names = (c.algorithm for report in self.passes for c in report.candidates)
+        width = max(map(len, ("algorithm", *names)))
+        lines = [
+            self.verdict,
+            *self._costs(),
+            f"{'pass':<15}  {'backend':<10} {'algorithm':<{width}} {'':<7} estimate or reason",
+        ]
+        for report in self.passes:
+            for c in report.candidates:
+                chosen = (c.backend, c.algorithm) == (report.backend, report.algorithm)
+                why = c.reason if c.seconds is None else _time(c.seconds)
+                lines.append(
+                    f"{PASSES[report.op]:<15}  {c.backend:<10} {c.algorithm:<{width}} "
+                    f"{'chosen' if chosen else '':<7} {why}"
+                )
+            if report.error:
+                lines.append(f"{PASSES[report.op]:<15}  error: {report.error}")
+        return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "time that is not measured on this kind of device"
+    return f"{seconds * 1e6:,.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:,.2f} ms"
+
+
+def explain(layer: Any, x: Tensor | None = None) -> Explanation:
+    """What would run for a layer and an input, and why: nothing is computed.
+
+        print(explain(layer, x))            # a verdict, then what runs in each pass
+        print(explain(layer, x).details())  # also every way that was not taken, and why
+
+    Args:
+        layer: a Symmetric layer, or a `Problem` (then `x` is left out).
+        x: the layer's input, batched or not.
+
+    Returns:
+        An `Explanation`. Its `verdict` is one line: the backend and algorithm of the passes, and how much faster than
+        torch's layer of as many filters that is by the estimates that the choice is made from (those of native kernels
+        are a little pessimistic), or that no gain is expected. Its `passes` are the same as data: for fprop, dgrad and
+        wgrad what is chosen, every candidate with its estimate (seconds) or the reason why it cannot run, and the
+        estimate for torch's layer. Its `problem` has multiply-accumulates folded and dense, and bytes.
+
+    Raises:
+        TypeError: `layer` is neither, or x is missing. Whatever calling the layer with `x` raises.
+    """
+    if isinstance(layer, Problem):
+        problem, weight_last = layer, layer.channels_last
+    elif not hasattr(layer, "problem"):
+        raise TypeError(
+            "explain takes SymmetricConv1d/2d/3d, SymmetricConvTranspose1d/2d/3d or a Problem, "
+            f"got {type(layer).__name__}"
+        )
+    elif x is None:
+        raise TypeError("explain(layer, x) needs the input x of the layer; only a Problem goes without")
+    else:
+        problem, weight_last = layer.problem(x), suggests_channels_last(layer.weight)
+    gradient_last = problem.channels_last
+    problems = {
+        "fprop": problem,
+        "dgrad": replace(problem, input_channels_last=gradient_last),
+        "wgrad": replace(problem, input_channels_last=gradient_last, channels_last=weight_last),
+    }
+    return Explanation(problem, tuple(_report(problems[op], op) for op in OPS))
+
+
+def _report(problem: Problem, op: str) -> PassReport:
+    found = tuple(dispatch.candidates(problem, op))
+    try:
+        choice = dispatch.choose(problem, op)
+    except RuntimeError as error:
+        return PassReport(op, None, None, found, str(error))
+    reference: Any = dispatch.load("reference")
+    torchs = math.inf if problem.is_empty else reference.torch_seconds(problem, op)
+    return PassReport(op, choice.backend.NAME, choice.algorithm, found, None, torchs)
