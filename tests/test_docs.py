@@ -23,7 +23,7 @@ from bench import networks
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOT_WRAPPED = {"cpu.md", "gpu.md", "triton.md", "benchmark.md", "benchmark-avx2.md"}
+NOT_WRAPPED = {"cpu.md", "gpu.md", "triton.md"}
 """Pages of notes and measurements with longer lines."""
 
 README_LINES, COLUMNS = 150, 100
@@ -254,7 +254,9 @@ def _wrong_options(source: Path, program: str, words: list[str]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("block", [*SHELL, *blocks_of("CONTRIBUTING.md", (ROOT / "CONTRIBUTING.md").read_text())], ids=str)
+@pytest.mark.parametrize(
+    "block", [*SHELL, *blocks_of("CONTRIBUTING.md", (ROOT / "CONTRIBUTING.md").read_text())], ids=str
+)
 def test_commands_exist(block):
     found = [(words, what_is_wrong(words)) for words in commands(block)]
     assert found
