@@ -127,7 +127,7 @@ def test_blocks_of_python_run_alone_in_an_empty_folder(block):
 def test_a_block_that_fails_is_seen_and_leaves_nothing_to_the_next():
     broken = [
         Block("a", 1, "python", "import torch\ny = 1\ntorch.set_default_dtype(torch.float64)\nopen('f', 'w')\n"),
-        Block("b", 1, "python", "import os, torch\nassert torch.ones(1).dtype is torch.float32\nassert not os.listdir()"),
+        Block("b", 1, "python", "import os, torch\nassert torch.ones(1).dtype == torch.float32 and not os.listdir()"),
         Block("c", 1, "python", "print(y)\n"),
         Block("d", 1, "python", "import os\nos._exit(3)\n"),
     ]  # fmt: skip
