@@ -310,3 +310,15 @@ def test_long_lines_of_prose_alone_are_seen():
 def test_every_page_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text()
     assert not [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in readme]
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_headings_that_are_linked_to_are_there(page):
+    links = re.findall(r"\]\(([^)#:]*\.md|)#([^)]+)\)", page.read_text())
+    assert not [(to, name) for to, name in links if name not in headings(page.parent / to if to else page)]
