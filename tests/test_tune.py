@@ -128,8 +128,7 @@ def test_a_table_that_was_written_is_legible(tmp_path, measured):
 
 
 def test_the_table_in_the_repository_is_legible():
-    if not tuned.TUNED:
-        pytest.skip("no GPU has been measured, so the table is empty")
+    assert tuned.TUNED
     assert all(legible(entry) for entry in tuned.TUNED)
 
 

@@ -104,12 +104,12 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
     "sm_90": {
         2: _rows(
             dgrad={
-                1: ((128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (64, 64, 32, 4, 3)),
-                2: ((128, 256, 64, 8, 2), (128, 128, 64, 8, 2), (64, 64, 32, 4, 3)),
+                1: ((128, 256, 64, 8, 3), (64, 128, 64, 4, 3), (64, 64, 32, 4, 3)),
+                2: ((64, 256, 32, 4, 3), (64, 128, 64, 4, 2), (64, 64, 32, 4, 3)),
             },
             wgrad={
-                1: ((64, 128, 64, 8, 3, 3), (128, 128, 32, 8, 3), (32, 64, 64, 4, 2, 3)),
-                2: ((64, 128, 32, 4, 3), (32, 64, 64, 4, 2, 3)),
+                1: ((64, 128, 64, 8, 3, 3), (128, 128, 32, 8, 3), (32, 64, 64, 4, 3, 3)),
+                2: ((64, 128, 32, 4, 3), (16, 64, 64, 4, 2, 3)),
             },
             dgrad_direct=dict.fromkeys((1, 2), _MIDDLE),
             wgrad_direct=dict.fromkeys((1, 2), _MIDDLE),
@@ -308,9 +308,12 @@ def fit(config: Config, positions: int, columns: int, contraction: int) -> Confi
         return max(min(16, size), min(size, power_of_two(needed)))
 
     m = cut(config.m, positions)
-    # A group of four warps multiplies 64 rows; two groups on the same rows are serialised (C7515).
-    warps = min(4, config.warps) if m < config.m and m <= 64 else config.warps
-    return replace(config, m=m, n=cut(config.n, columns), k=cut(config.k, contraction), warps=warps)
+    n = cut(config.n, columns)
+    # A group of four warps multiplies 64 rows; two groups on the same rows are serialised (C7515). On an H200 two are
+    # slower on 64 x 16, and hv forward with 64 channels, 64 at a time, read outside of its tensors (docs/gpu.md).
+    alone = m <= 64 and (m < config.m or n <= 16)
+    warps = min(4, config.warps) if alone else config.warps
+    return replace(config, m=m, n=n, k=cut(config.k, contraction), warps=warps)
 
 
 def select(

@@ -1,9 +1,9 @@
 """What a pass would cost on a GPU, by arithmetic: bytes through the second-level cache, products, memory, launches.
 
 Rates of the cache are measured on an H200 with torch 2.11 and Triton 3.6 (2026-11-29, bfloat16, channels innermost,
-64 to 512 channels): there these kernels move what their tiles ask for at 6.2 TB/s (one tied axis), 4.4 to 4.8 (two),
-and that decides their time. Those of other architectures follow from their number of multiprocessors and clock and are
-NOT MEASURED. A layer goes to these kernels only where they win by a margin.
+64 to 512 channels): what the tiles of these kernels ask of it decides their time. Those of other architectures follow
+from their number of multiprocessors and clock and are NOT MEASURED. A layer goes to these kernels only where they win
+by a margin.
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ from .launch import Launch, Options
 
 INTERPRETED_SECONDS = 1e6
 
-# Bytes a second of the second-level cache, and the share of it that a fold of so many tied axes asks for.
+# Bytes a second of the second-level cache, and how many of them the quickest tile asks for, by kernel and number of
+# tied axes: measured on 32 x 256@56 and 32 x 256@15^3. Above 1 a part comes from nearer by.
 CACHE = {"sm_80": 3.5e12, "sm_90": 6.0e12, "sm_100": 8.0e12, "gfx942": 6.0e12}
-CACHE_SHARE = (1.0, 1.0, 0.77, 0.55)
+CACHE_SHARE = {
+    "fprop_fold": (1.0, 1.0, 0.87, 1.0),
+    "fprop_direct": (1.0,) * 4,
+    "dgrad": (1.0, 1.0, 1.27, 1.2),
+    "wgrad": (1.0, 0.96, 1.47, 0.69),
+}
 # Shares of the nominal rate that the products reach where the cache does not bind.
 SHARE = 0.60
 TORCH_SHARE = 0.78  # of cuDNN's best; with few channels the rest of its time weighs more
@@ -32,8 +38,8 @@ TORCH_CHANNELS = 24
 SCALAR_SHARE, TORCH_SCALAR_SHARE = 0.3, 0.7
 # Of the memory bandwidth, for depthwise layers.
 DEPTHWISE_SHARE, TORCH_DEPTHWISE_SHARE = 0.4, 0.15
-LAUNCH_SECONDS = 8e-6
-EXPAND_SECONDS = 15e-6
+LAUNCH_SECONDS = 6e-6
+EXPAND_SECONDS = 4e-6  # for each member of the largest orbits, by copies that torch launches
 MARGIN = 1.1
 
 
@@ -59,11 +65,12 @@ def _torch(problem: Problem, arch: str, precision: str) -> float:
     """Expanding the filters, then the library's convolution."""
     rate, units = _rate(problem, arch, precision)
     g = geometry(problem)
+    expanding = EXPAND_SECONDS * max(1 << s.order for s in g.segments)
     share = TORCH_SHARE * g.channels / (g.channels + TORCH_CHANNELS) if units else TORCH_SCALAR_SHARE
     moved = problem.bytes / RATES[arch].bandwidth
     if g.depthwise:
-        return EXPAND_SECONDS + moved / TORCH_DEPTHWISE_SHARE
-    return EXPAND_SECONDS + LAUNCH_SECONDS + max(problem.macs_dense / (rate * share), moved)
+        return expanding + moved / TORCH_DEPTHWISE_SHARE
+    return expanding + LAUNCH_SECONDS + max(problem.macs_dense / (rate * share), moved)
 
 
 def _ours(problem: Problem, op: str, algorithm: str, arch: str, precision: str) -> float:
@@ -91,7 +98,7 @@ def _cache_seconds(problem: Problem, g: Geometry, step: Launch, arch: str) -> fl
     multiprocessors = configs.MULTIPROCESSORS[arch]
     rounds = max(1.0, step.grid / multiprocessors)
     rounds = math.ceil(rounds) if rounds < WHOLE_ROUNDS else rounds
-    return rounds * fetched * multiprocessors / (CACHE[arch] * CACHE_SHARE[order])
+    return rounds * fetched * multiprocessors / (CACHE[arch] * CACHE_SHARE[step.kernel][order])
 
 
 WHOLE_ROUNDS = 4  # with more of them, programs that end early make room for the next ones

@@ -147,14 +147,16 @@ class Context:
         positions, columns, contraction = sizes
         extents = (positions, max(columns), contraction)
         order = max((s.order for s in segments), default=0)
-        config = self.options.config or configs.measured(
-            self.options.device, str(self.dtype)[6:], kernel, order, extents
-        )
-        if config is not None:
-            return configs.fit(config, *extents)
         arch, size = self.options.arch, self.dtype.itemsize
         aligned = all(n * size % 16 == 0 for n in (self.g.channels, self.g.filters))
         direct = algorithm == "direct"
+        config = self.options.config
+        if (
+            config is None and aligned and not direct and len(segments) == 1
+        ):  # of such layers tiles were measured
+            config = configs.measured(self.options.device, str(self.dtype)[6:], kernel, order, extents)
+        if config is not None:
+            return configs.fit(config, *extents)
         several = kernel == "dgrad" and not direct and sum(s.order > 0 for s in segments) > 1
         name = kernel + "_direct" if direct else kernel
         return configs.select(
