@@ -25,10 +25,6 @@ class ShapeError(ValueError, RuntimeError):
     """A shape that does not fit: a ValueError, and a RuntimeError because torch's own layers raise that."""
 
 
-class DtypeError(TypeError, RuntimeError):
-    """A dtype that is not supported: a TypeError, and a RuntimeError because torch's own layers raise that."""
-
-
 def suggests_channels_last(tensor: Tensor) -> bool:
     """c10's suggest_memory_format != contiguous: are the strides of a (N, C, *spatial) tensor like channels last?
 
@@ -214,13 +210,13 @@ def check_tensors(first: Tensor, second: Tensor, bias: Tensor | None, out_channe
     """Dtypes and devices of the two tensors of an operator and its bias.
 
     Raises:
-        DtypeError: (a TypeError and a RuntimeError) a dtype that is not supported. RuntimeError: dtypes or devices
-        differ, as torch's layers say it. ShapeError: bias is not (out_channels,).
+        TypeError: a dtype that is not supported. RuntimeError: dtypes or devices differ, as torch's layers say it.
+        ShapeError: bias is not (out_channels,).
     """
     for tensor in (first, second):
         if tensor.dtype not in SUPPORTED_DTYPES or tensor.is_quantized:
             names = ", ".join(str(dtype)[6:] for dtype in SUPPORTED_DTYPES)
-            raise DtypeError(f"dtype {str(tensor.dtype)[6:]} is not supported; supported dtypes: {names}")
+            raise TypeError(f"dtype {str(tensor.dtype)[6:]} is not supported; supported dtypes: {names}")
     others = (("weight", second),) if bias is None else (("weight", second), ("bias", bias))
     for name, other in others:
         if other.dtype != first.dtype:
