@@ -70,7 +70,7 @@ def _printed(grid: Process) -> list[str]:
 
 
 def _progress(grid: Process) -> str:
-    total, *done = _printed(grid) or ["all"]
+    total, *done = _printed(grid) or ["the"]
     return f"{len(done)} of {total} checks are done"
 
 

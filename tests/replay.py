@@ -2,8 +2,9 @@
 """python tests/replay.py 'Case(...)' [float32 [fprop [cpu [fold]]]]     or     python tests/replay.py 2000 [start]
 
 With a number it checks that many seeded random problems of `cases.sample`, every operator, algorithm and dtype that the
-installation has (the reference left out; with --kernels all but our own kernels). With --in-turn each operator of a
-problem meets one dtype, in turn. Exits with 1, and prints a line for each, if anything is wrong.
+installation has (the reference left out; with --kernels all but our own kernels). With --turn own each operator of a
+problem meets one dtype, in turn, and with --turn others the rest. Exits with 1, and prints a line for each, if anything
+is wrong.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def main() -> None:
     )
     parser.add_argument("--special", action="store_true", help="the problems listed by hand as well")
     parser.add_argument("--kernels", action="store_true", help="only what our own native code computes")
-    parser.add_argument("--in-turn", action="store_true", help="one dtype for each operator of a problem")
+    parser.add_argument(
+        "--turn", choices=("own", "others"), help="one dtype for each operator of a problem, or the rest"
+    )
     parser.add_argument("--trace", type=Path, help="file for the check under way")
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)  # fresh memory is NaN
@@ -96,7 +99,8 @@ def main() -> None:
     problems += cases.sample(int(args.what), start)
 
     def wanted(number: int, row: Row) -> bool:
-        return (our_kernel(row) or not args.kernels) and (in_turn(number, row) or not args.in_turn)
+        now = args.turn is None or in_turn(number, row) == (args.turn == "own")
+        return now and (our_kernel(row) or not args.kernels)
 
     print(f"{check_all(problems, wanted, args.trace)} checks passed on {len(problems)} problems")
 
