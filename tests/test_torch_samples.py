@@ -43,7 +43,9 @@ def databases() -> tuple[ModuleType, ModuleType]:
     """`op_db` and `module_db` in their modules. Their import freezes the flags of torch.backends; this undoes that."""
     from torch.testing._internal import common_methods_invocations, common_modules
 
-    torch.backends.__allow_nonbracketed_mutation_flag = True
+    # torch.backends may be a wrapper of the module that holds the flag, so the flag is found through its function.
+    torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
+    assert not torch.backends.flags_frozen()
     return common_methods_invocations, common_modules
 
 
