@@ -1,5 +1,5 @@
-# One command for each job: make build (what make alone does), demo, test, sanitize, guard; bench, bench-full, bench-report;
-#   aot, gpu, gpu-rehearse; lint, format; clean.
+# One command for each job: make build (what make alone does), demo, test, test-full, sanitize, guard; bench, bench-full,
+#   bench-report; aot, gpu, gpu-rehearse; lint, format; clean.
 #
 # VENV=.venv    the environment that is made, once, with pip. `make VENV= test` uses the current Python as it is: nothing
 #               is installed and the network is not touched.
@@ -18,7 +18,7 @@ RESULTS ?= bench/results/reference-cpu.jsonl
 
 # Triton is the version that torch 2.11 carries: whether a tile spills depends on the compiler.
 BUILD_TOOLS := "setuptools>=70.1" ninja numpy
-TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" tqdm scipy "triton==3.6.0; platform_system == 'Linux'"
+TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" expecttest tqdm scipy "triton==3.6.0; platform_system == 'Linux'"
 # Programs that tests try on tied layers; where they are missing, these tests are skipped and listed.
 TRIED_TOOLS := onnx onnxscript onnxruntime ptflops thop
 DEMO_TOOLS := scikit-learn matplotlib
@@ -36,13 +36,17 @@ ENVIRONMENT := $(VENV)/.ready
 LINT_ENVIRONMENT := $(VENV)/.ready-lint
 endif
 
-.PHONY: all build demo test sanitize guard bench bench-full bench-report aot gpu gpu-rehearse lint format clean FORCE
+.PHONY: all build demo test test-full sanitize guard bench bench-full bench-report aot gpu gpu-rehearse lint format clean FORCE
 all: build
 
 demo: build/.built
 	$(PY) examples/demo.py
 
+# The suite without its repetitions (the marker `full`); with them. PYTEST_ARGS="-m full" is what the first leaves out.
 test: build/.built
+	$(PY) -m pytest tests -m "not full" $(PYTEST_ARGS)
+
+test-full: build/.built
 	$(PY) -m pytest tests $(PYTEST_ARGS)
 
 # The native module with AddressSanitizer and UBSan, over SYMCONV_FAST_FUZZ (2000) random problems.

@@ -16,6 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Union
 
+from .problem import ShapeError
 from .ties import BIT, COPIES, Segment, Ties, mask_name, orbit_size
 
 # Canonical order of the segments, and which of them a layer of 1, 2 or 3 dims can have.
@@ -220,7 +221,7 @@ _resolve = lru_cache(maxsize=4096)(_compute)
 def compute_rows(counts: tuple[tuple[int, int | str], ...], ndim: int, rows: int, groups: int) -> Ties:
     """`Symmetry.resolve_rows` on the bare counts, without a cache, as torch.compile wants to trace it."""
     if rows % groups:
-        raise ValueError(f"weight has {rows} rows, which must be divisible by groups={groups}")
+        raise ShapeError(f"weight has {rows} rows, which must be divisible by groups={groups}")
     fixed = [(mask, count) for mask, count in counts if isinstance(count, int)]
     for mask, count in fixed:
         _check_dims(mask, ndim)
