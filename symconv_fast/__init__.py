@@ -3,7 +3,7 @@
 import sys as _sys
 from types import ModuleType as _ModuleType
 
-from . import functional, ops, settings
+from . import functional, init, ops, settings
 from ._version import __version__
 from .dispatch import backend, explain
 from .modules import (
@@ -14,7 +14,7 @@ from .modules import (
     SymmetricConvTranspose2d,
     SymmetricConvTranspose3d,
 )
-from .symmetry import Symmetry
+from .symmetry import Symmetry, SymmetryWarning
 
 
 class _Package(_ModuleType):
@@ -48,9 +48,11 @@ __all__ = [
     "SymmetricConvTranspose2d",
     "SymmetricConvTranspose3d",
     "Symmetry",
+    "SymmetryWarning",
     "__version__",
     "backend",
     "explain",
     "functional",
+    "init",
     "ops",
 ]

@@ -87,7 +87,7 @@ def test_nearest_counts_stay_within_the_layer():
             ValueError,
             "{'h': 8, 'hv': 12} add up to 20 filters, more than out_channels=16",
         ),
-        ({"h": "100%", "v": "20%"}, ValueError, "more than out_channels=16"),
+        ({"h": "100%", "v": "20%"}, ValueError, "adds up to 120% of the filters"),
         ({"h": -2}, ValueError, "'h'] = -2 is negative"),
         ({"h": True}, TypeError, "'h'] = True must be a whole number"),
         ({"h": 4.0}, TypeError, "'h'] = 4.0 must be a whole number"),
