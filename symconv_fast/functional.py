@@ -17,6 +17,8 @@ from .problem import Problem, ShapeError, check_tensors
 from .symmetry import Symmetry, SymmetryLike, compute_rows, resolve_rows
 from .ties import Ties
 
+_LIMIT = 1 << 63
+
 IntOrInts = Union[int, Sequence[int]]
 TiesLike = Union[SymmetryLike, Ties]
 
@@ -194,6 +196,7 @@ def run(
     """The layer's output: of `prepare` with the same arguments, which calls like an earlier one go past."""
     if activation is not None:
         activations.check(activation)
+        _check_tensor(input, "input")
         if input.device.type != "cpu":  # no kernel for CPUs applies activations
             call = prepare(ndim, input, weight, bias, *arguments, transposed=transposed)
             return call.run_activated(activation)
@@ -222,6 +225,9 @@ def prepare(
     transposed: bool = False,
 ) -> Call:
     """Check the arguments of a layer and turn them into those of the operator; nothing is computed but padding."""
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if tensor is not None or name != "bias":
+            _check_tensor(tensor, name)
     groups = _positive(groups)
     unbatched = input.dim() == ndim + 1
     _check_dims(ndim, input, weight, unbatched)
@@ -232,6 +238,8 @@ def prepare(
     _check_weight(ties, weight, groups, transposed)
     stride, dilation = _tuple(stride, ndim, "stride"), _tuple(dilation, ndim, "dilation")
     if isinstance(padding, str):
+        if transposed:
+            raise TypeError(f"padding={padding!r} must be an int or a tuple of ints in a transposed convolution")
         input, padding = _named_padding(input, padding, weight.shape[2:], stride, dilation)
     else:
         padding = _tuple(padding, ndim, "padding")
@@ -244,6 +252,12 @@ def prepare(
     extra = _tuple(output_padding, ndim, "output_padding")
     static = (ties.flat, stride, padding, dilation, extra, transposed, groups, channels_last)
     return Call(input, weight, bias, static, unbatched)
+
+
+def _check_tensor(tensor: Any, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        hint = "; torch.as_tensor makes one" if hasattr(tensor, "__array__") or hasattr(tensor, "__len__") else ""
+        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}{hint}")
 
 
 def _check_dims(ndim: int, input: Tensor, weight: Tensor, unbatched: bool) -> None:
@@ -286,20 +300,24 @@ def _check_weight(ties: Ties, weight: Tensor, groups: int, transposed: bool) -> 
 
 def _resolve(symmetry: SymmetryLike, ndim: int, weight: Tensor, groups: int, transposed: bool) -> Ties:
     rows = weight.shape[1] * groups if transposed else weight.shape[0]
+    if rows % groups:
+        raise ShapeError(f"weight has {rows} rows, which must be divisible by groups={groups}")
     resolve = compute_rows if torch.compiler.is_compiling() else resolve_rows
     return resolve(Symmetry(symmetry, ndim=ndim).counts, ndim, rows, groups)
 
 
 def _positive(groups: Any) -> int:
     """`groups`, checked; NumPy's integers are integers."""
-    if isinstance(groups, bool) or not hasattr(groups, "__index__") or groups < 1:
-        raise ValueError(f"groups={groups!r} must be a positive int, such as 1")
+    if isinstance(groups, bool) or not hasattr(groups, "__index__"):
+        raise TypeError(f"groups={groups!r} must be a positive int, such as 1")
+    if groups < 1:
+        raise ShapeError(f"groups={groups!r} must be a positive int, such as 1")
     return groups if isinstance(groups, int) else operator.index(groups)
 
 
 def _tuple(value: Any, ndim: int, name: str) -> tuple[int, ...]:
     """An int for all dims, or one a dim, as torch's functions take them."""
-    if isinstance(value, int):
+    if type(value) is int and -_LIMIT <= value < _LIMIT:
         return (value,) * ndim
     values = ints(value, name)
     if len(values) == 1:
@@ -313,18 +331,31 @@ def ints(value: Any, name: str) -> tuple[int, ...]:
     """The argument `name`, an int or a sequence of them, as a tuple of whatever length.
 
     Raises:
-        TypeError: it is something else, floats and text included.
+        TypeError: it is something else, floats, bools and text included. ValueError: it does not fit into 64 bits.
     """
-    if isinstance(value, (tuple, list)) and all(isinstance(v, (int, torch.SymInt)) for v in value):
+    if isinstance(value, (tuple, list)) and all(type(v) is torch.SymInt for v in value):
         return tuple(value)
     try:
-        values = tuple(value) if isinstance(value, Iterable) else (value,)
-        return tuple(operator.index(v) for v in values)
+        values = tuple(map(_integer, _each(value)))
     except TypeError:
         text = ", 'same' or 'valid'" if name == "padding" else ""
         raise TypeError(
             f"{name}={value!r} must be an int or a tuple of ints, such as {name}=1{text}"
         ) from None
+    if any(isinstance(v, int) and not -_LIMIT <= v < _LIMIT for v in values):
+        raise ValueError(f"{name}={value!r} does not fit into 64 bits; give something like {name}=1")
+    return values
+
+
+def _each(value: Any) -> Iterable[Any]:
+    """Of a sequence its items; a tensor or array of no dims is an int."""
+    return value if isinstance(value, Iterable) and getattr(value, "ndim", 1) else (value,)
+
+
+def _integer(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise TypeError
+    return value if isinstance(value, (int, torch.SymInt)) else operator.index(value)
 
 
 def _named_padding(
@@ -334,7 +365,7 @@ def _named_padding(
     if padding == "valid":
         return input, (0,) * len(stride)
     if padding != "same":
-        raise ValueError(f"padding={padding!r} is not valid; give ints, 'same' or 'valid'")
+        raise ShapeError(f"padding={padding!r} is not valid; give ints, 'same' or 'valid'")
     if any(s != 1 for s in stride):
         raise ShapeError(
             f"padding='same' is not supported for strided convolutions, got stride={tuple(stride)}"

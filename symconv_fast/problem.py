@@ -19,10 +19,16 @@ from .ties import COPIES, Segment, Ties, orbit_size
 
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPS = ("fprop", "dgrad", "wgrad")
+FAR = 1 << 14
+"""Strides, paddings and dilations above this are another kind of problem: see `Problem.is_far`."""
 
 
 class ShapeError(ValueError, RuntimeError):
     """A shape that does not fit: a ValueError, and a RuntimeError because torch's own layers raise that."""
+
+
+class DtypeError(TypeError, RuntimeError):
+    """A dtype that is not supported: a TypeError, and a RuntimeError because torch raises that where types differ."""
 
 
 def suggests_channels_last(tensor: Tensor) -> bool:
@@ -130,10 +136,34 @@ def output_size(
             f"given groups={groups} and weight of shape {list(weight_size)}, expected input of shape "
             f"(N, {channels}, ...), but got {list(input_size)} with {input_size[1]} channels instead"
         )
+    if weight_size[0] < groups:
+        raise ShapeError(
+            f"given groups={groups}, expected weight with at least {groups} along dim 0, got {list(weight_size)}"
+        )
     kernel, spatial = weight_size[2:], input_size[2:]
     out = out_spatial(spatial, kernel, stride, padding, dilation, output_padding, transposed)
-    _check_extent(spatial, kernel, padding, dilation, out, transposed)
+    _check_extent(input_size[0], spatial, kernel, padding, dilation, out, transposed)
     return [input_size[0], sum(r * orbit_size(m) for m, r in zip(ties[::2], ties[1::2])), *out]
+
+
+def _bounded_stride(
+    spatial: Sequence[int],
+    out: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    transposed: bool,
+) -> tuple[int, ...]:
+    """The smallest strides that do the same: where no step is made, any is as good, and kernels count its phases."""
+    bounded = []
+    for n, o, k, s, p, d, extra in zip(spatial, out, kernel, stride, padding, dilation, output_padding):
+        if transposed:
+            bounded.append(min(s, extra + 1) if n == 1 else s)
+        else:
+            bounded.append(min(s, n + 2 * p - d * (k - 1)) if o == 1 else s)
+    return tuple(bounded)
 
 
 def _check_ties(ndim: int, ties: Sequence[int], groups: int) -> int:
@@ -183,6 +213,7 @@ def _check_geometry(
 
 
 def _check_extent(
+    batch: int,
     spatial: Sequence[int],
     kernel: Sequence[int],
     padding: Sequence[int],
@@ -190,10 +221,13 @@ def _check_extent(
     out: Sequence[int],
     transposed: bool,
 ) -> None:
-    if any(k < 1 for k in kernel) or any(n < 1 for n in spatial):
+    # As torch, which takes maps without a position where there are none of them either.
+    if any(k < 1 for k in kernel) or (any(n < 1 for n in spatial) and batch > 0):
         raise ShapeError(
             f"kernel and spatial sizes must be at least 1, got kernel {list(kernel)} and input {list(spatial)}"
         )
+    if any(isinstance(n, int) and n >= 1 << 62 for n in out):
+        raise ShapeError(f"the output size would be {list(out)}, which no memory can hold; padding={list(padding)}")
     if all(n > 0 for n in out):
         return
     if transposed:
@@ -210,13 +244,13 @@ def check_tensors(first: Tensor, second: Tensor, bias: Tensor | None, out_channe
     """Dtypes and devices of the two tensors of an operator and its bias.
 
     Raises:
-        TypeError: a dtype that is not supported. RuntimeError: dtypes or devices differ, as torch's layers say it.
+        DtypeError: a dtype that is not supported. RuntimeError: dtypes or devices differ, as torch's layers say it.
         ShapeError: bias is not (out_channels,).
     """
     for tensor in (first, second):
         if tensor.dtype not in SUPPORTED_DTYPES or tensor.is_quantized:
             names = ", ".join(str(dtype)[6:] for dtype in SUPPORTED_DTYPES)
-            raise TypeError(f"dtype {str(tensor.dtype)[6:]} is not supported; supported dtypes: {names}")
+            raise DtypeError(f"dtype {str(tensor.dtype)[6:]} is not supported; supported dtypes: {names}")
     others = (("weight", second),) if bias is None else (("weight", second), ("bias", bias))
     for name, other in others:
         if other.dtype != first.dtype:
@@ -288,7 +322,7 @@ class Problem:
             unique=sum(ties[1::2]),
             out_channels=out[1],
             kernel=tuple(weight_size[2:]),
-            stride=tuple(stride),
+            stride=_bounded_stride(input_size[2:], out[2:], weight_size[2:], *static[1:6]),
             padding=tuple(padding),
             dilation=tuple(dilation),
             output_padding=tuple(output_padding),
@@ -330,6 +364,19 @@ class Problem:
         if self.transposed:
             return (self.in_channels, rows // self.groups, *self.kernel)
         return (rows, self.in_channels // self.groups, *self.kernel)
+
+    @property
+    def is_empty(self) -> bool:
+        """Is there nothing to multiply? Sums of nothing are zeros."""
+        return any(0 in shape for shape in (self.input_shape, self.weight_shape, self.output_shape))
+
+    @property
+    def is_far(self) -> bool:
+        """Do taps or outputs lie so far apart that counting what is between them, as kernels do, would take for ever?
+
+        (torch's own gradients crash there.) The reference gathers what the taps read and goes on from that.
+        """
+        return max(*self.stride, *self.padding, *self.dilation) > FAR
 
     @property
     def layer_ties(self) -> Ties:
