@@ -160,7 +160,11 @@ def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[.
 
 def _quickest(problem: Problem, op: str) -> Candidate:
     """The lowest estimate of those that run a problem themselves, whatever is pinned."""
-    able = [c for c in candidates(problem, op) if c.seconds is not None and not hasattr(load(c.backend), "connect")]
+    able = [
+        c
+        for c in candidates(problem, op)
+        if c.seconds is not None and not hasattr(load(c.backend), "connect")
+    ]
     return min(able, key=lambda c: c.seconds or 0.0)
 
 

@@ -30,6 +30,10 @@ _AUTOCAST_DEVICES = frozenset(
 )
 
 
+class TooLargeError(ValueError, TypeError):
+    """An integer of more than 64 bits: torch raises a ValueError for it, and a TypeError for it in a tuple."""
+
+
 class Call(NamedTuple):
     """The arguments of one fprop, and whether the input came without a batch dimension."""
 
@@ -239,7 +243,9 @@ def prepare(
     stride, dilation = _tuple(stride, ndim, "stride"), _tuple(dilation, ndim, "dilation")
     if isinstance(padding, str):
         if transposed:
-            raise TypeError(f"padding={padding!r} must be an int or a tuple of ints in a transposed convolution")
+            raise TypeError(
+                f"padding={padding!r} must be an int or a tuple of ints in a transposed convolution"
+            )
         input, padding = _named_padding(input, padding, weight.shape[2:], stride, dilation)
     else:
         padding = _tuple(padding, ndim, "padding")
@@ -256,7 +262,11 @@ def prepare(
 
 def _check_tensor(tensor: Any, name: str) -> None:
     if not isinstance(tensor, Tensor):
-        hint = "; torch.as_tensor makes one" if hasattr(tensor, "__array__") or hasattr(tensor, "__len__") else ""
+        hint = (
+            "; torch.as_tensor makes one"
+            if hasattr(tensor, "__array__") or hasattr(tensor, "__len__")
+            else ""
+        )
         raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}{hint}")
 
 
@@ -331,9 +341,9 @@ def ints(value: Any, name: str) -> tuple[int, ...]:
     """The argument `name`, an int or a sequence of them, as a tuple of whatever length.
 
     Raises:
-        TypeError: it is something else, floats, bools and text included. ValueError: it does not fit into 64 bits.
+        TypeError: it is something else, floats, bools and text included. TooLargeError: it does not fit into 64 bits.
     """
-    if isinstance(value, (tuple, list)) and all(type(v) is torch.SymInt for v in value):
+    if isinstance(value, (tuple, list)) and all(type(v) is int and -_LIMIT <= v < _LIMIT for v in value):
         return tuple(value)
     try:
         values = tuple(map(_integer, _each(value)))
@@ -343,13 +353,13 @@ def ints(value: Any, name: str) -> tuple[int, ...]:
             f"{name}={value!r} must be an int or a tuple of ints, such as {name}=1{text}"
         ) from None
     if any(isinstance(v, int) and not -_LIMIT <= v < _LIMIT for v in values):
-        raise ValueError(f"{name}={value!r} does not fit into 64 bits; give something like {name}=1")
+        raise TooLargeError(f"{name}={value!r} does not fit into 64 bits; give something like {name}=1")
     return values
 
 
 def _each(value: Any) -> Iterable[Any]:
     """Of a sequence its items; a tensor or array of no dims is an int."""
-    return value if isinstance(value, Iterable) and getattr(value, "ndim", 1) else (value,)
+    return value if isinstance(value, Iterable) and getattr(value, "ndim", None) != 0 else (value,)
 
 
 def _integer(value: Any) -> Any:

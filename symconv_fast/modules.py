@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 from . import advice
 from .eager import recall_layer
 from .functional import IntOrInts, ints, prepare, run
-from .problem import Problem
+from .problem import Problem, ShapeError
 from .symmetry import Symmetry, SymmetryLike
 from .ties import Ties
 
@@ -55,6 +55,10 @@ class _Symmetric(nn.modules.conv._ConvNd):
     def _tie(self, symmetry: SymmetryLike, share_bias: bool, device: Any, dtype: Any) -> None:
         """Turn a torch layer that was built on the meta device into a tied layer with real parameters."""
         ndim = len(self.kernel_size)
+        if ndim not in (1, 2, 3):
+            raise ShapeError(
+                f"kernel_size={self.kernel_size} must be an int, or an int for each of 1 to 3 dims"
+            )
         given = Symmetry(symmetry, ndim=ndim)
         ties = given.resolve(ndim, self.out_channels, self.groups)
         self.__dict__.update(symmetry=given, ties=ties)

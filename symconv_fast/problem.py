@@ -227,7 +227,9 @@ def _check_extent(
             f"kernel and spatial sizes must be at least 1, got kernel {list(kernel)} and input {list(spatial)}"
         )
     if any(isinstance(n, int) and n >= 1 << 62 for n in out):
-        raise ShapeError(f"the output size would be {list(out)}, which no memory can hold; padding={list(padding)}")
+        raise ShapeError(
+            f"the output size would be {list(out)}, which no memory can hold; padding={list(padding)}"
+        )
     if all(n > 0 for n in out):
         return
     if transposed:
@@ -313,7 +315,7 @@ class Problem:
         Raises ShapeError as `output_size` does.
         """
         input_size, weight_size = sizes
-        ties, stride, padding, dilation, output_padding, transposed, groups, channels_last = static
+        ties, _, padding, dilation, output_padding, transposed, groups, channels_last = static
         out = output_size(input_size, weight_size, *static[:7])
         return cls(
             batch=input_size[0],

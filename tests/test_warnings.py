@@ -18,7 +18,7 @@ ONE_TAP = [
     (sf.SymmetricConv2d, (8, 16, (3, 1)), {"symmetry": "hv"}, "tap along 'h', so that the tie 'hv' repeats 8"),
     (sf.SymmetricConv2d, (8, 16, 1), {"symmetry": "hv"}, "along 'h', 'v', so that the tie 'hv' repeats 12"),
     (sf.SymmetricConv1d, (8, 16, 1), {"symmetry": "h", "groups": 2}, "so that the tie 'h' repeats 8"),
-    (sf.SymmetricConv3d, (8, 16, (1, 3, 3)), {"symmetry": {"z": 4, "h": 4}}, "along 'z', so that the tie 'z' repeats 2"),
+    (sf.SymmetricConv3d, (8, 16, (1, 3, 3)), {"symmetry": {"z": 4, "h": 4}}, "along 'z', so that the tie 'z'"),
     (sf.SymmetricConvTranspose2d, (8, 16, (1, 3)), {"symmetry": "v"}, "along 'v', so that the tie 'v' repeats 8"),
 ]  # fmt: skip
 

@@ -21,8 +21,8 @@ constexpr int64_t kOrbitsPerPart = 16, kOrbitsTogether = 16;
 constexpr int64_t kTilePixels = 128;       // positions that one tile should have at least,
 constexpr int64_t kTileBytes = 384 << 10;  // in a panel of this size
 constexpr int64_t kChain = 64;  // positions summed one after the other in float32: errors grow with the root
-constexpr int64_t kOwnBytes = 4 << 20;     // accumulators of a part that a thread stores itself: the smaller,
-                                           // the nearer they still are, and the more often inputs are packed
+constexpr int64_t kOwnBytes = 4 << 20;  // accumulators of a part that a thread stores itself: the smaller,
+                                        // the nearer they still are, and the more often inputs are packed
 
 // One phase of one part of the orbits, with the place of its accumulator.
 struct PhaseWork {

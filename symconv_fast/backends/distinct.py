@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,9 @@ def _copy_seconds(problem: Problem, inner: Problem) -> float:
     elements = math.prod(problem.output_shape) + math.prod(inner.output_shape)
     runs = len(_runs(problem))
     if problem.device != "cpu":
-        return gpu_cost.seconds(gpu_cost.Work(bytes=elements * problem.dtype.itemsize, launches=runs), problem.dtype)
+        return gpu_cost.seconds(
+            gpu_cost.Work(bytes=elements * problem.dtype.itemsize, launches=runs), problem.dtype
+        )
     lines = 0
     if problem.channels_last or problem.input_channels_last:
         lines = problem.batch * problem.groups * math.prod(problem.out_spatial) * runs
@@ -175,9 +178,11 @@ def _pieces(runs: tuple[tuple[int, int, int], ...]) -> tuple[tuple[int, tuple[tu
     """(first distinct channel, ((first channel of a copy, length), ...)): all copies of each run of distinct ones."""
     edges = sorted({edge for _, begin, length in runs for edge in (begin, begin + length)})
     pieces = []
-    for begin, end in zip(edges, edges[1:]):
+    for begin, end in pairwise(edges):
         copies = tuple(
-            (first + begin - start, end - begin) for first, start, length in runs if start <= begin < start + length
+            (first + begin - start, end - begin)
+            for first, start, length in runs
+            if start <= begin < start + length
         )
         if copies:
             pieces.append((begin, copies))

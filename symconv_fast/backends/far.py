@@ -7,6 +7,8 @@ kernel. A transposed convolution is the adjoint: it convolves the other way roun
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ def backward(problem: Problem, grad_output: Tensor, input: Tensor, filters: Tens
     return torch.convolution(_gather(problem, grad_output), filters, None, *_geometry(problem))
 
 
-def _geometry(problem: Problem) -> tuple[object, ...]:
+def _geometry(problem: Problem) -> tuple[Any, ...]:
     zero, one = [0] * problem.ndim, [1] * problem.ndim
     return problem.kernel, zero, one, False, zero, problem.groups
 
@@ -50,7 +52,9 @@ def _gradient(problem: Problem, grad: Tensor, gathered: Tensor | None, filters: 
 
 def _reads(problem: Problem, axis: int, extent: int, device: torch.device) -> Tensor:
     """Of each output and tap the position that is read, or `extent` in padding."""
-    outputs = torch.arange(_steps(problem)[axis], device=device) * problem.stride[axis] - problem.padding[axis]
+    outputs = (
+        torch.arange(_steps(problem)[axis], device=device) * problem.stride[axis] - problem.padding[axis]
+    )
     taps = torch.arange(problem.kernel[axis], device=device) * problem.dilation[axis]
     at = (outputs[:, None] + taps).flatten()
     return torch.where((at >= 0) & (at < extent), at, extent)
