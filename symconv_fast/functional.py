@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
 import torch
@@ -12,12 +12,11 @@ from torch import Tensor
 
 from . import activation as activations
 from . import eager, ops
+from .checks import LIMIT, ShapeError, check_is_tensor, check_tensors, ints
 from .native import suggests_channels_last
-from .problem import Problem, ShapeError, check_tensors
+from .problem import Problem
 from .symmetry import Symmetry, SymmetryLike, compute_rows, resolve_rows
 from .ties import Ties
-
-_LIMIT = 1 << 63
 
 IntOrInts = Union[int, Sequence[int]]
 TiesLike = Union[SymmetryLike, Ties]
@@ -28,10 +27,6 @@ _AUTOCAST_DEVICES = frozenset(
     for device in ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")
     if torch.amp.is_autocast_available(device)
 )
-
-
-class TooLargeError(ValueError, TypeError):
-    """An integer of more than 64 bits: torch raises a ValueError for it, and a TypeError for it in a tuple."""
 
 
 class Call(NamedTuple):
@@ -200,7 +195,7 @@ def run(
     """The layer's output: of `prepare` with the same arguments, which calls like an earlier one go past."""
     if activation is not None:
         activations.check(activation)
-        _check_tensor(input, "input")
+        check_is_tensor(input, "input")
         if input.device.type != "cpu":  # no kernel for CPUs applies activations
             call = prepare(ndim, input, weight, bias, *arguments, transposed=transposed)
             return call.run_activated(activation)
@@ -231,7 +226,7 @@ def prepare(
     """Check the arguments of a layer and turn them into those of the operator; nothing is computed but padding."""
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None or name != "bias":
-            _check_tensor(tensor, name)
+            check_is_tensor(tensor, name)
     groups = _positive(groups)
     unbatched = input.dim() == ndim + 1
     _check_dims(ndim, input, weight, unbatched)
@@ -258,16 +253,6 @@ def prepare(
     extra = _tuple(output_padding, ndim, "output_padding")
     static = (ties.flat, stride, padding, dilation, extra, transposed, groups, channels_last)
     return Call(input, weight, bias, static, unbatched)
-
-
-def _check_tensor(tensor: Any, name: str) -> None:
-    if not isinstance(tensor, Tensor):
-        hint = (
-            "; torch.as_tensor makes one"
-            if hasattr(tensor, "__array__") or hasattr(tensor, "__len__")
-            else ""
-        )
-        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}{hint}")
 
 
 def _check_dims(ndim: int, input: Tensor, weight: Tensor, unbatched: bool) -> None:
@@ -327,7 +312,7 @@ def _positive(groups: Any) -> int:
 
 def _tuple(value: Any, ndim: int, name: str) -> tuple[int, ...]:
     """An int for all dims, or one a dim, as torch's functions take them."""
-    if type(value) is int and -_LIMIT <= value < _LIMIT:
+    if type(value) is int and -LIMIT <= value < LIMIT:
         return (value,) * ndim
     values = ints(value, name)
     if len(values) == 1:
@@ -335,37 +320,6 @@ def _tuple(value: Any, ndim: int, name: str) -> tuple[int, ...]:
     if len(values) != ndim:
         raise ShapeError(f"{name}={value} must be an int or {ndim} ints")
     return values
-
-
-def ints(value: Any, name: str) -> tuple[int, ...]:
-    """The argument `name`, an int or a sequence of them, as a tuple of whatever length.
-
-    Raises:
-        TypeError: it is something else, floats, bools and text included. TooLargeError: it does not fit into 64 bits.
-    """
-    if isinstance(value, (tuple, list)) and all(type(v) is int and -_LIMIT <= v < _LIMIT for v in value):
-        return tuple(value)
-    try:
-        values = tuple(map(_integer, _each(value)))
-    except TypeError:
-        text = ", 'same' or 'valid'" if name == "padding" else ""
-        raise TypeError(
-            f"{name}={value!r} must be an int or a tuple of ints, such as {name}=1{text}"
-        ) from None
-    if any(isinstance(v, int) and not -_LIMIT <= v < _LIMIT for v in values):
-        raise TooLargeError(f"{name}={value!r} does not fit into 64 bits; give something like {name}=1")
-    return values
-
-
-def _each(value: Any) -> Iterable[Any]:
-    """Of a sequence its items; a tensor or array of no dims is an int."""
-    return value if isinstance(value, Iterable) and getattr(value, "ndim", None) != 0 else (value,)
-
-
-def _integer(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise TypeError
-    return value if isinstance(value, (int, torch.SymInt)) else operator.index(value)
 
 
 def _named_padding(

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from . import advice
+from .checks import ShapeError, ints
 from .eager import recall_layer
-from .functional import IntOrInts, ints, prepare, run
-from .problem import Problem, ShapeError
+from .functional import IntOrInts, prepare, run
+from .problem import Problem
 from .symmetry import Symmetry, SymmetryLike
 from .ties import Ties
 

@@ -15,20 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import ShapeError
 from .ties import COPIES, Segment, Ties, orbit_size
 
-SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPS = ("fprop", "dgrad", "wgrad")
 FAR = 1 << 14
 """Strides, paddings and dilations above this are another kind of problem: see `Problem.is_far`."""
-
-
-class ShapeError(ValueError, RuntimeError):
-    """A shape that does not fit: a ValueError, and a RuntimeError because torch's own layers raise that."""
-
-
-class DtypeError(TypeError, RuntimeError):
-    """A dtype that is not supported: a TypeError, and a RuntimeError because torch raises that where types differ."""
 
 
 def suggests_channels_last(tensor: Tensor) -> bool:
@@ -240,32 +232,6 @@ def _check_extent(
         f"padded input size per channel: {padded}; kernel size (dilated): {effective}. "
         "Kernel size can't be greater than actual input size"
     )
-
-
-def check_tensors(first: Tensor, second: Tensor, bias: Tensor | None, out_channels: int) -> None:
-    """Dtypes and devices of the two tensors of an operator and its bias.
-
-    Raises:
-        DtypeError: a dtype that is not supported. RuntimeError: dtypes or devices differ, as torch's layers say it.
-        ShapeError: bias is not (out_channels,).
-    """
-    for tensor in (first, second):
-        if tensor.dtype not in SUPPORTED_DTYPES or tensor.is_quantized:
-            names = ", ".join(str(dtype)[6:] for dtype in SUPPORTED_DTYPES)
-            raise DtypeError(f"dtype {str(tensor.dtype)[6:]} is not supported; supported dtypes: {names}")
-    others = (("weight", second),) if bias is None else (("weight", second), ("bias", bias))
-    for name, other in others:
-        if other.dtype != first.dtype:
-            raise RuntimeError(
-                f"Input type ({str(first.dtype)[6:]}) and {name} type ({str(other.dtype)[6:]}) should be the same"
-            )
-        if other.device != first.device:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but input is on {first.device} and "
-                f"{name} is on {other.device}"
-            )
-    if bias is not None and tuple(bias.shape) != (out_channels,):
-        raise ShapeError(f"expected bias of shape ({out_channels},), got {tuple(bias.shape)}")
 
 
 @dataclass(frozen=True, slots=True)
