@@ -111,7 +111,7 @@ def backend(name: str | None = None, algorithm: str | None = None) -> Iterator[N
     What is None is left to the dispatch. The innermost `with` alone counts, and it wins over the environment
     variables. The pin holds in the current thread (and asyncio task); backward on a GPU runs in another one.
     An operator that the pinned backend or algorithm cannot run raises RuntimeError with the reason; empty tensors
-    (nothing to compute) and strides, paddings and dilations above 16384 always go to the reference.
+    (nothing to compute) and strides (multiplied), paddings and dilations above 16384 always go to the reference.
 
     Raises:
         ValueError: no backend, or no algorithm of the backend, has that name.

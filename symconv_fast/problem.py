@@ -20,7 +20,8 @@ from .ties import COPIES, Segment, Ties, orbit_size
 
 OPS = ("fprop", "dgrad", "wgrad")
 FAR = 1 << 14
-"""Strides, paddings and dilations above this are another kind of problem: see `Problem.is_far`."""
+"""Strides (those of all axes multiplied), paddings and dilations above this are another kind of problem: see
+`Problem.is_far`."""
 
 
 def suggests_channels_last(tensor: Tensor) -> bool:
@@ -344,7 +345,7 @@ class Problem:
 
         (torch's own gradients crash there.) The reference gathers what the taps read and goes on from that.
         """
-        return max(*self.stride, *self.padding, *self.dilation) > FAR
+        return max(*self.stride, *self.padding, *self.dilation, math.prod(self.stride)) > FAR
 
     @property
     def layer_ties(self) -> Ties:

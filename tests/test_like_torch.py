@@ -205,7 +205,17 @@ def test_a_layer_without_channels_trains():
 
 
 @pytest.mark.parametrize(
-    ("stride", "padding"), [(2**20, 0), (2**40, 0), (2**20, 2**20), (2**40, 2**40), (2**20, 2**20 - 2)]
+    ("stride", "padding"),
+    [
+        (2**20, 0),
+        (2**40, 0),
+        (2**20, 2**20),
+        (2**40, 2**40),
+        (2**20, 2**20 - 2),
+        (8000, 0),
+        (8000, 8000),
+        (120, 120),
+    ],
 )
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_steps_beyond_the_map(ndim, stride, padding):
