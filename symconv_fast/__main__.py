@@ -61,6 +61,7 @@ _CASES = (
     Case("stride 2", {"h": 8, "hv": 16}, (9, 11), (3, 3), stride=2),
     Case("transposed", {"h": 8, "hv": 16}, (5, 6), (3, 3), stride=2, transposed=True),
     Case("groups", {"h": 16, "hv": 16}, (9, 11), (3, 3), groups=2),
+    Case("one tap", {"h": 16, "hv": 16}, (9, 11), (3, 1)),
     Case("depthwise", {"h": 36}, (9, 11), (5, 3), channels=18, groups=18),
     # Whole vectors of filters, and few channels: what the algorithms `direct...` take.
     Case("C = 3", {"h": 16, "hv": 16}, (9, 11), (3, 3), channels=3, filters=32),
