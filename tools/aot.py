@@ -201,8 +201,9 @@ def entries(arch: str) -> Iterator[Entry]:
                             yield from _table_entries(arch, kernel, order, dtype, precision, tile, channels)
     for row in configs.TUNED:
         dtype, tile = getattr(torch, row["dtype"]), configs.Config(**row["config"])
+        channels = row["sizes"][2 if row["kernel"].startswith("fprop") else 1]  # of the layer that it was measured on
         for precision in precisions(dtype, arch) if row["arch"] == arch else ():
-            yield from _table_entries(arch, row["kernel"], row["order"], dtype, precision, tile, CHANNELS)
+            yield from _table_entries(arch, row["kernel"], row["order"], dtype, precision, tile, channels)
     for name, (algorithms, arguments) in GEOMETRIES.items():
         for dtype in (torch.bfloat16, torch.float32):
             problem = make_problem(dtype=dtype, **arguments)
