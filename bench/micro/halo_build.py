@@ -1,0 +1,125 @@
+# Builds the halo-tile kernels: one shared library a variant, in parallel, and the host stand-in that checks them.
+"""Names, ties and sources of the variants, and `build`, which compiles those whose sources changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parents[1] / "build" / "micro"
+HEADERS = ("halo_tile.h", "halo_variants.h")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel: orbits of a CTA, channels of a stage, and the source that is compiled for it."""
+
+    name: str
+    tie: str
+    orbits: int
+    channels: int
+    source: str = "halo_mma.cu"
+
+    def fits(self, channels: int, orbits: int) -> bool:
+        """Whether it computes such a layer without more than a quarter of it for nothing."""
+        padded = -(-orbits // self.orbits) * self.orbits
+        return channels % self.channels == 0 and orbits % 8 == 0 and padded <= 1.25 * orbits
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("h64", "h", 64, 32),
+        Variant("h64p", "h", 64, 32),
+        Variant("h32", "h", 32, 32),
+        Variant("h32p", "h", 32, 32),
+        Variant("h32s", "h", 32, 32),
+        Variant("h32sp", "h", 32, 32),
+        Variant("hv32", "hv", 32, 32),
+        Variant("hv32p", "hv", 32, 32),
+        Variant("hv16", "hv", 16, 32),
+        Variant("hv16p", "hv", 16, 32),
+    )
+}
+
+
+def library(variant: Variant, arch: str) -> Path:
+    """The shared library of a variant; its name changes with the sources."""
+    return BUILD / f"halo_{variant.name}_{arch}_{_digest(variant.source)}.so"
+
+
+def _digest(source: str) -> str:
+    text = b"".join((HERE / name).read_bytes() for name in (*HEADERS, source))
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+def build(names: list[str], arch: str = "90a", again: bool = False) -> str:
+    """Compile the variants that are missing (all if `again`), two for each CPU at most; returns ptxas' report.
+
+    Raises:
+        RuntimeError: nvcc is missing or fails, or a kernel spills, or its wgmma are serialised.
+    """
+    missing = [VARIANTS[name] for name in names if again or not library(VARIANTS[name], arch).exists()]
+    programs = [] if not again and peak_program(arch).exists() else ["halo_peak.cu"]
+    if not missing and not programs:
+        return ""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        raise RuntimeError("nvcc is not on the PATH; add the folder bin of a CUDA toolkit")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    common = [nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas=-v"]
+    commands = [
+        [*common, *_shared(variant), str(HERE / variant.source), "-o", str(library(variant, arch))]
+        for variant in missing
+    ]
+    commands += [[*common, str(HERE / source), "-o", str(peak_program(arch))] for source in programs]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return "".join(pool.map(_compile, commands))
+
+
+def _shared(variant: Variant) -> list[str]:
+    return ["--shared", "-Xcompiler", "-fPIC", f"-DHALO_VARIANT={variant.name}"]
+
+
+def peak_program(arch: str) -> Path:
+    """The program that measures mma.sync alone."""
+    return BUILD / f"halo_peak_{arch}_{_digest('halo_peak.cu')}"
+
+
+def _compile(command: list[str]) -> str:
+    target = Path(command[-1])
+    scratch = target.with_suffix(".part")
+    done = subprocess.run([*command[:-1], str(scratch)], capture_output=True, text=True)
+    text = done.stdout + done.stderr
+    if done.returncode:
+        raise RuntimeError(f"nvcc failed on {target.name}:\n{text}")
+    faults = re.findall(r".*(?:\(C75\d\d\)|[1-9]\d* bytes spill).*", text)
+    if faults:
+        raise RuntimeError(f"{target.name} is not what is to be measured:\n" + "\n".join(faults))
+    scratch.replace(target)
+    return f"{target.name}\n{text}"
+
+
+def check_on_host() -> None:
+    """Compile the stand-in with g++ and run it: every variant's addresses, fragments and epilogue on odd sizes.
+
+    Raises:
+        RuntimeError: there is no g++, or a result is wrong.
+    """
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError("g++ is not on the PATH; install a C++ compiler")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    program = BUILD / "halo_check"
+    flags = ["-std=c++17", "-O2", "-Wall", "-Werror"]
+    for command in ([compiler, *flags, str(HERE / "halo_check.cpp"), "-o", str(program)], [str(program)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")

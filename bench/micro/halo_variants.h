@@ -1,0 +1,20 @@
+// The tiles that are measured, by name.
+#pragma once
+#include "halo_tile.h"
+
+namespace halo {
+
+// name: tie, rows x 8 pixels x orbits of a warp, patch, patches, groups of orbits, channels, stages, CTAs
+// resident
+using h64 = Tile<Tie::h, 8, 32, 16, 16, 1, 2, 32, 3, 1>;
+using h64p = Tile<Tie::h, 8, 32, 8, 8, 4, 2, 32, 3, 1>;
+using h32 = Tile<Tie::h, 8, 32, 16, 16, 1, 1, 32, 2, 2>;
+using h32p = Tile<Tie::h, 8, 32, 8, 8, 4, 1, 32, 2, 2>;
+using h32s = Tile<Tie::h, 4, 32, 8, 16, 1, 1, 32, 2, 3>;
+using h32sp = Tile<Tie::h, 4, 32, 8, 8, 2, 1, 32, 2, 3>;
+using hv32 = Tile<Tie::hv, 4, 32, 16, 16, 1, 1, 32, 3, 1>;
+using hv32p = Tile<Tie::hv, 4, 32, 8, 8, 4, 1, 32, 3, 1>;
+using hv16 = Tile<Tie::hv, 8, 16, 16, 16, 1, 1, 32, 3, 2>;
+using hv16p = Tile<Tie::hv, 8, 16, 8, 8, 4, 1, 32, 2, 2>;
+
+}  // namespace halo
