@@ -28,35 +28,57 @@ def host_check(tmp_path: Path, changes: dict[str, tuple[str, str]]) -> subproces
             text = text.replace(old, new)
         (tmp_path / source.name).write_text(text)
     program = tmp_path / "check"
-    compile_it = ["g++", "-std=c++17", "-O1", str(tmp_path / "halo_check.cpp"), "-o", str(program)]
+    compile_it = [
+        "g++",
+        "-std=c++17",
+        "-O1",
+        "-DHALO_FEW",
+        str(tmp_path / "halo_check.cpp"),
+        "-o",
+        str(program),
+    ]
     subprocess.run(compile_it, check=True, capture_output=True, text=True)
     return subprocess.run([str(program)], capture_output=True, text=True)
 
 
 @needs_gxx
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("file", "old", "new"),
     [
-        ("(column >> T::kKeyShift)", "(column * 0)"),  # no swizzle: only the count of banks shows it
-        ("at.row + row - 1", "at.row + row"),  # the halo one row off
-        ("(matrix & 1) * (T::kRows / 2)", "(matrix & 1)"),  # neighbouring rows in a fragment
-        ("c & g) >> 1", "c & g) >> 2"),  # a sign of the butterfly
-        ("x < p.width;", "x <= p.width;"),  # reads beyond the last column
-        ("inside % each / 2, e", "inside % each % 2, e"),  # orbits of a lane in another order
+        (
+            "halo_tile.h",
+            "(column >> T::kKeyShift)",
+            "(column * 0)",
+        ),  # no swizzle: only the count of banks shows it
+        ("halo_tile.h", "at.row + row - 1", "at.row + row"),  # the halo one row off
+        ("halo_tile.h", "x < p.width;", "x <= p.width;"),  # reads beyond the last column
+        (
+            "halo_tile.h",
+            "inside % T::kTogether / 2, e",
+            "inside % T::kTogether % 2, e",
+        ),  # orbits in another order
+        ("halo_warp.h", "(matrix & 1) * (T::kRows / 2)", "(matrix & 1)"),  # neighbouring rows in a fragment
+        ("halo_sums.h", "even - odd", "odd - even"),  # a sign of the butterfly
+        (
+            "halo_group.h",
+            "(address >> 3) & 48",
+            "(address >> 4) & 48",
+        ),  # another swizzle for the weights and boxes
+        ("halo_group.h", "rows[q + 2][e])", "rows[q + 1][e])"),  # a row of the fold
     ],
 )
-def test_a_fault_in_the_kernels_is_seen_on_the_host(tmp_path: Path, old: str, new: str) -> None:
-    done = host_check(tmp_path, {"halo_tile.h": (old, new)})
+def test_a_fault_in_the_kernels_is_seen_on_the_host(tmp_path: Path, file: str, old: str, new: str) -> None:
+    done = host_check(tmp_path, {file: (old, new)})
     assert done.returncode != 0, done.stdout
 
 
 @needs_gxx
 @needs_nvcc
 def test_compiles_and_is_right_on_the_host() -> None:
-    command = [sys.executable, "-m", "bench.micro.halo_rate", "--compile-only", "--variants", "h32s,hv16"]
+    command = [sys.executable, "-m", "bench.micro.halo_rate", "--compile-only", "--variants", "h32s,whv32"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "right on the host: h32s, hv16" in done.stdout
+    assert "right on the host: h32s, whv32" in done.stdout
 
 
 def test_an_unknown_variant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

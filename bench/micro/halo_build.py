@@ -12,9 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import wgmma_rate
+
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "micro"
-HEADERS = ("halo_tile.h", "halo_variants.h")
+WGMMA_WIDTHS = (32, 64, 128)
+HEADERS = ("halo_tile.h", "halo_variants.h", "halo_sums.h", "halo_warp.h", "halo_group.h", "halo_lane.cuh")
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,21 @@ VARIANTS = {
         Variant("hv32p", "hv", 32, 32),
         Variant("hv16", "hv", 16, 32),
         Variant("hv16p", "hv", 16, 32),
+        Variant("wh64", "h", 64, 32, "halo_wgmma.cu"),
+        Variant("wh64p", "h", 64, 32, "halo_wgmma.cu"),
+        Variant("wh128", "h", 128, 32, "halo_wgmma.cu"),
+        Variant("wh32p", "h", 32, 32, "halo_wgmma.cu"),
+        Variant("whv64", "hv", 64, 32, "halo_wgmma.cu"),
+        Variant("whv64p", "hv", 64, 32, "halo_wgmma.cu"),
+        Variant("whv32", "hv", 32, 32, "halo_wgmma.cu"),
+        Variant("whv32p", "hv", 32, 32, "halo_wgmma.cu"),
     )
 }
+
+
+def possible(arch: str) -> list[str]:
+    """Names of the variants that an architecture can run: wgmma is Hopper's alone."""
+    return [name for name, variant in VARIANTS.items() if arch == "90a" or variant.source == "halo_mma.cu"]
 
 
 def library(variant: Variant, arch: str) -> Path:
@@ -67,19 +83,30 @@ def build(names: list[str], arch: str = "90a", again: bool = False) -> str:
         RuntimeError: nvcc is missing or fails, or a kernel spills, or its wgmma are serialised.
     """
     missing = [VARIANTS[name] for name in names if again or not library(VARIANTS[name], arch).exists()]
+    missing_rate = arch == "90a" and not (BUILD / "wgmma_rate").exists()
     programs = [] if not again and peak_program(arch).exists() else ["halo_peak.cu"]
-    if not missing and not programs:
+    if not missing and not programs and not missing_rate:
         return ""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise RuntimeError("nvcc is not on the PATH; add the folder bin of a CUDA toolkit")
     BUILD.mkdir(parents=True, exist_ok=True)
-    common = [nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas=-v"]
+    (BUILD / "halo_wgmma_ops.inc").write_text(wgmma_rate.operations(WGMMA_WIDTHS))
+    common = [
+        nvcc,
+        "-std=c++17",
+        "-O3",
+        f"-I{BUILD}",
+        f"-gencode=arch=compute_{arch},code=sm_{arch}",
+        "-Xptxas=-v",
+    ]
     commands = [
         [*common, *_shared(variant), str(HERE / variant.source), "-o", str(library(variant, arch))]
         for variant in missing
     ]
     commands += [[*common, str(HERE / source), "-o", str(peak_program(arch))] for source in programs]
+    if missing_rate:
+        wgmma_rate.build(nvcc)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         return "".join(pool.map(_compile, commands))
 
@@ -104,6 +131,9 @@ def _compile(command: list[str]) -> str:
     if faults:
         raise RuntimeError(f"{target.name} is not what is to be measured:\n" + "\n".join(faults))
     scratch.replace(target)
+    for old in BUILD.glob(target.name.rsplit("_", 1)[0] + "_*"):
+        if old != target:
+            old.unlink()
     return f"{target.name}\n{text}"
 
 

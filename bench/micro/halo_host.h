@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "halo_tile.h"
+#include "halo_group.h"
 
 namespace halo {
 
@@ -44,6 +44,7 @@ HALO_OPERATOR(*)
 HALO_OPERATOR(^)
 HALO_OPERATOR(&)
 HALO_OPERATOR(>>)
+HALO_OPERATOR(<)
 #undef HALO_OPERATOR
 inline LanesF operator+(const LanesF& a, const LanesF& b) {
   return LanesF::map(a, b, [](float x, float y) { return x + y; });
@@ -111,7 +112,7 @@ struct Host {
 
   // mma.m16n8k16: a[0..3] are (row g, k 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8); b0, b1 (k 2t, 2t + 8;
   // column g); sums (row g, columns 2t, 2t + 1), (g + 8, the same); g = lane / 4, t = lane % 4.
-  void multiply(F (&d)[4], const U (&a)[4], const U& b0, const U& b1) const {
+  void multiply(F* d, const U (&a)[4], const U& b0, const U& b1) const {
     float left[16][16], right[16][8];
     for (int i = 0; i < 32; ++i) {
       const int g = i / 4, t = i % 4;
@@ -133,12 +134,31 @@ struct Host {
       }
   }
 
-  F bias(const float* values, int first, const U& orbit, int orbits) const {
-    F r(0);
-    if (values)
+  // wgmma, one warp of it: m16 x orbits x k16, the weights K-major at a descriptor's address, with the
+  // swizzle.
+  template <class T>
+  void product(F* d, const U (&a)[4], uint32_t weights) const {
+    for (int j = 0; j < T::kOrbits / 8; ++j) {
+      U b[2];
       for (int i = 0; i < 32; ++i)
-        if (int(orbit.v[i]) < orbits) r.v[i] = values[first + orbit.v[i]];
-    return r;
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t at = weights + (j * 8 + i / 4) * T::kPixelBytes + half * 16;
+          const uint32_t swapped = swizzled<T, uint32_t>(at) + i % 4 * 4;
+          if (swapped + 4 > shared->size()) fail("wgmma: address " + std::to_string(swapped));
+          std::memcpy(&b[half].v[i], shared->data() + swapped, 4);
+        }
+      multiply(d + j * 4, a, b[0], b[1]);
+    }
+  }
+  void fence() const {}
+  void commit() const {}
+  template <int N>
+  void wait() const {}
+
+  template <int N>
+  void bias(F (&added)[N], const float* values, int first, const U& orbit, const U& inside) const {
+    for (int n = 0; n < N; ++n)
+      for (int i = 0; i < 32; ++i) added[n].v[i] = values && inside.v[i] ? values[first + orbit.v[i] + n] : 0;
   }
 
   U pack(const F& low, const F& high) const {
@@ -147,15 +167,20 @@ struct Host {
     return r;
   }
 
+  // Elements from the start of the output.
+  Lanes<int64_t> place(const U& column, int channels, const U& orbit, int64_t row) const {
+    Lanes<int64_t> r;
+    for (int i = 0; i < 32; ++i) r.v[i] = row + int64_t(column.v[i]) * channels + orbit.v[i];
+    return r;
+  }
+
   template <int N>
-  void store(const U (&packed)[N], void*, const Problem& p, int image, int row, const U& column, int g,
-             const U& orbit, int members) const {
-    if (image < 0 || row >= p.height) return;
+  void store(const U (&packed)[N], void*, const Lanes<int64_t>& place, int64_t more, const U& inside) const {
     for (int i = 0; i < 32; ++i) {
-      if (int(column.v[i]) >= p.width || int(orbit.v[i]) >= p.orbits) continue;
-      const size_t pixel = (size_t(image) * p.height + row) * p.width + column.v[i];
-      const size_t at = pixel * members * p.orbits + g * p.orbits + orbit.v[i];
-      if (at % (2 * N) || at + 2 * N > out->size()) fail("store: element " + std::to_string(at));
+      if (!inside.v[i]) continue;
+      const int64_t at = place.v[i] + more;
+      if (at % (2 * N) || at < 0 || at + 2 * N > int64_t(out->size()))
+        fail("store: element " + std::to_string(at));
       for (int n = 0; n < N; ++n) {
         if ((*out)[at + 2 * n] != 0xffff) fail("store: written twice");
         (*out)[at + 2 * n] = packed[n].v[i] & 0xffff;

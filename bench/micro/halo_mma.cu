@@ -4,60 +4,16 @@
 // A persistent CTA walks over tiles of pixels and orbits. Stages of channels (halo tile by cp.async with
 // zeros outside of the map, packed weights as they lie in memory) run ahead over the edges of tiles. The
 // table of a tile's copies lies in shared memory; each thread writes and reads its own entries only.
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
-
 #include <algorithm>
-#include <cstdint>
 
+#include "halo_lane.cuh"
 #include "halo_variants.h"
+#include "halo_warp.h"
 
 namespace halo {
 namespace {
 
 using T = HALO_VARIANT;
-
-struct Device {
-  using U = uint32_t;
-  using F = float;
-
-  __device__ __forceinline__ U lane() const { return threadIdx.x % 32; }
-
-  __device__ __forceinline__ void load(U (&r)[4], U address) const {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address));
-  }
-  __device__ __forceinline__ static __nv_bfloat162 pair(U a) {
-    return *reinterpret_cast<__nv_bfloat162*>(&a);
-  }
-  __device__ __forceinline__ static U bits(__nv_bfloat162 a) { return *reinterpret_cast<U*>(&a); }
-  __device__ __forceinline__ U add(U a, U b) const { return bits(__hadd2(pair(a), pair(b))); }
-  __device__ __forceinline__ U subtract(U a, U b) const { return bits(__hsub2(pair(a), pair(b))); }
-  __device__ __forceinline__ void multiply(F (&d)[4], const U (&a)[4], U b0, U b1) const {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-  __device__ __forceinline__ F bias(const float* values, int first, U orbit, int orbits) const {
-    return values && int(orbit) < orbits ? __ldg(values + first + orbit) : 0.0f;
-  }
-  __device__ __forceinline__ U pack(F low, F high) const { return bits(__floats2bfloat162_rn(low, high)); }
-
-  template <int N>
-  __device__ __forceinline__ void store(const U (&packed)[N], void* y, const Problem& p, int image, int row,
-                                        U column, int g, U orbit, int members) const {
-    if (image < 0 || row >= p.height || int(column) >= p.width || int(orbit) >= p.orbits) return;
-    const int64_t pixel = (int64_t(image) * p.height + row) * p.width + column;
-    auto* to = static_cast<__nv_bfloat16*>(y) + pixel * (members * p.orbits) + g * p.orbits + orbit;
-    if constexpr (N == 4)
-      *reinterpret_cast<uint4*>(to) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
-    else
-      *reinterpret_cast<uint2*>(to) = make_uint2(packed[0], packed[1]);
-  }
-};
 
 __device__ __forceinline__ void copy16(uint32_t target, const void* source, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes));
@@ -118,7 +74,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
             const __grid_constant__ Problem p) {
   extern __shared__ __align__(128) uint8_t memory[];
   const uint32_t shared = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
-  const Device machine;
+  const Lane machine;
   Loader loader{p,
                 x,
                 weights,
@@ -131,7 +87,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
     commit();
   }
   const int warp = threadIdx.x / 32;
-  Addresses<Device, T> at(machine, warp);
+  Addresses<Lane, T> at(machine, warp);
 #pragma unroll
   for (int kw = 0; kw < 3; ++kw) at.column[kw] += shared;
   at.weight += shared;
@@ -139,7 +95,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
   uint32_t offset = 0;
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-    Warp<Device, T> sums;
+    Warp<Lane, T> sums;
     sums.clear();
 #pragma unroll 1
     for (int step = 0; step < p.steps; ++step) {
@@ -151,32 +107,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
       for (int k = 0; k < T::kChannels / 16; ++k) sums.multiply(machine, at, offset, k);
       offset = offset + T::kStageBytes == T::kStages * T::kStageBytes ? 0 : offset + T::kStageBytes;
     }
-    if (!(p.leave_out & 2) || sums.sums[0][0][0][0] == 1e30f) sums.store(machine, p, tile, warp, bias, y);
+    if (!(p.leave_out & 2) || sums.sums[0][0][0] == 1e30f) sums.store(machine, p, tile, warp, bias, y);
   }
-}
-
-struct Strides {
-  int orbit, channel, row, column;
-};
-
-// Folds the filters along the tied axes and lays them out as the image of each stage's weights.
-__global__ void fold(const __nv_bfloat16* w, Strides strides, uint8_t* packed,
-                     const __grid_constant__ Problem p) {
-  const int index = blockIdx.x * blockDim.x + threadIdx.x;
-  const int u = index / p.channels, c = index % p.channels;
-  if (u >= p.orbit_blocks * T::kOrbits) return;
-  float filter[9];
-#pragma unroll
-  for (int k = 0; k < 9; ++k)
-    filter[k] = u < p.orbits ? __bfloat162float(w[int64_t(u) * strides.orbit + int64_t(c) * strides.channel +
-                                                  k / 3 * strides.row + k % 3 * strides.column])
-                             : 0.0f;
-  uint8_t* tile = packed + (int64_t(u / T::kOrbits) * p.steps + c / T::kChannels) * T::kWeightBytes;
-  const int row = weight_row<T>(u % T::kOrbits), channel = c % T::kChannels;
-#pragma unroll
-  for (int tap = 0; tap < kTaps; ++tap)
-    *reinterpret_cast<__nv_bfloat16*>(tile + weight_address<T, int>(tap, row, channel / 8) +
-                                      channel % 8 * 2) = __float2bfloat16(folded(T::kTie, tap, filter));
 }
 
 }  // namespace
@@ -214,11 +146,8 @@ extern "C" int halo_forward(const void* x, const void* w, int stride_orbit, int 
     if (const auto e = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return e;
   }
   if (parts & 1) {
-    const int filters = p.orbit_blocks * T::kOrbits * channels;
-    fold<<<(filters + 127) / 128, 128, 0, queue>>>(static_cast<const __nv_bfloat16*>(w),
-                                                   {stride_orbit, stride_channel, stride_row, stride_column},
-                                                   static_cast<uint8_t*>(packed), p);
-    if (const auto e = cudaGetLastError()) return e;
+    const Strides strides{stride_orbit, stride_channel, stride_row, stride_column};
+    if (const auto e = fold_weights<T>(w, strides, packed, p, queue)) return e;
   }
   if (parts & 2) {
     forward<<<std::min(p.tiles, processors * T::kResident), T::kThreads, T::kSharedBytes, queue>>>(

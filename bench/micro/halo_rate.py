@@ -91,13 +91,16 @@ class Run:
         self.keep([{"row": "failure", "why": why}])
 
     def peak(self) -> None:
-        """The rate of mma.sync alone."""
-        program = str(halo_build.peak_program(self.options.arch))
-        done = subprocess.run([program], capture_output=True, text=True, timeout=60)
-        if done.returncode:
-            self.failed(f"peak: {done.stdout}{done.stderr}")
-        else:
-            self.keep([json.loads(line) for line in done.stdout.splitlines()])
+        """The rates of mma.sync alone, and of wgmma with A from registers, alone and beside a fold."""
+        for program in (halo_build.peak_program(self.options.arch), halo_build.BUILD / "wgmma_rate"):
+            if not program.exists():
+                continue
+            done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60)
+            self.keep(
+                [{"row": "peak", **json.loads(line)} for line in done.stdout.splitlines() if line[:1] == "{"]
+            )
+            if done.returncode:
+                self.failed(f"{program.name}: {done.stderr}")
 
     def check(self) -> list[str]:
         """Variants that are right."""
@@ -226,7 +229,7 @@ def chosen(options: argparse.Namespace) -> list[str]:
     Raises:
         SystemExit: one does not exist.
     """
-    names = options.variants.split(",") if options.variants else list(halo_build.VARIANTS)
+    names = options.variants.split(",") if options.variants else halo_build.possible(options.arch)
     for name in names:
         if name not in halo_build.VARIANTS:
             raise SystemExit(f"--variants: there is no {name!r}; there are {', '.join(halo_build.VARIANTS)}")

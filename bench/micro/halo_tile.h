@@ -31,6 +31,7 @@ struct Tile {
   static constexpr int kRows = ROWS, kWarpOrbits = ORBITS, kBlocks8 = ORBITS / 8;
   static constexpr int kHeight = HEIGHT, kWidth = WIDTH, kPatches = PATCHES, kGroups = GROUPS;
   static constexpr int kChannels = CHANNELS, kStages = STAGES, kResident = RESIDENT;
+  static constexpr int kTogether = ORBITS % 32 == 0 ? 8 : 4;  // consecutive orbits that a lane stores at once
   static constexpr int kFragments = ROWS / 2;  // m16 fragments of a warp: image rows (q, q + ROWS / 2)
   static constexpr int kWindows =
       kFragments + 2;  // pairs of rows that the vertical taps of all fragments reach
@@ -102,14 +103,14 @@ HALO_FN I weight_address(int tap, I orbit, I chunk) {
   return (orbit + tap * T::kOrbits) * (T::kChannels * 2) + (chunk ^ key) * 16;
 }
 
-// Row of the weight tile that holds an orbit: column 2t + e of the j-th n8 block of a warp is its orbit
-// t * kWarpOrbits / 4 + 2j + e, so that a lane ends up with consecutive orbits and stores them as they are.
+// Row of the weight tile that holds an orbit. In a run of 4 kTogether orbits, column 2t + e of the j-th n8
+// block is orbit t * kTogether + 2j + e, so that a lane ends up with consecutive orbits and stores them as
+// they are.
 template <class T>
 HALO_FN int weight_row(int orbit) {
-  constexpr int each = T::kWarpOrbits / 4;  // orbits of a lane
-  const int group = orbit / T::kWarpOrbits, inside = orbit % T::kWarpOrbits;
-  const int t = inside / each, j = inside % each / 2, e = inside % 2;
-  return group * T::kWarpOrbits + j * 8 + 2 * t + e;
+  constexpr int run = 4 * T::kTogether;
+  const int inside = orbit % run, t = inside / T::kTogether, j = inside % T::kTogether / 2, e = inside % 2;
+  return orbit - inside + j * 8 + 2 * t + e;
 }
 
 // What one asynchronous copy of a thread does: source in units of 8 channels (-1: zeros), target in bytes.
@@ -152,188 +153,5 @@ HALO_FN Patch warp_patch(int pixel_warp) {
   return {pixel_warp / (T::kDownPatch * T::kAcrossPatch), inside / T::kAcrossPatch * T::kRows,
           inside % T::kAcrossPatch * 8};
 }
-
-// The lane's addresses inside a stage: for the left, middle and right column of the windows, and for the
-// weights.
-template <class M, class T>
-struct Addresses {
-  typename M::U column[3], weight;
-
-  HALO_FN Addresses(const M& machine, int warp) {
-    using U = typename M::U;
-    const Patch at = warp_patch<T>(warp / T::kGroups);
-    const U lane = machine.lane(), matrix = lane >> 3, i = lane & 7;
-    HALO_UNROLL
-    for (int kw = 0; kw < 3; ++kw) {
-      const U row = (matrix & 1) * (T::kRows / 2) + at.row;
-      column[kw] = halo_address<T, U>(row, i + (at.column + kw), matrix >> 1, at.image);
-    }
-    const U orbit = (matrix >> 1) * 8 + i + warp % T::kGroups * T::kWarpOrbits;
-    weight = weight_address<T, U>(0, orbit, matrix & 1) + T::kHaloBytes;
-  }
-};
-
-template <class M, class T>
-struct Warp {
-  using U = typename M::U;
-  using F = typename M::F;
-  F sums[T::kMembers][T::kFragments][T::kBlocks8][4];  // by parity: bit 0 odd along W, bit 1 odd along H
-
-  HALO_FN void clear() {
-    HALO_UNROLL
-    for (int c = 0; c < T::kMembers; ++c) HALO_UNROLL
-    for (int q = 0; q < T::kFragments; ++q) HALO_UNROLL
-    for (int j = 0; j < T::kBlocks8; ++j) HALO_UNROLL
-    for (int e = 0; e < 4; ++e) sums[c][q][j][e] = 0.0f;
-  }
-
-  HALO_FN void load_weights(const M& machine, U (&b)[T::kBlocks8 / 2][4], U address, int tap) {
-    HALO_UNROLL
-    for (int j = 0; j < T::kBlocks8 / 2; ++j)
-      machine.load(b[j], address + (tap * T::kOrbits + j * 16) * (T::kChannels * 2));
-  }
-
-  HALO_FN void product(const M& machine, int parity, int q, const U (&a)[4],
-                       const U (&b)[T::kBlocks8 / 2][4]) {
-    HALO_UNROLL
-    for (int j = 0; j < T::kBlocks8; ++j)
-      machine.multiply(sums[parity][q][j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
-  }
-
-  HALO_FN void load_window(const M& machine, U (&a)[4], U column, int t) {
-    machine.load(a, column + t * T::kPitch * (T::kChannels * 2));
-  }
-
-  // One step of 16 channels of a stage at byte `stage`.
-  HALO_FN void multiply(const M& machine, const Addresses<M, T>& at, uint32_t stage, int step) {
-    const U left = (at.column[0] ^ (step * 32)) + stage, middle = (at.column[1] ^ (step * 32)) + stage,
-            right = (at.column[2] ^ (step * 32)) + stage, weight = (at.weight ^ (step * 32)) + stage;
-    if constexpr (T::kTie == Tie::h)
-      multiply_h(machine, left, middle, right, weight);
-    else
-      multiply_hv(machine, left, middle, right, weight);
-  }
-
-  HALO_FN void load_sides(const M& machine, U left, U right, U (&sum)[T::kWindows][4],
-                          U (&difference)[T::kWindows][4]) {
-    HALO_UNROLL
-    for (int t = 0; t < T::kWindows; ++t) {
-      U l[4], r[4];
-      load_window(machine, l, left, t);
-      load_window(machine, r, right, t);
-      HALO_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        sum[t][e] = machine.add(l[e], r[e]);
-        difference[t][e] = machine.subtract(l[e], r[e]);
-      }
-    }
-  }
-
-  HALO_FN void multiply_h(const M& machine, U left, U middle, U right, U weight) {
-    U b[T::kBlocks8 / 2][4];
-    {
-      U sum[T::kWindows][4], difference[T::kWindows][4];
-      load_sides(machine, left, right, sum, difference);
-      HALO_UNROLL
-      for (int kh = 0; kh < 3; ++kh) {
-        load_weights(machine, b, weight, kh * 2);
-        HALO_UNROLL
-        for (int q = 0; q < T::kFragments; ++q) product(machine, 0, q, sum[q + kh], b);
-        load_weights(machine, b, weight, kh * 2 + 1);
-        HALO_UNROLL
-        for (int q = 0; q < T::kFragments; ++q) product(machine, 1, q, difference[q + kh], b);
-      }
-    }
-    U centre[T::kWindows][4];
-    HALO_UNROLL
-    for (int t = 0; t < T::kWindows; ++t) load_window(machine, centre[t], middle, t);
-    HALO_UNROLL
-    for (int kh = 0; kh < 3; ++kh) {
-      load_weights(machine, b, weight, 6 + kh);
-      HALO_UNROLL
-      for (int q = 0; q < T::kFragments; ++q) product(machine, 0, q, centre[q + kh], b);
-    }
-  }
-
-  // Three taps of windows that are already folded along W: sum and difference of the outer rows, and the
-  // inner row.
-  HALO_FN void multiply_rows(const M& machine, U weight, int tap, int parity,
-                             const U (&rows)[T::kWindows][4]) {
-    U b[T::kBlocks8 / 2][4];
-    load_weights(machine, b, weight, tap);
-    HALO_UNROLL
-    for (int q = 0; q < T::kFragments; ++q) {
-      U a[4];
-      HALO_UNROLL
-      for (int e = 0; e < 4; ++e) a[e] = machine.add(rows[q][e], rows[q + 2][e]);
-      product(machine, parity, q, a, b);
-    }
-    load_weights(machine, b, weight, tap + 1);
-    HALO_UNROLL
-    for (int q = 0; q < T::kFragments; ++q) {
-      U a[4];
-      HALO_UNROLL
-      for (int e = 0; e < 4; ++e) a[e] = machine.subtract(rows[q][e], rows[q + 2][e]);
-      product(machine, parity + 2, q, a, b);
-    }
-    load_weights(machine, b, weight, tap + 2);
-    HALO_UNROLL
-    for (int q = 0; q < T::kFragments; ++q) product(machine, parity, q, rows[q + 1], b);
-  }
-
-  HALO_FN void multiply_hv(const M& machine, U left, U middle, U right, U weight) {
-    {
-      U sum[T::kWindows][4], difference[T::kWindows][4];
-      load_sides(machine, left, right, sum, difference);
-      multiply_rows(machine, weight, 0, 0, sum);
-      multiply_rows(machine, weight, 3, 1, difference);
-    }
-    U centre[T::kWindows][4];
-    HALO_UNROLL
-    for (int t = 0; t < T::kWindows; ++t) load_window(machine, centre[t], middle, t);
-    multiply_rows(machine, weight, 6, 0, centre);
-  }
-
-  // Value of member g from the parities: the sign of parity c is (-1)^|c & g|.
-  HALO_FN F member(int g, int q, int j, int e) const {
-    F value = sums[0][q][j][e];
-    HALO_UNROLL
-    for (int c = 1; c < T::kMembers; ++c) {
-      const int odd = ((c & g) ^ ((c & g) >> 1)) & 1;
-      value = odd ? value - sums[c][q][j][e] : value + sums[c][q][j][e];
-    }
-    return value;
-  }
-
-  // Butterfly, bias (or null) and stores: lane 4g + t holds, for pixel column g, consecutive orbits of every
-  // member. Members are in the order identity, W, H, WH; the channel is member * orbits + orbit.
-  HALO_FN void store(const M& machine, const Problem& p, int tile, int warp, const float* bias,
-                     void* y) const {
-    constexpr int each = T::kWarpOrbits / 4;
-    const Patch in = warp_patch<T>(warp / T::kGroups);
-    const Patch at = patch_at<T>(p, tile, in.image);
-    const U lane = machine.lane();
-    const U column = (lane >> 2) + (at.column + in.column);
-    const U orbit =
-        (lane & 3) * each + (tile % p.orbit_blocks * T::kOrbits + warp % T::kGroups * T::kWarpOrbits);
-    HALO_UNROLL
-    for (int g = 0; g < T::kMembers; ++g) {
-      F added[each];
-      HALO_UNROLL
-      for (int i = 0; i < each; ++i) added[i] = machine.bias(bias, g * p.orbits, orbit + i, p.orbits);
-      HALO_UNROLL
-      for (int q = 0; q < T::kFragments; ++q) HALO_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int row = at.row + in.row + q + half * (T::kRows / 2);
-        U packed[each / 2];
-        HALO_UNROLL
-        for (int j = 0; j < T::kBlocks8; ++j)
-          packed[j] = machine.pack(member(g, q, j, half * 2) + added[2 * j],
-                                   member(g, q, j, half * 2 + 1) + added[2 * j + 1]);
-        machine.store(packed, y, p, at.image, row, column, g, orbit, T::kMembers);
-      }
-    }
-  }
-};
 
 }  // namespace halo

@@ -1,6 +1,6 @@
 // The tiles that are measured, by name.
 #pragma once
-#include "halo_tile.h"
+#include "halo_group.h"
 
 namespace halo {
 
@@ -16,5 +16,15 @@ using hv32 = Tile<Tie::hv, 4, 32, 16, 16, 1, 1, 32, 3, 1>;
 using hv32p = Tile<Tie::hv, 4, 32, 8, 8, 4, 1, 32, 3, 1>;
 using hv16 = Tile<Tie::hv, 8, 16, 16, 16, 1, 1, 32, 3, 2>;
 using hv16p = Tile<Tie::hv, 8, 16, 8, 8, 4, 1, 32, 2, 2>;
+
+// with wgmma
+using wh64 = Boxes<Tile<Tie::h, 4, 64, 16, 16, 1, 1, 32, 3, 1>>;
+using wh64p = Boxes<Tile<Tie::h, 4, 64, 8, 8, 4, 1, 32, 3, 1>>;
+using wh128 = Boxes<Tile<Tie::h, 2, 128, 8, 16, 1, 1, 32, 2, 1>>;
+using wh32p = Boxes<Tile<Tie::h, 8, 32, 8, 8, 8, 1, 32, 2, 1>>;
+using whv64 = Boxes<Tile<Tie::hv, 2, 64, 8, 16, 1, 1, 32, 4, 1>>;
+using whv64p = Boxes<Tile<Tie::hv, 2, 64, 8, 8, 2, 1, 32, 4, 1>>;
+using whv32 = Boxes<Tile<Tie::hv, 4, 32, 16, 16, 1, 1, 32, 5, 1>>;
+using whv32p = Boxes<Tile<Tie::hv, 4, 32, 8, 8, 4, 1, 32, 4, 1>>;
 
 }  // namespace halo
