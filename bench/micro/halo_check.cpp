@@ -90,7 +90,8 @@ std::vector<uint16_t> run_groups(const Problem& p, const Data& d) {
   long loads = 0;
   const Host machine{&shared, &y, &loads};
   const auto weights = packed_weights<T>(p, d);
-  for (int tile = 0; tile < p.tiles; ++tile) {
+  for (int i = 0; i < works<T>(p) * T::kCluster; ++i) {
+    const int tile = tile_of<T>(p, i / T::kCluster, i % T::kCluster);
     std::vector<GroupWarp<Host, T>> warps(T::kPixelWarps);
     for (int w = 0; w < T::kPixelWarps; ++w) {
       warps[w].clear();
@@ -206,8 +207,15 @@ int main() {
   CHECK(hv16p);
   CHECK(wh64);
   CHECK(wh32p);
+  CHECK(wh64q);
+  CHECK(wh64c);
+  CHECK(wh64qc);
+  CHECK(wh128c);
   CHECK(wh128);
   CHECK(whv64);
+  CHECK(whv64q);
+  CHECK(whv64c);
+  CHECK(whv64qc);
   CHECK(whv64p);
   CHECK(whv32p);
 #endif

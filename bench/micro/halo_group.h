@@ -10,8 +10,11 @@
 namespace halo {
 
 // The stage as the copy engine writes it: a patch is one box of the map, swizzled by the bits of its address.
-template <class Base>
+// CLUSTER: CTAs that work on as many tiles of the same orbits at once; each fetches its share of the weights
+// for all.
+template <class Base, int CLUSTER = 1>
 struct Boxes : Base {
+  static constexpr int kCluster = CLUSTER, kShareBytes = Base::kWeightBytes / CLUSTER;
   static constexpr int kPixelBytes = Base::kChannels * 2;  // also the span of the swizzle: 64 or 128 bytes
   static constexpr int kPatchBytes = (Base::kPatchPixels * kPixelBytes + 1023) / 1024 * 1024;
   static constexpr int kHaloBytes = Base::kPatches * kPatchBytes;
@@ -24,6 +27,16 @@ struct Boxes : Base {
   static_assert(Base::kChunks >= 4 && Base::kWeightBytes % 1024 == 0, "alignment of the swizzle");
   static_assert(Base::kWindows <= 6, "addresses of the windows");
 };
+
+// Units of work of a cluster, and the tile of its CTA `rank`; the last may lie beyond the last image.
+template <class T>
+HALO_FN int works(const Problem& p) {
+  return (p.tiles / p.orbit_blocks + T::kCluster - 1) / T::kCluster * p.orbit_blocks;
+}
+template <class T>
+HALO_FN int tile_of(const Problem& p, int work, int rank) {
+  return (work / p.orbit_blocks * T::kCluster + rank) * p.orbit_blocks + work % p.orbit_blocks;
+}
 
 // The copy engine's swizzle: 16-byte chunks of 64 or 128 bytes exchanged by the bits above them.
 template <class T, class I>

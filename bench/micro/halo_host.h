@@ -175,7 +175,7 @@ struct Host {
   }
 
   template <int N>
-  void store(const U (&packed)[N], void*, const Lanes<int64_t>& place, int64_t more, const U& inside) const {
+  void store(const U (&packed)[N], void*, const Lanes<int64_t>& place, int more, const U& inside) const {
     for (int i = 0; i < 32; ++i) {
       if (!inside.v[i]) continue;
       const int64_t at = place.v[i] + more;

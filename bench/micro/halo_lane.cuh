@@ -58,7 +58,7 @@ struct Lane {
     return row + int64_t(column) * channels + orbit;
   }
   template <int N>
-  __device__ __forceinline__ void store(const U (&packed)[N], void* y, int64_t place, int64_t more,
+  __device__ __forceinline__ void store(const U (&packed)[N], void* y, int64_t place, int more,
                                         bool inside) const {
     if (!inside) return;
     auto* to = static_cast<__nv_bfloat16*>(y) + place + more;

@@ -131,7 +131,8 @@ extern "C" int halo_forward(const void* x, const void* w, int stride_orbit, int 
                             int stride_row, int stride_column, const float* bias, void* y, void* packed,
                             int batch, int height, int width, int channels, int orbits, int parts,
                             void* stream) {
-  if (channels % T::kChannels || orbits % 8 || int64_t{batch} * height * width * (channels / 8) > INT32_MAX)
+  if (channels % T::kChannels || orbits % 8 || int64_t{batch} * height * width * (channels / 8) > INT32_MAX ||
+      int64_t{width} * T::kMembers * orbits * T::kRows > INT32_MAX)
     return cudaErrorInvalidValue;
   Problem p = problem<T>(batch, height, width, channels, orbits);
   p.leave_out = parts >> 2;

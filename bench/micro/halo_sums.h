@@ -52,12 +52,12 @@ struct Sums {
     const Patch at = patch_at<T>(p, tile, in.image);
     const int rows =
         at.image < 0 ? 0 : p.height - at.row - in.row;  // that lie in the map, from the warp's first on
-    const int64_t pitch = int64_t(p.width) * (T::kMembers * p.orbits);
+    const int pitch = p.width * (T::kMembers * p.orbits);
     const U lane = machine.lane(), column = (lane >> 2) + (at.column + in.column);
     const U first =
         (lane & 3) * T::kTogether + (tile % p.orbit_blocks * T::kOrbits + warp % T::kGroups * T::kWarpOrbits);
     const auto place = machine.place(column, T::kMembers * p.orbits, first,
-                                     (int64_t(at.image) * p.height + at.row + in.row) * pitch);
+                                     int64_t(at.image * p.height + at.row + in.row) * pitch);
     HALO_UNROLL
     for (int r = 0; r < T::kWarpOrbits / run; ++r) {
       const U inside = (column < U(p.width)) & (first + r * run < U(p.orbits));

@@ -20,10 +20,17 @@ using hv16p = Tile<Tie::hv, 8, 16, 8, 8, 4, 1, 32, 2, 2>;
 // with wgmma
 using wh64 = Boxes<Tile<Tie::h, 4, 64, 16, 16, 1, 1, 32, 3, 1>>;
 using wh64p = Boxes<Tile<Tie::h, 4, 64, 8, 8, 4, 1, 32, 3, 1>>;
+using wh64q = Boxes<Tile<Tie::h, 4, 64, 4, 32, 2, 1, 32, 3, 1>>;
+using wh64c = Boxes<Tile<Tie::h, 4, 64, 16, 16, 1, 1, 32, 3, 1>, 2>;
+using wh64qc = Boxes<Tile<Tie::h, 4, 64, 4, 32, 2, 1, 32, 3, 1>, 2>;
+using wh128c = Boxes<Tile<Tie::h, 2, 128, 8, 16, 1, 1, 32, 2, 1>, 2>;
 using wh128 = Boxes<Tile<Tie::h, 2, 128, 8, 16, 1, 1, 32, 2, 1>>;
 using wh32p = Boxes<Tile<Tie::h, 8, 32, 8, 8, 8, 1, 32, 2, 1>>;
 using whv64 = Boxes<Tile<Tie::hv, 2, 64, 8, 16, 1, 1, 32, 4, 1>>;
 using whv64p = Boxes<Tile<Tie::hv, 2, 64, 8, 8, 2, 1, 32, 4, 1>>;
+using whv64q = Boxes<Tile<Tie::hv, 2, 64, 4, 32, 1, 1, 32, 4, 1>>;
+using whv64c = Boxes<Tile<Tie::hv, 2, 64, 8, 16, 1, 1, 32, 4, 1>, 2>;
+using whv64qc = Boxes<Tile<Tie::hv, 2, 64, 4, 32, 1, 1, 32, 4, 1>, 2>;
 using whv32 = Boxes<Tile<Tie::hv, 4, 32, 16, 16, 1, 1, 32, 5, 1>>;
 using whv32p = Boxes<Tile<Tie::hv, 4, 32, 8, 8, 4, 1, 32, 4, 1>>;
 

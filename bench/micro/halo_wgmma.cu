@@ -44,6 +44,23 @@ __device__ __forceinline__ void start_barrier(uint32_t barrier, int arrivals) {
 __device__ __forceinline__ void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// The same barrier of another CTA of the cluster.
+__device__ __forceinline__ void arrive_at(uint32_t barrier, int rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+// Every thread of every CTA of the cluster.
+__device__ __forceinline__ void synchronise() {
+  if constexpr (T::kCluster == 1) {
+    __syncthreads();
+  } else {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+  }
+}
+__device__ __forceinline__ int rank_in_cluster() { return blockIdx.x % T::kCluster; }
 __device__ __forceinline__ void expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
@@ -72,6 +89,19 @@ __device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, int by
       : "memory");
 }
 
+// To the same place in every CTA of the cluster, whose own barriers count the bytes.
+__device__ __forceinline__ void copy_to_all(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  if constexpr (T::kCluster == 1) {
+    copy_bytes(to, from, bytes, barrier);
+  } else {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], "
+        "%2, [%3], %4;" ::"r"(to),
+        "l"(from), "r"(bytes), "r"(barrier), "h"(uint16_t((1 << T::kCluster) - 1))
+        : "memory");
+  }
+}
+
 // Place in the ring of stages, and the parity of the round.
 struct Turn {
   int stage = 0;
@@ -84,28 +114,46 @@ struct Turn {
   }
 };
 
+// By one warp: a lane for each patch, and the first for the weights.
 __device__ __forceinline__ void produce(const CUtensorMap* map, const uint8_t* weights, const Problem& p,
                                         uint32_t stages, uint32_t full, uint32_t empty) {
+  const int lane = threadIdx.x;
   Turn turn;
-  int filled = 0;
-  for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x)
-    for (int step = 0; step < p.steps; ++step, turn.next()) {
+#pragma unroll 1
+  for (int work = blockIdx.x / T::kCluster; work < works<T>(p); work += gridDim.x / T::kCluster) {
+    const int tile = tile_of<T>(p, work, rank_in_cluster());
+    const Patch at = patch_at<T>(p, tile, lane);
+    const uint8_t* from = weights + int64_t(work % p.orbit_blocks) * p.steps * T::kWeightBytes +
+                          rank_in_cluster() * T::kShareBytes;
+#pragma unroll 1
+    for (int step = 0; step < p.steps; ++step, turn.next(), from += T::kWeightBytes) {
       await(empty + turn.stage * 8, turn.phase ^ 1);
       const uint32_t to = stages + turn.stage * T::kStageBytes, barrier = full + turn.stage * 8;
-      if ((p.leave_out & 1) && filled++ >= T::kStages) {
-        arrive(barrier);
-        continue;
+      const bool copies = !(p.leave_out & 1) || (step < T::kStages && work < int(gridDim.x / T::kCluster));
+      if (lane == 0) {
+        if (copies) {
+          expect(barrier, T::kCopiedBytes);
+          copy_to_all(to + T::kHaloBytes + rank_in_cluster() * T::kShareBytes, from, T::kShareBytes, barrier);
+        } else {
+          arrive(barrier);
+        }
       }
-      expect(barrier, T::kCopiedBytes);
-#pragma unroll
-      for (int patch = 0; patch < T::kPatches; ++patch) {
-        const Patch at = patch_at<T>(p, tile, patch);
-        copy_box(to + patch * T::kPatchBytes, map, barrier, step * T::kChannels, at.column - 1, at.row - 1,
+      __syncwarp();
+      if (copies && lane < T::kPatches)
+        copy_box(to + lane * T::kPatchBytes, map, barrier, step * T::kChannels, at.column - 1, at.row - 1,
                  at.image);
-      }
-      const int64_t from = (int64_t(tile % p.orbit_blocks) * p.steps + step) * T::kWeightBytes;
-      copy_bytes(to + T::kHaloBytes, weights + from, T::kWeightBytes, barrier);
     }
+  }
+}
+
+// This warp has read the stage: every CTA that writes into it must know.
+__device__ __forceinline__ void release(uint32_t empty) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (T::kCluster == 1) {
+    if (lane == 0) arrive(empty);
+  } else {
+    if (lane < T::kCluster) arrive_at(empty, lane);
+  }
 }
 
 __device__ __forceinline__ void consume(const float* bias, void* y, const Problem& p, uint32_t stages,
@@ -116,14 +164,15 @@ __device__ __forceinline__ void consume(const float* bias, void* y, const Proble
   sums.locate(machine, warp);
   Turn turn;
 #pragma unroll 1
-  for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
+  for (int work = blockIdx.x / T::kCluster; work < works<T>(p); work += gridDim.x / T::kCluster) {
+    const int tile = tile_of<T>(p, work, rank_in_cluster());
     sums.clear();
 #pragma unroll 1
     for (int step = 0; step < p.steps; ++step, turn.next()) {
       await(full + turn.stage * 8, turn.phase);
       sums.multiply(machine, stages + turn.stage * T::kStageBytes);
       __syncwarp();
-      if (threadIdx.x % 32 == 0) arrive(empty + turn.stage * 8);
+      release(empty + turn.stage * 8);
     }
     if (!(p.leave_out & 2) || sums.sums[0][0][0] == 1e30f) sums.store(machine, p, tile, warp, bias, y);
   }
@@ -139,19 +188,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < T::kStages; ++stage) {
       start_barrier(full + stage * 8, 1);
-      start_barrier(empty + stage * 8, T::kPixelWarps);
+      start_barrier(empty + stage * 8, T::kPixelWarps * T::kCluster);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
-  __syncthreads();
+  synchronise();
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-    if (threadIdx.x == 0) produce(&map, weights, p, stages, full, empty);
+    if (threadIdx.x < 32) produce(&map, weights, p, stages, full, empty);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
     consume(bias, y, p, stages, full, empty);
   }
+  if constexpr (T::kCluster > 1) synchronise();  // else a CTA that is gone would be written to
 }
 
 // The map of x: channels, columns, rows, images; boxes of one patch with its halo.
@@ -197,7 +247,8 @@ extern "C" int halo_forward(const void* x, const void* w, int stride_orbit, int 
                             int stride_row, int stride_column, const float* bias, void* y, void* packed,
                             int batch, int height, int width, int channels, int orbits, int parts,
                             void* stream) {
-  if (channels % T::kChannels || orbits % 8 || int64_t{batch} * height * width * (channels / 8) > INT32_MAX)
+  if (channels % T::kChannels || orbits % 8 || int64_t{batch} * height * width * (channels / 8) > INT32_MAX ||
+      int64_t{width} * T::kMembers * orbits * T::kRows > INT32_MAX)
     return cudaErrorInvalidValue;
   Problem p = problem<T>(batch, height, width, channels, orbits);
   p.leave_out = parts >> 2;
@@ -218,8 +269,19 @@ extern "C" int halo_forward(const void* x, const void* w, int stride_orbit, int 
   if (parts & 2) {
     CUtensorMap map;
     if (const auto e = tensor_map(map, x, p)) return e;
-    forward<<<std::min(p.tiles, processors), kThreads, T::kSharedBytes, queue>>>(
-        map, static_cast<const uint8_t*>(packed), bias, y, p);
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {T::kCluster, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(std::min(works<T>(p), processors / T::kCluster) * T::kCluster);
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = T::kSharedBytes;
+    config.stream = queue;
+    config.attrs = &cluster;
+    config.numAttrs = T::kCluster > 1;
+    if (const auto e =
+            cudaLaunchKernelEx(&config, forward, map, static_cast<const uint8_t*>(packed), bias, y, p))
+      return e;
     if (const auto e = cudaGetLastError()) return e;
   }
   return 0;
