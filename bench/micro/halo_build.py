@@ -55,6 +55,7 @@ VARIANTS = {
         Variant("wh64c", "h", 64, 32, "halo_wgmma.cu"),
         Variant("wh64qc", "h", 64, 32, "halo_wgmma.cu"),
         Variant("wh128c", "h", 128, 32, "halo_wgmma.cu"),
+        Variant("wh64k", "h", 64, 64, "halo_wgmma.cu"),
         Variant("wh128", "h", 128, 32, "halo_wgmma.cu"),
         Variant("wh32p", "h", 32, 32, "halo_wgmma.cu"),
         Variant("whv64", "hv", 64, 32, "halo_wgmma.cu"),
@@ -62,6 +63,9 @@ VARIANTS = {
         Variant("whv64q", "hv", 64, 32, "halo_wgmma.cu"),
         Variant("whv64c", "hv", 64, 32, "halo_wgmma.cu"),
         Variant("whv64qc", "hv", 64, 32, "halo_wgmma.cu"),
+        Variant("whv64k", "hv", 64, 64, "halo_wgmma.cu"),
+        Variant("whv64qkc", "hv", 64, 64, "halo_wgmma.cu"),
+        Variant("whv32qc", "hv", 32, 32, "halo_wgmma.cu"),
         Variant("whv32", "hv", 32, 32, "halo_wgmma.cu"),
         Variant("whv32p", "hv", 32, 32, "halo_wgmma.cu"),
     )

@@ -172,8 +172,11 @@ bool check(const char* name) {
   struct Size {
     int batch, height, width, channels, orbits;
   };
-  const Size sizes[] = {
-      {1, 1, 1, 32, 8}, {2, 7, 9, 64, T::kOrbits}, {1, 17, 19, 32, T::kOrbits + 8}, {3, 8, 5, 96, 40}};
+  const int stage = T::kChannels;
+  const Size sizes[] = {{1, 1, 1, stage, 8},
+                        {2, 7, 9, 2 * stage, T::kOrbits},
+                        {1, 17, 19, stage, T::kOrbits + 8},
+                        {3, 8, 5, 3 * stage, 40}};
   bool right = true;
   for (const Size& s : sizes) {
     const Problem p = problem<T>(s.batch, s.height, s.width, s.channels, s.orbits);
@@ -208,12 +211,16 @@ int main() {
   CHECK(wh64);
   CHECK(wh32p);
   CHECK(wh64q);
+  CHECK(wh64k);
   CHECK(wh64c);
   CHECK(wh64qc);
   CHECK(wh128c);
   CHECK(wh128);
   CHECK(whv64);
   CHECK(whv64q);
+  CHECK(whv64k);
+  CHECK(whv64qkc);
+  CHECK(whv32qc);
   CHECK(whv64c);
   CHECK(whv64qc);
   CHECK(whv64p);
