@@ -56,6 +56,8 @@ VARIANTS = {
         Variant("wh64qc", "h", 64, 32, "halo_wgmma.cu"),
         Variant("wh128c", "h", 128, 32, "halo_wgmma.cu"),
         Variant("wh64k", "h", 64, 64, "halo_wgmma.cu"),
+        Variant("wh128rc", "h", 128, 32, "halo_wgmma.cu"),
+        Variant("wh32", "h", 32, 32, "halo_wgmma.cu"),
         Variant("wh128", "h", 128, 32, "halo_wgmma.cu"),
         Variant("wh32p", "h", 32, 32, "halo_wgmma.cu"),
         Variant("whv64", "hv", 64, 32, "halo_wgmma.cu"),
@@ -66,6 +68,7 @@ VARIANTS = {
         Variant("whv64k", "hv", 64, 64, "halo_wgmma.cu"),
         Variant("whv64qkc", "hv", 64, 64, "halo_wgmma.cu"),
         Variant("whv32qc", "hv", 32, 32, "halo_wgmma.cu"),
+        Variant("whv64rc", "hv", 64, 32, "halo_wgmma.cu"),
         Variant("whv32", "hv", 32, 32, "halo_wgmma.cu"),
         Variant("whv32p", "hv", 32, 32, "halo_wgmma.cu"),
     )

@@ -211,6 +211,8 @@ int main() {
   CHECK(wh64);
   CHECK(wh32p);
   CHECK(wh64q);
+  CHECK(wh128rc);
+  CHECK(wh32);
   CHECK(wh64k);
   CHECK(wh64c);
   CHECK(wh64qc);
@@ -218,6 +220,7 @@ int main() {
   CHECK(wh128);
   CHECK(whv64);
   CHECK(whv64q);
+  CHECK(whv64rc);
   CHECK(whv64k);
   CHECK(whv64qkc);
   CHECK(whv32qc);

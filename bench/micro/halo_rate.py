@@ -27,7 +27,7 @@ from pathlib import Path
 from . import halo_build
 
 NO_COMPILER = 3
-CHECK_SECONDS, TIME_SECONDS = 45, 60
+CHECK_SECONDS, TIME_SECONDS = 30, 50
 WARMERS = 6
 SMALL_SIZES = 5  # that a variant is checked on
 
@@ -112,10 +112,13 @@ class Run:
     def check(self) -> list[str]:
         """Variants that are right."""
         warmers = [Worker(f"warm:{i}/{WARMERS}", self.common, []) for i in range(WARMERS)]
-        groups = dict[str, list[str]]()  # a process for each kernel with wgmma, one for all others
-        for name in self.names:
-            groups.setdefault(name if name[0] == "w" else "mma.sync", []).append(name)
-        checkers = [(names, Worker(f"check:{','.join(names)}", self.common, [])) for names in groups.values()]
+        groups = [[name for name in self.names if name[0] != "w"]]  # one process for all that are of mma.sync
+        for clusters in (False, True):  # and one for two with wgmma, so that as few as possible die together
+            some = [name for name in self.names if name[0] == "w" and name.endswith("c") == clusters]
+            groups += [some[i : i + 2] for i in range(0, len(some), 2)]
+        checkers = [
+            (names, Worker(f"check:{','.join(names)}", self.common, [])) for names in filter(None, groups)
+        ]
         right, deadline = [], time.monotonic() + CHECK_SECONDS
         for names, worker in checkers:
             why = worker.end(deadline - time.monotonic())
