@@ -54,11 +54,13 @@ VARIANTS = {
         Variant("wh64q", "h", 64, 32, "halo_wgmma.cu"),
         Variant("wh64c", "h", 64, 32, "halo_wgmma.cu"),
         Variant("wh64qc", "h", 64, 32, "halo_wgmma.cu"),
-        Variant("wh128c", "h", 128, 32, "halo_wgmma.cu"),
         Variant("wh64k", "h", 64, 64, "halo_wgmma.cu"),
         Variant("wh128rc", "h", 128, 32, "halo_wgmma.cu"),
         Variant("wh32", "h", 32, 32, "halo_wgmma.cu"),
-        Variant("wh128", "h", 128, 32, "halo_wgmma.cu"),
+        Variant("wh64f", "h", 64, 32, "halo_wgmma.cu"),
+        Variant("wh64pf", "h", 64, 32, "halo_wgmma.cu"),
+        Variant("wh64qfc", "h", 64, 32, "halo_wgmma.cu"),
+        Variant("wh128rfc", "h", 128, 32, "halo_wgmma.cu"),
         Variant("wh32p", "h", 32, 32, "halo_wgmma.cu"),
         Variant("whv64", "hv", 64, 32, "halo_wgmma.cu"),
         Variant("whv64p", "hv", 64, 32, "halo_wgmma.cu"),
@@ -69,6 +71,9 @@ VARIANTS = {
         Variant("whv64qkc", "hv", 64, 64, "halo_wgmma.cu"),
         Variant("whv32qc", "hv", 32, 32, "halo_wgmma.cu"),
         Variant("whv64rc", "hv", 64, 32, "halo_wgmma.cu"),
+        Variant("whv64f", "hv", 64, 32, "halo_wgmma.cu"),
+        Variant("whv64pf", "hv", 64, 32, "halo_wgmma.cu"),
+        Variant("whv32qfc", "hv", 32, 32, "halo_wgmma.cu"),
         Variant("whv32", "hv", 32, 32, "halo_wgmma.cu"),
         Variant("whv32p", "hv", 32, 32, "halo_wgmma.cu"),
     )
@@ -126,7 +131,7 @@ def build(names: list[str], arch: str = "90a", again: bool = False) -> str:
 
 
 def _shared(variant: Variant) -> list[str]:
-    return ["--shared", "-Xcompiler", "-fPIC", f"-DHALO_VARIANT={variant.name}"]
+    return ["--shared", "-Xcompiler", "-fPIC", "-Xlinker", "-s", f"-DHALO_VARIANT={variant.name}"]
 
 
 def peak_program(arch: str) -> Path:

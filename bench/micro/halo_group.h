@@ -12,8 +12,11 @@ namespace halo {
 // The stage as the copy engine writes it: a patch is one box of the map, swizzled by the bits of its address.
 // CLUSTER: CTAs that work on as many tiles of the same orbits at once; each fetches its share of the weights
 // for all.
-template <class Base, int CLUSTER = 1>
+// FLOWS: products stay in flight from one stage to the next, and a stage is let go of when the next has
+// begun.
+template <class Base, int CLUSTER = 1, bool FLOWS = false>
 struct Boxes : Base {
+  static constexpr bool kFlows = FLOWS;
   static constexpr int kCluster = CLUSTER, kShareBytes = Base::kWeightBytes / CLUSTER;
   static constexpr int kPixelBytes = Base::kChannels * 2;  // also the span of the swizzle: 64 or 128 bytes
   static constexpr int kPatchBytes = (Base::kPatchPixels * kPixelBytes + 1023) / 1024 * 1024;
@@ -92,7 +95,8 @@ struct GroupWarp : Sums<M, T> {
     machine.template product<T>(this->sums[parity][q], a, weights + tap * (T::kOrbits * T::kPixelBytes));
   }
 
-  // All channels of a stage. At most two groups of products are in flight, and none when it returns.
+  // All channels of a stage. At most two groups of products are in flight, and none when it returns, or one
+  // if they flow; let_go() is called once those of the stage before are through.
   HALO_FN void multiply(const M& machine, uint32_t stage) {
     HALO_UNROLL
     for (int step = 0; step < T::kChannels / 16; ++step) {
@@ -102,7 +106,7 @@ struct GroupWarp : Sums<M, T> {
       else
         multiply_hv(machine, stage, step, weights);
     }
-    machine.template wait<0>();
+    if (!T::kFlows) machine.template wait<0>();
   }
 
   HALO_FN void multiply_h(const M& machine, uint32_t stage, int step, uint32_t weights) {
@@ -117,7 +121,8 @@ struct GroupWarp : Sums<M, T> {
       for (int q = 0; q < T::kFragments; ++q) product(machine, 1, q, difference[q + kh], weights, kh * 2 + 1);
     }
     machine.commit();
-    if (step > 0) machine.template wait<1>();
+    if (step > 0 || T::kFlows) machine.template wait<1>();
+    if (step == 0 && T::kFlows) machine.let_go();
     HALO_UNROLL
     for (int t = 0; t < T::kWindows; ++t) load_window(machine, centre[t], stage, step, 1, t);
     machine.fence();
@@ -165,7 +170,8 @@ struct GroupWarp : Sums<M, T> {
     multiply_rows(machine, weights, 0, 0, sum[0], difference[0], even);
     multiply_rows(machine, weights, 3, 1, sum[1], difference[1], odd);
     machine.commit();
-    if (step > 0) machine.template wait<1>();
+    if (step > 0 || T::kFlows) machine.template wait<1>();
+    if (step == 0 && T::kFlows) machine.let_go();
     HALO_UNROLL
     for (int t = 0; t < T::kWindows; ++t) load_window(machine, centre[t], stage, step, 1, t);
     fold_rows(machine, centre, sum[2], difference[2]);

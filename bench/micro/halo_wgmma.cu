@@ -102,6 +102,24 @@ __device__ __forceinline__ void copy_to_all(uint32_t to, const void* from, int b
   }
 }
 
+// This warp has read the stage: every CTA that writes into it must know.
+__device__ __forceinline__ void release(uint32_t empty) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (T::kCluster == 1) {
+    if (lane == 0) arrive(empty);
+  } else {
+    if (lane < T::kCluster) arrive_at(empty, lane);
+  }
+}
+
+struct FlowingLane : GroupLane {
+  uint32_t* pending;  // barrier of the stage that is still being read, or 0
+  __device__ __forceinline__ void let_go() const {
+    __syncwarp();
+    if (*pending) release(*pending);
+  }
+};
+
 // Place in the ring of stages, and the parity of the round.
 struct Turn {
   int stage = 0;
@@ -146,21 +164,13 @@ __device__ __forceinline__ void produce(const CUtensorMap* map, const uint8_t* w
   }
 }
 
-// This warp has read the stage: every CTA that writes into it must know.
-__device__ __forceinline__ void release(uint32_t empty) {
-  const int lane = threadIdx.x % 32;
-  if constexpr (T::kCluster == 1) {
-    if (lane == 0) arrive(empty);
-  } else {
-    if (lane < T::kCluster) arrive_at(empty, lane);
-  }
-}
-
 __device__ __forceinline__ void consume(const float* bias, void* y, const Problem& p, uint32_t stages,
                                         uint32_t full, uint32_t empty) {
-  const GroupLane machine;
+  uint32_t pending = 0;
+  FlowingLane machine;
+  machine.pending = &pending;
   const int warp = threadIdx.x / 32 - 4;
-  GroupWarp<GroupLane, T> sums;
+  GroupWarp<FlowingLane, T> sums;
   sums.locate(machine, warp);
   Turn turn;
 #pragma unroll 1
@@ -171,8 +181,17 @@ __device__ __forceinline__ void consume(const float* bias, void* y, const Proble
     for (int step = 0; step < p.steps; ++step, turn.next()) {
       await(full + turn.stage * 8, turn.phase);
       sums.multiply(machine, stages + turn.stage * T::kStageBytes);
-      __syncwarp();
-      release(empty + turn.stage * 8);
+      if (T::kFlows) {
+        pending = empty + turn.stage * 8;
+      } else {
+        __syncwarp();
+        release(empty + turn.stage * 8);
+      }
+    }
+    if (T::kFlows) {
+      machine.wait<0>();
+      machine.let_go();
+      pending = 0;
     }
     if (!(p.leave_out & 2) || sums.sums[0][0][0] == 1e30f) sums.store(machine, p, tile, warp, bias, y);
   }
