@@ -27,7 +27,7 @@ from pathlib import Path
 from . import halo_build
 
 NO_COMPILER = 3
-CHECK_SECONDS, TIME_SECONDS = 30, 50
+CHECK_SECONDS, TIME_SECONDS, SANITIZE_SECONDS = 30, 50, 120
 WARMERS = 6
 SMALL_SIZES = 5  # that a variant is checked on
 
@@ -149,7 +149,7 @@ class Run:
             workers = {
                 n: Worker(f"few:{n}", self.common, [*prefix, "--target-processes=all"]) for n in self.names
             }
-            deadline = time.monotonic() + CHECK_SECONDS
+            deadline = time.monotonic() + SANITIZE_SECONDS
             for name, worker in workers.items():
                 why = worker.end(deadline - time.monotonic())
                 self.keep(
