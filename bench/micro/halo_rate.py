@@ -27,7 +27,7 @@ from pathlib import Path
 from . import halo_build
 
 NO_COMPILER = 3
-CHECK_SECONDS, TIME_SECONDS, SANITIZE_SECONDS = 30, 50, 120
+CHECK_SECONDS, TIME_SECONDS, SANITIZE_SECONDS = 40, 60, 120
 WARMERS = 6
 SMALL_SIZES = 5  # that a variant is checked on
 
