@@ -90,4 +90,6 @@ def test_an_unknown_variant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fit_refuses_what_would_be_mostly_padding() -> None:
     assert halo_build.VARIANTS["hv32"].fits(320, 80)
     assert not halo_build.VARIANTS["h64"].fits(64, 32)
+    assert halo_build.VARIANTS["whv32"].fits(64, 16)
+    assert not halo_build.VARIANTS["whv64"].fits(64, 16)
     assert not halo_build.VARIANTS["h32"].fits(48, 32)

@@ -31,9 +31,10 @@ class Variant:
     source: str = "halo_mma.cu"
 
     def fits(self, channels: int, orbits: int) -> bool:
-        """Whether it computes such a layer without more than a quarter of it for nothing."""
+        """Whether it computes such a layer without too much of it for nothing: a quarter, or half with wgmma."""
         padded = -(-orbits // self.orbits) * self.orbits
-        return channels % self.channels == 0 and orbits % 8 == 0 and padded <= 1.25 * orbits
+        most = 2 if "wgmma" in self.source else 1.25
+        return channels % self.channels == 0 and orbits % 8 == 0 and padded <= most * orbits
 
 
 VARIANTS = {
@@ -52,30 +53,29 @@ VARIANTS = {
         Variant("wh64", "h", 64, 32, "halo_wgmma.cu"),
         Variant("wh64p", "h", 64, 32, "halo_wgmma.cu"),
         Variant("wh64q", "h", 64, 32, "halo_wgmma.cu"),
+        Variant("wh64k", "h", 64, 64, "halo_wgmma.cu"),
         Variant("wh64c", "h", 64, 32, "halo_wgmma.cu"),
         Variant("wh64qc", "h", 64, 32, "halo_wgmma.cu"),
-        Variant("wh64k", "h", 64, 64, "halo_wgmma.cu"),
-        Variant("wh128rc", "h", 128, 32, "halo_wgmma.cu"),
-        Variant("wh32", "h", 32, 32, "halo_wgmma.cu"),
-        Variant("wh64f", "h", 64, 32, "halo_wgmma.cu"),
         Variant("wh64pf", "h", 64, 32, "halo_wgmma.cu"),
-        Variant("wh64qfc", "h", 64, 32, "halo_wgmma.cu"),
-        Variant("wh128rfc", "h", 128, 32, "halo_wgmma.cu"),
+        Variant("wh64qf", "h", 64, 32, "halo_wgmma.cu"),
+        Variant("wh128", "h", 128, 32, "halo_wgmma.cu"),
+        Variant("wh128f", "h", 128, 32, "halo_wgmma.cu"),
+        Variant("wh128r", "h", 128, 32, "halo_wgmma.cu"),
+        Variant("wh32", "h", 32, 32, "halo_wgmma.cu"),
         Variant("wh32p", "h", 32, 32, "halo_wgmma.cu"),
         Variant("whv64", "hv", 64, 32, "halo_wgmma.cu"),
         Variant("whv64p", "hv", 64, 32, "halo_wgmma.cu"),
         Variant("whv64q", "hv", 64, 32, "halo_wgmma.cu"),
+        Variant("whv64k", "hv", 64, 64, "halo_wgmma.cu"),
+        Variant("whv64r", "hv", 64, 32, "halo_wgmma.cu"),
         Variant("whv64c", "hv", 64, 32, "halo_wgmma.cu"),
         Variant("whv64qc", "hv", 64, 32, "halo_wgmma.cu"),
-        Variant("whv64k", "hv", 64, 64, "halo_wgmma.cu"),
         Variant("whv64qkc", "hv", 64, 64, "halo_wgmma.cu"),
-        Variant("whv32qc", "hv", 32, 32, "halo_wgmma.cu"),
-        Variant("whv64rc", "hv", 64, 32, "halo_wgmma.cu"),
-        Variant("whv64f", "hv", 64, 32, "halo_wgmma.cu"),
         Variant("whv64pf", "hv", 64, 32, "halo_wgmma.cu"),
-        Variant("whv32qfc", "hv", 32, 32, "halo_wgmma.cu"),
+        Variant("whv64kf", "hv", 64, 64, "halo_wgmma.cu"),
         Variant("whv32", "hv", 32, 32, "halo_wgmma.cu"),
         Variant("whv32p", "hv", 32, 32, "halo_wgmma.cu"),
+        Variant("whv32qc", "hv", 32, 32, "halo_wgmma.cu"),
     )
 }
 
