@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import backends, settings
+from . import backends, native, settings
 from .activation import activate
 from .problem import OPS, Problem, suggests_channels_last
 
@@ -160,11 +159,11 @@ def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[.
 def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
     # `threads` is part of the key alone: estimates may depend on it.
     _check_names(pin)
+    if problem.device == "cpu":
+        native.say_if_missing()
     if _is_empty(problem):
         module = load("reference")
         return Choice(module, "expand")
-    if problem.device == "cpu" and pin.name != "reference":
-        _say_once_if_native_is_missing()
     allowed = candidates(problem, op, pin)
     able = [c for c in allowed if c.reason is None]
     if not able:
@@ -229,16 +228,6 @@ def _check_names(pin: Pin) -> None:
         )
 
 
-@lru_cache(maxsize=1)
-def _say_once_if_native_is_missing() -> None:
-    reason = load("cpu") if "cpu" in BACKENDS else None
-    if isinstance(reason, str):
-        warnings.warn(
-            f"symconv_fast: {reason}; CPU layers run on the reference backend (correct, but not faster than torch)",
-            stacklevel=2,
-        )
-
-
 @dataclass(frozen=True)
 class PassReport:
     """One of the three passes: what runs, or why nothing can, and all candidates."""
@@ -268,6 +257,11 @@ class Explanation:
             f"{str(p.dtype)[6:]} on {p.device}, {layout}",
             f"{p.unique} rows of weight for {p.out_channels} filters; multiply-accumulates a pass: "
             f"{p.macs_folded:,} folded, {p.macs_dense:,} dense; {p.bytes:,} bytes",
+            *(
+                [f"native module missing: {native.missing()}"]
+                if p.device == "cpu" and native.missing()
+                else []
+            ),
             f"{'pass':<6} {'backend':<10} {'algorithm':<{width}} {'':<7} estimate or reason",
         ]
         for report in self.passes:

@@ -51,9 +51,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("dgrad", &Pass::dgrad, NoGil())
       .def("wgrad", py::overload_cast<const at::Tensor&, const at::Tensor&>(&Pass::wgrad, py::const_),
            NoGil());
-  m.def(
-      "clear_workspace", &symconv::clear_workspace,
-      "Gives the working memory that the calling thread keeps for its next call back to the system.");
+  m.def("clear_workspace", &symconv::clear_workspace,
+        "Gives the working memory that the calling thread keeps for its next call back to the system.");
   m.def("isa", &symconv::instruction_set, "Instruction set in use: avx512_bf16, avx512, avx2 or baseline.");
   m.def("build_info", &build_info);
   symconv::bind_eager(m);

@@ -1,13 +1,15 @@
 """Tables: tile sizes by kernel, tie, type and architecture, thresholds and nominal rates. Data and its lookup only.
 
-No figure here was measured on a GPU. All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 (2026-11-27, Triton
-3.6): none spills. Rates are the vendors' data sheets.
+No figure here was measured on a GPU. All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 with Triton 3.6
+(2026-11-27), and those of NEWER_TILES with the Triton that they are for: none spills. Rates are the vendors' data sheets.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from .tuned import TUNED
@@ -189,6 +191,14 @@ CHANNEL_TILES: dict[tuple[str, str], dict[int, _Table]] = {
     },
 }
 
+# What spills from some version of Triton on, by that version, architecture and `product_of`.
+NEWER_TILES: dict[tuple[int, int], dict[tuple[str, str], _Table]] = {
+    (3, 7): {
+        ("sm_80", "bfloat16"): _rows(fprop_fold={3: ((64, 16, 16, 8, 2),)}),
+        ("sm_100", "bfloat16"): _rows(fprop_fold={3: ((64, 32, 32, 8, 3), (32, 16, 32, 8, 2))}),
+    },
+}
+
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 32}
 # A multiprocessor: multiply-adds a clock by bytes of an element, and what the second-level cache gives it (model).
 PRODUCTS_PER_CLOCK = {2: 2048, 4: 1024, 8: 128}
@@ -232,6 +242,25 @@ def product_of(dtype: str, precision: str) -> str:
     return precision if dtype == "float32" else dtype
 
 
+@cache
+def triton_version() -> tuple[int, int]:
+    """Of the Triton that compiles here; without one, the oldest that the tables are for."""
+    try:
+        major, minor = importlib.import_module("triton").__version__.split(".")[:2]
+    except ImportError:
+        return 3, 6
+    return int(major), int(minor)
+
+
+def newer_tiles(arch: str, product: str) -> _Table:
+    """What NEWER_TILES has for the Triton that is here, the newest first."""
+    found: _Table = {}
+    for version, tables in sorted(NEWER_TILES.items()):
+        if version <= triton_version():
+            found |= tables.get((arch, product), {})
+    return found
+
+
 def tiles(
     kernel: str,
     order: int,
@@ -250,6 +279,7 @@ def tiles(
     if arch == "interpreter":
         return (Config(32, 32, 256, 4, 1) if kernel.startswith("wgrad") else Config(512, 32, 64, 4, 1),)
     tables = (
+        {} if mixed else newer_tiles(arch, product),
         MIXED_TILES.get((arch, itemsize), {}) if mixed else {},
         CHANNEL_TILES.get((arch, product), {}).get(channels, {}),
         PRODUCT_TILES.get((arch, product), {}),
