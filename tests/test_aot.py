@@ -201,14 +201,20 @@ def test_a_newer_triton_has_tiles_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     ("version", "requires", "wanted"),
     [
         ("2.13.0+cu130", ["numpy", "triton==3.7.1; platform_system == 'Linux'"], "triton==3.7.1"),
-        ("2.13.0+rocm7", ["pytorch-triton-rocm==3.7.1 ; platform_system == 'Linux'"], "pytorch-triton-rocm==3.7.1"),
+        (
+            "2.13.0+rocm7",
+            ["pytorch-triton-rocm==3.7.1 ; platform_system == 'Linux'"],
+            "pytorch-triton-rocm==3.7.1",
+        ),
         ("2.13.0+cpu", ["numpy", "triton==9.9; extra == 'more'"], "triton==3.7.1"),
         ("2.11.0", [], "triton==3.6.0"),
         ("2.11.0", ["triton (==3.6.1)"], "triton==3.6.1"),
         ("2.99.0", ["networkx"], ""),
     ],
 )
-def test_the_environment_gets_the_triton_that_torch_wants(version: str, requires: list[str], wanted: str) -> None:
+def test_the_environment_gets_the_triton_that_torch_wants(
+    version: str, requires: list[str], wanted: str
+) -> None:
     assert triton_version.requirement(version, requires) == wanted
 
 

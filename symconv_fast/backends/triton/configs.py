@@ -1,7 +1,7 @@
 """Tables: tile sizes by kernel, tie, type and architecture, thresholds and nominal rates. Data and its lookup only.
 
 No figure here was measured on a GPU. All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 with Triton 3.6
-(2026-11-27), and those of NEWER_TILES with the Triton that they are for: none spills. Rates are the vendors' data sheets.
+(2026-11-27), those of NEWER_TILES with the Triton that they are for: none spills. Rates are the data sheets of vendors.
 """
 
 from __future__ import annotations
