@@ -133,7 +133,9 @@ def print_versions() -> None:
     for name in NATIVE_MODULES:
         reason = native.missing()
         if reason is not None:
-            print(f"{name}: MISSING, so that CPU layers run on the reference backend: {reason}")
+            print(
+                f"{name}: MISSING, so that CPU layers run on the reference backend: {reason}; {native.HOW_TO_BUILD}"
+            )
         else:
             module = importlib.import_module(f"symconv_fast.{name}")
             details = ", ".join(f"{key}={value}" for key, value in module.build_info().items())

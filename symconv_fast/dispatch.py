@@ -258,7 +258,7 @@ class Explanation:
             f"{p.unique} rows of weight for {p.out_channels} filters; multiply-accumulates a pass: "
             f"{p.macs_folded:,} folded, {p.macs_dense:,} dense; {p.bytes:,} bytes",
             *(
-                [f"native module missing: {native.missing()}"]
+                [f"{native.missing()}; {native.HOW_TO_BUILD}"]
                 if p.device == "cpu" and native.missing()
                 else []
             ),

@@ -24,22 +24,18 @@ ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
 """What that variable may name, as in csrc/cpu/kernels.cpp: the best instructions that kernels may use."""
 
 
-HOW_TO_BUILD = "pip install --no-build-isolation . (or make build)"
-"""What builds the native module, in the folder of the sources, where torch and a C++ compiler are."""
+HOW_TO_BUILD = "build it, where a C++ compiler is, with pip install --no-build-isolation . (or make build)"
+"""What to do about `missing`: in the folder of the sources, with the torch that is used."""
 
 
 def missing() -> str | None:
-    """Why there is no native module in this installation, as a clause that ends with what to do; None if there is."""
+    """Why there is no native module in this installation, as a clause; None if there is."""
     if module is not None:
         return None
     built = sorted(
         path.name for path in Path(__file__).parent.glob("_cpu.*") if path.suffix in (".so", ".pyd")
     )
-    if built:
-        return (
-            f"{built[0]} cannot be loaded: {_failure}; build it for this torch and Python with {HOW_TO_BUILD}"
-        )
-    return f"the native module was not built; build it, which takes a C++ compiler, with {HOW_TO_BUILD}"
+    return f"{built[0]} cannot be loaded: {_failure}" if built else "the native module was not built"
 
 
 @cache
@@ -48,7 +44,8 @@ def say_if_missing() -> None:
     reason = missing()
     if reason is not None:
         warnings.warn(
-            f"symconv_fast: CPU layers run on the reference backend, correct but no faster than torch: {reason}",
+            f"symconv_fast: CPU layers run on the reference backend, correct but no faster than torch: {reason}; "
+            f"{HOW_TO_BUILD}",
             stacklevel=2,
         )
 
