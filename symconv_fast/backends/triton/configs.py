@@ -194,8 +194,13 @@ CHANNEL_TILES: dict[tuple[str, str], dict[int, _Table]] = {
 # What spills from some version of Triton on, by that version, architecture and `product_of`.
 NEWER_TILES: dict[tuple[int, int], dict[tuple[str, str], _Table]] = {
     (3, 7): {
-        ("sm_80", "bfloat16"): _rows(fprop_fold={3: ((64, 16, 16, 8, 2),)}),
-        ("sm_100", "bfloat16"): _rows(fprop_fold={3: ((64, 32, 32, 8, 3), (32, 16, 32, 8, 2))}),
+        (arch, product): _rows(fprop_fold={3: own})
+        for arch, own in {
+            "sm_80": ((64, 16, 16, 8, 2),),
+            "sm_90": ((64, 32, 32, 8, 2), (32, 16, 16, 8, 2)),
+            "sm_100": ((64, 32, 32, 8, 3), (32, 16, 16, 8, 2)),
+        }.items()
+        for product in ("bfloat16", "float16")
     },
 }
 
@@ -243,13 +248,12 @@ def product_of(dtype: str, precision: str) -> str:
 
 
 @cache
-def triton_version() -> tuple[int, int]:
+def triton_version() -> tuple[int, ...]:
     """Of the Triton that compiles here; without one, the oldest that the tables are for."""
     try:
-        major, minor = importlib.import_module("triton").__version__.split(".")[:2]
+        return tuple(map(int, importlib.import_module("triton").__version__.split(".")[:2]))
     except ImportError:
         return 3, 6
-    return int(major), int(minor)
 
 
 def newer_tiles(arch: str, product: str) -> _Table:
