@@ -258,11 +258,8 @@ def triton_version() -> tuple[int, ...]:
 
 def newer_tiles(arch: str, product: str) -> _Table:
     """What NEWER_TILES has for the Triton that is here, the newest first."""
-    found: _Table = {}
-    for version, tables in sorted(NEWER_TILES.items()):
-        if version <= triton_version():
-            found |= tables.get((arch, product), {})
-    return found
+    known = sorted(version for version in NEWER_TILES if version <= triton_version())
+    return {key: row for v in known for key, row in NEWER_TILES[v].get((arch, product), {}).items()}
 
 
 def tiles(
