@@ -12,7 +12,7 @@
 #
 # Steps: facts build smoke baseline fold rate halo tests composed tune models sanitize full
 # Uses the current python3 with the torch, triton and pytest that it has. Ends with a table of the steps; the exit code
-# is 1 if one of them failed or measured nothing, 0 otherwise, also when time ran out.
+# is 1 if one of them failed or measured nothing, 0 otherwise, also when time ran out; 2, at once, where there is no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,6 +30,10 @@ done
 case "$minutes" in ''|*[!0-9]*) echo "--minutes $minutes is not a whole number; give for example --minutes 30" >&2; exit 2 ;; esac
 
 python=${PYTHON:-python3}
+if [ $rehearse -eq 0 ] && ! $python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  echo "bench/gpu.sh: $python has no torch that finds a GPU here. All of this needs one; --rehearse runs it on a CPU." >&2
+  exit 2
+fi
 if [ -z "$out" ]; then
   out=build/gpu
   [ $rehearse -eq 0 ] || out=build/gpu-rehearsal

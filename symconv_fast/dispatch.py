@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import backends, settings
+from . import backends, native, settings
 from .activation import activate
 from .problem import Problem
 
@@ -187,11 +186,11 @@ def _bind(choice: Choice, problem: Problem, op: str) -> Callable[..., Tensor]:
 def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
     # `threads` is part of the key alone: estimates may depend on it.
     _check_names(pin)
+    if problem.device == "cpu":
+        native.say_if_missing()
     if problem.is_empty or problem.is_far:
         module = load("reference")
         return Choice(module, "expand")
-    if problem.device == "cpu" and pin.name != "reference":
-        _say_once_if_native_is_missing()
     allowed = candidates(problem, op, pin)
     able = [c for c in allowed if c.reason is None]
     if not able:
@@ -251,11 +250,3 @@ def _check_names(pin: Pin) -> None:
         )
 
 
-@lru_cache(maxsize=1)
-def _say_once_if_native_is_missing() -> None:
-    reason = load("cpu") if "cpu" in BACKENDS else None
-    if isinstance(reason, str):
-        warnings.warn(
-            f"symconv_fast: {reason}; CPU layers run on the reference backend (correct, but not faster than torch)",
-            stacklevel=2,
-        )

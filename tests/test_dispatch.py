@@ -282,13 +282,52 @@ def test_without_the_native_module_it_works_and_says_so_once():
     assert "runs reference reference reference" in out
     messages = [line for line in out.splitlines() if line.startswith("warnings|")]
     assert len(messages) == 1
-    assert messages[0].count("the cpu backend is not available") == 1
+    assert messages[0].count("CPU layers run on the reference backend") == 1
+    assert messages[0].count("pip install --no-build-isolation .") == 1
     assert (
         "no gain expected: torch's convolution runs, on filters that are expanded in the call; native module missing: "
         in out
     )
-    # Who asked for the reference is not told.
-    assert "not available" not in run_script(HIDE_NATIVE, SYMCONV_FAST_BACKEND="reference")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "sf.SymmetricConv2d(4, 8, 3, symmetry='h')(x)",
+        "with sf.backend('reference'): sf.SymmetricConv2d(4, 8, 3, symmetry='h')(x)",
+        "with sf.backend('composed', 'fold'): sf.SymmetricConv2d(4, 8, 3, symmetry='h')(x).sum().backward()",
+        "torch.compile(sf.SymmetricConv2d(4, 8, 3, symmetry='h'), backend='aot_eager')(x)",
+        "sf.SymmetricConv2d(4, 8, 3, symmetry='h').double()(x[:0].double())",
+        "sf.ops.wgrad(x, x, (2, 4, 1, 1), (1, 2), (1, 1), (0, 0), (1, 1), (0, 0), False, 1, False)",
+        "print(sf.explain(sf.SymmetricConv2d(4, 8, 3, symmetry='h'), x))",
+    ],
+    ids=["eager", "pinned", "another pin", "compiled", "empty", "gradient alone", "explain"],
+)
+def test_whatever_runs_first_says_once_that_the_native_module_is_missing(use):
+    code = f"import sys; {HIDE_NATIVE}\nimport torch, symconv_fast as sf\nx = torch.ones(2, 4, 5, 5)\n"
+    code += f"def use():\n    {use}\nuse(); use()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("CPU layers run on the reference backend") == 1, done.stderr
+    assert ("; build it, where a C++ compiler is" in done.stdout) == ("explain" in use)
+
+
+def test_the_report_says_clearly_that_the_native_module_is_missing():
+    code = f"import sys; {HIDE_NATIVE}\nfrom symconv_fast import __main__ as m; m.print_versions()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "_cpu: MISSING, so that CPU layers run on the reference backend: " in done.stdout
 
 
 def test_the_triton_backend_is_not_imported_for_a_layer_on_the_cpu():

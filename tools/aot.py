@@ -50,8 +50,6 @@ class Target:
     products: tuple[str, ...]
 
 
-TILED_WITH = "3.6"  # the Triton whose spills the tiles of the table were chosen by
-
 TARGETS = {
     "sm_80": Target(GPUTarget("cuda", 80, 32), 163 << 10, ("mma.sync",)),
     "sm_90": Target(GPUTarget("cuda", 90, 32), 227 << 10, ("wgmma.mma_async", "mma.sync")),

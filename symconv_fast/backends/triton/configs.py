@@ -1,15 +1,17 @@
 """Tables: tile sizes by kernel, tie, type and architecture, thresholds and nominal rates. Data and its lookup only.
 
-All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 (Triton 3.6): none spills. Those of sm_90 in 16 bits were
-chosen on an H200 (2026-11-29); none of the others was measured. Rates are the vendors' data sheets.
+All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 with Triton 3.6, those of NEWER_TILES with the Triton that
+they are for: none spills. Those of sm_90 in 16 bits were chosen on an H200 (2026-11-29); none of the others was
+measured. Rates are the vendors' data sheets.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from .tuned import TUNED
@@ -211,6 +213,19 @@ CHANNEL_TILES: dict[tuple[str, str], dict[int, _Table]] = {
     },
 }
 
+# What spills from some version of Triton on, by that version, architecture and `product_of`.
+NEWER_TILES: dict[tuple[int, int], dict[tuple[str, str], _Table]] = {
+    (3, 7): {
+        (arch, product): _rows(fprop_fold={3: own})
+        for arch, own in {
+            "sm_80": ((64, 16, 16, 8, 2),),
+            "sm_90": ((64, 32, 32, 8, 2), (32, 16, 16, 8, 2)),
+            "sm_100": ((64, 32, 32, 8, 3), (32, 16, 16, 8, 2)),
+        }.items()
+        for product in ("bfloat16", "float16")
+    },
+}
+
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 32}
 # A multiprocessor: multiply-adds a clock by bytes of an element, and what the second-level cache gives it (model).
 PRODUCTS_PER_CLOCK = {2: 2048, 4: 1024, 8: 128}
@@ -268,6 +283,21 @@ def product_of(dtype: str, precision: str) -> str:
     return precision if dtype == "float32" else dtype
 
 
+@cache
+def triton_version() -> tuple[int, ...]:
+    """Of the Triton that compiles here; without one, the oldest that the tables are for."""
+    try:
+        return tuple(map(int, importlib.import_module("triton").__version__.split(".")[:2]))
+    except ImportError:
+        return 3, 6
+
+
+def newer_tiles(arch: str, product: str) -> _Table:
+    """What NEWER_TILES has for the Triton that is here, the newest first."""
+    known = sorted(version for version in NEWER_TILES if version <= triton_version())
+    return {key: row for v in known for key, row in NEWER_TILES[v].get((arch, product), {}).items()}
+
+
 def tiles(
     kernel: str,
     order: int,
@@ -286,6 +316,7 @@ def tiles(
     if arch == "interpreter":
         return (Config(32, 32, 256, 4, 1) if kernel.startswith("wgrad") else Config(512, 32, 64, 4, 1),)
     tables = (
+        {} if mixed else newer_tiles(arch, product),
         MIXED_TILES.get((arch, itemsize), {}) if mixed else {},
         CHANNEL_TILES.get((arch, product), {}).get(channels, {}),
         PRODUCT_TILES.get((arch, product), {}),
