@@ -248,5 +248,3 @@ def _check_names(pin: Pin) -> None:
         raise ValueError(
             f"{origins[-1]}: algorithm {pin.algorithm!r} does not exist; there are: {', '.join(names)}"
         )
-
-

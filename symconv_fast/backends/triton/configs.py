@@ -110,9 +110,10 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
                 2: ((64, 256, 32, 4, 3), (64, 128, 64, 4, 2), (64, 64, 32, 4, 3)),
             },
             wgrad={
-                1: ((64, 128, 64, 8, 3, 3), (128, 128, 32, 8, 3), (32, 64, 64, 4, 3, 3)),
+                1: ((64, 128, 64, 8, 3, 3), (128, 128, 32, 8, 3), (32, 64, 32, 4, 3, 3)),
                 2: ((64, 128, 32, 4, 3), (16, 64, 64, 4, 2, 3)),
             },
+            fprop_fold={3: ((64, 32, 16, 8, 2), (64, 16, 16, 4, 2))},
             dgrad_direct=dict.fromkeys((1, 2), _MIDDLE),
             wgrad_direct=dict.fromkeys((1, 2), _MIDDLE),
         ),
@@ -184,7 +185,11 @@ MIXED_TILES: dict[tuple[str, int], _Table] = {
         dgrad_direct=dict.fromkeys((1, 2, 3), ((64, 64, 32, 8, 3), (64, 64, 16, 4, 3))),
     ),
     ("sm_80", 4): _rows(dgrad={1: ((64, 32, 32, 4, 2),), 2: ((64, 32, 32, 4, 2),), 3: ((32, 32, 16, 4, 2),)}),
-    ("sm_90", 2): _rows(fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))}),
+    ("sm_90", 2): _rows(
+        fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))},
+        dgrad=dict.fromkeys((1, 2), _MIDDLE),
+        wgrad=dict.fromkeys((1, 2), _MIDDLE),
+    ),
     ("sm_90", 4): _rows(dgrad_direct={2: ((64, 64, 32, 8, 2), (64, 32, 32, 4, 2))}),
     ("sm_100", 2): _rows(
         fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))},
@@ -382,9 +387,13 @@ def select(
         return rounds * -(-contraction // c.k) * c.k * step
 
     candidates = tiles(kernel, order, itemsize, arch, product, mixed, contraction)
+    if kernel == "wgrad" and positions <= 64:
+        # Two groups of warps on the rows of one block are serialised (C7515) where it is known that all of them exist.
+        candidates = tuple(c for c in candidates if c.m > 64 or c.warps < 8) or candidates
     if not aligned and (itemsize == 2 or kernel.startswith(("dgrad", "wgrad"))) and arch != "interpreter":
         # Several accumulators leave registers for the addresses of the smallest tile alone.
         kept = candidates[-1:] if (kernel == "fprop_fold" and order > 1) else candidates[1:] or candidates
+        kept = tuple(c for c in kept if c.m * c.n <= 64 * 64) or kept
         candidates = tuple(replace(c, k=min(c.k, 32)) for c in kept)
     names = {kernel, kernel.removesuffix("_direct")}
     if not aligned and any((name, itemsize) in SHORT_UNALIGNED.get(arch, ()) for name in names):
