@@ -1,10 +1,11 @@
-# One command for each job: make build (what make alone does), demo, test, sanitize, guard; bench, bench-full, bench-report;
-#   aot, gpu, gpu-rehearse; lint, format; clean.
+# One command for each job: make build (what make alone does), demo, test, test-full, sanitize, guard; bench, bench-full,
+#   bench-report; aot, aot-others, gpu, gpu-rehearse; lint, format; clean.
 #
 # VENV=.venv    the environment that is made, once, with pip. `make VENV= test` uses the current Python as it is: nothing
 #               is installed and the network is not touched.
 # TORCH=...     what pip installs as torch into VENV. Where pip's default is a build for CUDA of several gigabytes, name
-#               a CPU build, with pip options if need be: make TORCH="torch==2.13.0 --index-url ..." demo
+#               a CPU build, with pip options if need be: make TORCH="torch==2.13.0 --index-url ..." demo. The Triton that
+#               this torch wants comes with it.
 # PYTHON=...    the Python (3.10 or newer) to make the environment from, or to use with VENV= .
 
 VENV ?= .venv
@@ -16,9 +17,9 @@ AOT_ARGS ?=
 GPU_ARGS ?=
 RESULTS ?= bench/results/reference-cpu.jsonl
 
-# Triton is the version that torch 2.11 carries: whether a tile spills depends on the compiler.
-BUILD_TOOLS := "setuptools>=70.1" ninja numpy
-TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" tqdm scipy "triton==3.6.0; platform_system == 'Linux'"
+# Triton comes after torch, which tools/triton_version.py asks for the version: whether a tile spills depends on the compiler.
+BUILD_TOOLS := "setuptools>=70.1" numpy
+TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" expecttest tqdm scipy
 # Programs that tests try on tied layers; where they are missing, these tests are skipped and listed.
 TRIED_TOOLS := onnx onnxscript onnxruntime ptflops thop
 DEMO_TOOLS := scikit-learn matplotlib
@@ -32,17 +33,28 @@ CLANG_FORMAT := clang-format
 else
 PY := $(VENV)/bin/python
 CLANG_FORMAT := $(VENV)/bin/clang-format
-ENVIRONMENT := $(VENV)/.ready
+ENVIRONMENT := $(VENV)/.installed
 LINT_ENVIRONMENT := $(VENV)/.ready-lint
 endif
 
-.PHONY: all build demo test sanitize guard bench bench-full bench-report aot gpu gpu-rehearse lint format clean FORCE
+# Said before pip fetches gigabytes for a GPU that is not there; it stops nothing.
+SAY_CPU_BUILD = [ "$$(uname)" != Linux ] || ls /dev/nvidia[0-9]* /dev/kfd /dev/dxg 2>/dev/null | grep -q . \
+  || command -v nvidia-smi >/dev/null || case '$(TORCH)' in *index-url*|*+cpu*|*.whl*|*find-links*) ;; *) \
+  echo "No GPU was found here. Where pip's default torch is a build for CUDA, that is a download of gigabytes; a CPU" \
+    "build is enough. To have it, stop with Ctrl-C and name it as pytorch.org, 'Get Started', 'CPU' does:" >&2; \
+  echo '    make TORCH="$(TORCH) --index-url ADDRESS" $(MAKECMDGOALS)' >&2 ;; esac
+
+.PHONY: all build demo test test-full sanitize guard bench bench-full bench-report aot aot-others gpu gpu-rehearse lint format clean FORCE
 all: build
 
 demo: build/.built
 	$(PY) examples/demo.py
 
+# The suite without its repetitions (the marker `full`); with them. PYTEST_ARGS="-m full" is what the first leaves out.
 test: build/.built
+	$(PY) -m pytest tests -m "not full" $(PYTEST_ARGS)
+
+test-full: build/.built
 	$(PY) -m pytest tests $(PYTEST_ARGS)
 
 # The native module with AddressSanitizer and UBSan, over SYMCONV_FAST_FUZZ (2000) random problems.
@@ -63,6 +75,12 @@ bench-full: build/.built
 # The Triton kernels compiled for GPUs that need not be here: spills, serialised products, shared memory. AOT_ARGS="--arch sm_90".
 aot: $(ENVIRONMENT)
 	$(PY) -m tools.aot --jobs 2 $(AOT_ARGS)
+
+# The few of them that `make test` compiles, with every other Triton that the tiles of the table are for.
+aot-others: $(ENVIRONMENT)
+	@set -e; for version in $$($(PY) tools/triton_version.py --others); do \
+	  [ -d build/triton-$$version ] || $(PY) -m pip install --quiet --no-deps --target build/triton-$$version triton==$$version; \
+	  echo "Triton $$version"; PYTHONPATH=build/triton-$$version $(PY) -m tools.aot --quick --jobs 2; done
 
 # All that needs a GPU, in order of value, within GPU_ARGS="--minutes 30"; and the same on a CPU, to see that it runs.
 # Machines with a GPU may have no network: where no environment was made, the current Python is used as it is.
@@ -91,7 +109,7 @@ format: $(LINT_ENVIRONMENT)
 build: build/.built
 
 # The old module goes first: if it cannot be built again, no stale one must be tested.
-build/.built: setup.py pyproject.toml $(NATIVE) build/.python
+build/.built: setup.py tools/native_build.py $(NATIVE) build/.python
 	rm -f symconv_fast/_cpu*.so
 	$(PY) setup.py -q build_ext --inplace --force
 	@touch $@
@@ -104,8 +122,14 @@ build/.python: FORCE $(ENVIRONMENT)
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 $(VENV)/.ready: | $(VENV)/bin/python
+	@$(SAY_CPU_BUILD)
 	$(PY) -m pip install $(TORCH)
-	$(PY) -m pip install $(BUILD_TOOLS) $(TEST_TOOLS) $(TRIED_TOOLS) $(DEMO_TOOLS)
+	$(PY) -m pip install $(BUILD_TOOLS) $(TEST_TOOLS) $(TRIED_TOOLS) $(DEMO_TOOLS) $$($(PY) tools/triton_version.py)
+	@touch $@
+
+# The package itself, editable: it can be imported from any folder. Its native module is built in place, by build/.built.
+$(VENV)/.installed: $(VENV)/.ready setup.py pyproject.toml
+	SYMCONV_FAST_NO_CPU=1 $(PY) -m pip install --quiet --no-build-isolation --no-deps --no-index -e .
 	@touch $@
 
 $(VENV)/.ready-lint: $(VENV)/.ready

@@ -15,12 +15,17 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext as SetuptoolsBuildExt
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+import native_build  # noqa: E402
+
 MODULE = "symconv_fast._cpu"
-MEMORY_PER_JOB = 2 << 30  # one file that includes torch's headers needs 1 to 1.5 GiB to compile
+# Commands that end with a build: without torch they stop before anything is copied. A source distribution needs none.
+BUILDING = {"build", "build_ext", "bdist", "bdist_wheel", "dist_info", "editable_wheel", "install", "develop"}
 
 NO_TORCH = """\
 symconv_fast: torch cannot be imported while building ({error}).
@@ -42,24 +47,6 @@ def wanted() -> bool:
 def relative(pattern: str) -> list[str]:
     """Paths below csrc/cpu, relative to this file as setuptools wants them."""
     return sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc/cpu").glob(pattern))
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that new processes may use, or None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
-def parallel_jobs() -> int:
-    """Number of compilers to run at a time: as many as cores, fewer where memory is short."""
-    jobs = os.cpu_count() or 1
-    memory = free_memory()
-    return max(1, jobs if memory is None else min(jobs, memory // MEMORY_PER_JOB))
 
 
 def compile_flags() -> list[str]:
@@ -86,26 +73,26 @@ def why_not_compile() -> str | None:
     return None
 
 
+def why_no_torch() -> str | None:
+    """What stands in the way of importing torch, or None."""
+    try:
+        import torch.utils.cpp_extension  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
+
+
 def build_command() -> type[SetuptoolsBuildExt]:
     """torch's build_ext, made optional: whatever fails, the Python package still installs."""
-    try:
-        from torch.utils.cpp_extension import BuildExtension
-    except ImportError as error:
-        text = NO_TORCH.format(error=error)
-
-        class NoTorch(SetuptoolsBuildExt):
-            """Stops with one message, and only when something is really to be built."""
-
-            def run(self) -> None:
-                raise SystemExit(text)
-
-        return NoTorch
+    from torch.utils.cpp_extension import BuildExtension
 
     class OptionalBuild(BuildExtension):
         """Compiles the native module; leaves it out, and says so, where that does not work."""
 
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options | {"use_ninja": False})
+
         def build_extensions(self) -> None:
-            os.environ.setdefault("MAX_JOBS", str(parallel_jobs()))
             reason = why_not_compile()
             if reason is None:
                 try:
@@ -116,36 +103,54 @@ def build_command() -> type[SetuptoolsBuildExt]:
                     reason = f"compiling it failed ({first_line})"
             if reason is not None:
                 self.extensions = []
+                self.distribution.ext_modules = []
                 say(
                     f"symconv_fast: installing without the native CPU module, because {reason}.\n"
                     "  Every layer works, on the reference backend, without the speed-up. Then build again."
                 )
 
+        def build_extension(self, extension: Extension) -> None:
+            native_build.install(self.compiler)
+            super().build_extension(extension)
+
     return OptionalBuild
 
 
+class HonestWheel(bdist_wheel):
+    """A wheel that is tagged by what was built: py3-none-any where the native module was left out."""
+
+    def run(self) -> None:
+        """Build first, since whether compiling works shows only then."""
+        self.run_command("build")
+        self.root_is_pure = not self.distribution.has_ext_modules()
+        super().run()
+
+
 def extensions() -> list[Extension]:
-    """The native module as torch builds it; a bare description where torch is missing, to fail with a message."""
+    """The native module as torch builds it; a bare description where torch is missing, for source distributions."""
     sources, headers = relative("*.cpp"), relative("*.h")
-    try:
-        from torch.utils.cpp_extension import CppExtension
-    except ImportError:
+    if why_no_torch():
         return [Extension(MODULE, sources)]
-    flags = {"cxx": compile_flags()}
-    return [
-        CppExtension(
-            MODULE, sources, depends=headers, include_dirs=[str(ROOT / "csrc/cpu")], extra_compile_args=flags
-        )
-    ]
+    from torch.utils.cpp_extension import CppExtension
+
+    flags, include = {"cxx": compile_flags()}, [str(ROOT / "csrc/cpu")]
+    return [CppExtension(MODULE, sources, depends=headers, include_dirs=include, extra_compile_args=flags)]
 
 
 def main() -> None:
     """Run setuptools."""
+    common = {"license": "BSD-3-Clause", "verbose": 0}  # of every file that is copied nobody wants to read
     if not wanted():
         say("symconv_fast: pure Python, without the native CPU module; layers run on the reference backend.")
-        setup(license="BSD-3-Clause")
+        setup(**common)
         return
-    setup(license="BSD-3-Clause", ext_modules=extensions(), cmdclass={"build_ext": build_command()})
+    error = why_no_torch()
+    if error is not None and BUILDING.intersection(sys.argv[1:]):
+        raise SystemExit(NO_TORCH.format(error=error))
+    commands: dict[str, type[Command]] = {"bdist_wheel": HonestWheel}
+    if error is None:
+        commands["build_ext"] = build_command()
+    setup(**common, ext_modules=extensions(), cmdclass=commands)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys as _sys
 from types import ModuleType as _ModuleType
 from typing import Literal as _Literal
 
-from . import functional, ops, settings
+from . import functional, init, ops, settings
 from . import guards as _guards
 from ._version import __version__
 from .convert import to_torch
@@ -18,7 +18,7 @@ from .modules import (
     SymmetricConvTranspose2d,
     SymmetricConvTranspose3d,
 )
-from .symmetry import Symmetry
+from .symmetry import Symmetry, SymmetryWarning
 
 allow_winograd: _Literal["f2", "f4", False]
 """For type checkers; `_Package` below has the switch itself."""
@@ -56,10 +56,12 @@ __all__ = [
     "SymmetricConvTranspose2d",
     "SymmetricConvTranspose3d",
     "Symmetry",
+    "SymmetryWarning",
     "__version__",
     "backend",
     "explain",
     "functional",
+    "init",
     "ops",
     "to_torch",
 ]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import __version__, dispatch
+from . import __version__, dispatch, native
 from .problem import OPS, Problem
 from .symmetry import Symmetry
 
@@ -61,6 +61,7 @@ _CASES = (
     Case("stride 2", {"h": 8, "hv": 16}, (9, 11), (3, 3), stride=2),
     Case("transposed", {"h": 8, "hv": 16}, (5, 6), (3, 3), stride=2, transposed=True),
     Case("groups", {"h": 16, "hv": 16}, (9, 11), (3, 3), groups=2),
+    Case("one tap", {"h": 16, "hv": 16}, (9, 11), (3, 1)),
     Case("depthwise", {"h": 36}, (9, 11), (5, 3), channels=18, groups=18),
     # Whole vectors of filters, and few channels: what the algorithms `direct...` take.
     Case("C = 3", {"h": 16, "hv": 16}, (9, 11), (3, 3), channels=3, filters=32),
@@ -87,6 +88,10 @@ def main(arguments: Sequence[str] = ()) -> int:
     total = sum(map(len, ways.values()))
     failures = sum(not check.passed for checks in ways.values() for check in checks)
     print(f"{failures} of {total} checks failed" if failures else f"all {total} checks passed")
+    if native.missing():
+        print(
+            "without the native module: what passed is the reference, which is no faster than torch (see above)"
+        )
     return 1 if failures else 0
 
 
@@ -127,11 +132,13 @@ def print_versions() -> None:
     except ImportError:
         print("triton: not installed")
     for name in NATIVE_MODULES:
-        try:
-            module = importlib.import_module(f"symconv_fast.{name}")
-        except ImportError as error:
-            print(f"{name}: not available ({error})")
+        reason = native.missing()
+        if reason is not None:
+            print(
+                f"{name}: MISSING, so that CPU layers run on the reference backend: {reason}; {native.HOW_TO_BUILD}"
+            )
         else:
+            module = importlib.import_module(f"symconv_fast.{name}")
             details = ", ".join(f"{key}={value}" for key, value in module.build_info().items())
             print(f"{name}: runs with {module.isa()}; built with {details}")
     for name in dispatch.BACKENDS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,11 +13,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import backends, settings
+from . import backends, native, settings
 from .activation import activate
 from .problem import Problem
 
-BACKENDS: tuple[str, ...] = ("cpu", "triton", "composed", "reference")
+BACKENDS: tuple[str, ...] = ("cpu", "triton", "composed", "distinct", "reference")
 """Modules under symconv_fast.backends. To add a backend, add its name here and nowhere else."""
 
 ENV_BACKEND = "SYMCONV_FAST_BACKEND"
@@ -87,7 +86,10 @@ def load(name: str) -> Any | str:
     reason = backends.missing(name)
     if reason is None:
         try:
-            return importlib.import_module(f"symconv_fast.backends.{name}")
+            module = importlib.import_module(f"symconv_fast.backends.{name}")
+            if hasattr(module, "connect"):  # runs a smaller problem by the others
+                module.connect(_seconds, _bind_quickest)
+            return module
         except ImportError as error:
             reason = str(error)
     return f"the {name} backend is not available in this installation ({reason})"
@@ -106,7 +108,7 @@ def backend(name: str | None = None, algorithm: str | None = None) -> Iterator[N
     What is None is left to the dispatch. The innermost `with` alone counts, and it wins over the environment
     variables. The pin holds in the current thread (and asyncio task); backward on a GPU runs in another one.
     An operator that the pinned backend or algorithm cannot run raises RuntimeError with the reason; empty tensors
-    (nothing to compute) always go to the reference.
+    (nothing to compute) and strides (multiplied), paddings and dilations above 16384 always go to the reference.
 
     Raises:
         ValueError: no backend, or no algorithm of the backend, has that name.
@@ -146,23 +148,49 @@ def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[.
     A backend may have a `bind` of its own, where it can prepare more than the arguments, and an `fprop_activated` of
     its own, where its kernels can apply an activation.
     """
-    backend, algorithm = choose(problem, op)
-    if activation is not None and hasattr(backend, "fprop_activated"):
-        return partial(backend.fprop_activated, problem, algorithm, activation)
-    own = getattr(backend, "bind", None)
-    run = own(problem, op, algorithm) if own else partial(getattr(backend, op), problem, algorithm)
+    choice = choose(problem, op)
+    if activation is not None and hasattr(choice.backend, "fprop_activated"):
+        return partial(choice.backend.fprop_activated, problem, choice.algorithm, activation)
+    run = _bind(choice, problem, op)
     return run if activation is None else lambda *tensors: activate(run(*tensors), activation)
+
+
+def _quickest(problem: Problem, op: str) -> Candidate:
+    """The lowest estimate of those that run a problem themselves, whatever is pinned."""
+    able = [
+        c
+        for c in candidates(problem, op)
+        if c.seconds is not None and not hasattr(load(c.backend), "connect")
+    ]
+    return min(able, key=lambda c: c.seconds or 0.0)
+
+
+def _seconds(problem: Problem, op: str) -> float:
+    return _quickest(problem, op).seconds or 0.0
+
+
+def _bind_quickest(problem: Problem, op: str) -> Callable[..., Tensor]:
+    best = _quickest(problem, op)
+    return _bind(Choice(load(best.backend), best.algorithm), problem, op)
+
+
+def _bind(choice: Choice, problem: Problem, op: str) -> Callable[..., Tensor]:
+    own = getattr(choice.backend, "bind", None)
+    if own:
+        function: Callable[..., Tensor] = own(problem, op, choice.algorithm)
+        return function
+    return partial(getattr(choice.backend, op), problem, choice.algorithm)
 
 
 @lru_cache(maxsize=4096)
 def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
     # `threads` is part of the key alone: estimates may depend on it.
     _check_names(pin)
-    if problem.is_empty:
+    if problem.device == "cpu":
+        native.say_if_missing()
+    if problem.is_empty or problem.is_far:
         module = load("reference")
         return Choice(module, "expand")
-    if problem.device == "cpu" and pin.name != "reference":
-        _say_once_if_native_is_missing()
     allowed = candidates(problem, op, pin)
     able = [c for c in allowed if c.reason is None]
     if not able:
@@ -219,14 +247,4 @@ def _check_names(pin: Pin) -> None:
     if modules and pin.algorithm not in names:
         raise ValueError(
             f"{origins[-1]}: algorithm {pin.algorithm!r} does not exist; there are: {', '.join(names)}"
-        )
-
-
-@lru_cache(maxsize=1)
-def _say_once_if_native_is_missing() -> None:
-    reason = load("cpu") if "cpu" in BACKENDS else None
-    if isinstance(reason, str):
-        warnings.warn(
-            f"symconv_fast: {reason}; CPU layers run on the reference backend (correct, but not faster than torch)",
-            stacklevel=2,
         )

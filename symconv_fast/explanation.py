@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, native
 from .dispatch import Candidate
 from .problem import OPS, Problem, suggests_channels_last
 
@@ -80,7 +80,8 @@ class Explanation:
         backend, kernels = _KERNELS.get(self.problem.device, (None, ""))
         for candidate in self.passes[0].candidates:
             if candidate.algorithm == "-" and candidate.backend == backend:
-                return f"; {kernels} missing: {candidate.reason}"
+                how = f"; {native.HOW_TO_BUILD}" if native.missing() and backend == "cpu" else ""
+                return f"; {kernels} missing: {candidate.reason}{how}"
         return " (nothing is tied)" if self.problem.unique == self.problem.out_channels else ""
 
     def _ways(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Union
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from . import activation as activations
 from . import eager, export, ops
+from .checks import LIMIT, ShapeError, check_is_tensor, check_tensors, ints
 from .native import suggests_channels_last
-from .problem import Problem, ShapeError, check_tensors
+from .problem import Problem
 from .symmetry import Symmetry, SymmetryLike, compute_rows, resolve_rows
 from .ties import Ties
 from .tracing import is_traced, record_call
@@ -200,6 +201,7 @@ def run(
         return _trace(ndim, input, weight, bias, *arguments, transposed=transposed, activation=activation)
     if activation is not None:
         activations.check(activation)
+        check_is_tensor(input, "input")
         if input.device.type != "cpu":  # no kernel for CPUs applies activations
             call = prepare(ndim, input, weight, bias, *arguments, transposed=transposed)
             return call.run_activated(activation)
@@ -259,6 +261,9 @@ def prepare(
     transposed: bool = False,
 ) -> Call:
     """Check the arguments of a layer and turn them into those of the operator; nothing is computed but padding."""
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if tensor is not None or name != "bias":
+            check_is_tensor(tensor, name)
     groups = _positive(groups)
     unbatched = input.dim() == ndim + 1
     _check_dims(ndim, input, weight, unbatched)
@@ -269,6 +274,10 @@ def prepare(
     _check_weight(ties, weight, groups, transposed)
     stride, dilation = _tuple(stride, ndim, "stride"), _tuple(dilation, ndim, "dilation")
     if isinstance(padding, str):
+        if transposed:
+            raise TypeError(
+                f"padding={padding!r} must be an int or a tuple of ints in a transposed convolution"
+            )
         input, padding = _named_padding(input, padding, weight.shape[2:], stride, dilation)
     else:
         padding = _tuple(padding, ndim, "padding")
@@ -323,20 +332,24 @@ def _check_weight(ties: Ties, weight: Tensor, groups: int, transposed: bool) -> 
 
 def _resolve(symmetry: SymmetryLike, ndim: int, weight: Tensor, groups: int, transposed: bool) -> Ties:
     rows = weight.shape[1] * groups if transposed else weight.shape[0]
+    if rows % groups:
+        raise ShapeError(f"weight has {rows} rows, which must be divisible by groups={groups}")
     resolve = compute_rows if torch.compiler.is_compiling() else resolve_rows
     return resolve(Symmetry(symmetry, ndim=ndim).counts, ndim, rows, groups)
 
 
 def _positive(groups: Any) -> int:
     """`groups`, checked; NumPy's integers are integers."""
-    if isinstance(groups, bool) or not hasattr(groups, "__index__") or groups < 1:
-        raise ValueError(f"groups={groups!r} must be a positive int, such as 1")
+    if isinstance(groups, bool) or not hasattr(groups, "__index__"):
+        raise TypeError(f"groups={groups!r} must be a positive int, such as 1")
+    if groups < 1:
+        raise ShapeError(f"groups={groups!r} must be a positive int, such as 1")
     return groups if isinstance(groups, int) else operator.index(groups)
 
 
 def _tuple(value: Any, ndim: int, name: str) -> tuple[int, ...]:
     """An int for all dims, or one a dim, as torch's functions take them."""
-    if isinstance(value, int):
+    if type(value) is int and -LIMIT <= value < LIMIT:
         return (value,) * ndim
     values = ints(value, name)
     if len(values) == 1:
@@ -346,24 +359,6 @@ def _tuple(value: Any, ndim: int, name: str) -> tuple[int, ...]:
     return values
 
 
-def ints(value: Any, name: str) -> tuple[int, ...]:
-    """The argument `name`, an int or a sequence of them, as a tuple of whatever length.
-
-    Raises:
-        TypeError: it is something else, floats and text included.
-    """
-    if isinstance(value, (tuple, list)) and all(isinstance(v, (int, torch.SymInt)) for v in value):
-        return tuple(value)
-    try:
-        values = tuple(value) if isinstance(value, Iterable) else (value,)
-        return tuple(operator.index(v) for v in values)
-    except TypeError:
-        text = ", 'same' or 'valid'" if name == "padding" else ""
-        raise TypeError(
-            f"{name}={value!r} must be an int or a tuple of ints, such as {name}=1{text}"
-        ) from None
-
-
 def _named_padding(
     input: Tensor, padding: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[Tensor, tuple[int, ...]]:
@@ -371,7 +366,7 @@ def _named_padding(
     if padding == "valid":
         return input, (0,) * len(stride)
     if padding != "same":
-        raise ValueError(f"padding={padding!r} is not valid; give ints, 'same' or 'valid'")
+        raise ShapeError(f"padding={padding!r} is not valid; give ints, 'same' or 'valid'")
     if any(s != 1 for s in stride):
         raise ShapeError(
             f"padding='same' is not supported for strided convolutions, got stride={tuple(stride)}"

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from . import checkpoint
+from . import advice, checkpoint
+from .checks import ShapeError, ints
 from .eager import recall_layer
-from .functional import IntOrInts, ints, prepare, run
+from .functional import IntOrInts, prepare, run
 from .problem import Problem
 from .symmetry import Symmetry, SymmetryLike
 from .ties import Ties
@@ -57,10 +58,15 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
     def _tie(self, symmetry: SymmetryLike, share_bias: bool, device: Any, dtype: Any) -> None:
         """Turn a torch layer that was built on the meta device into a tied layer with real parameters."""
         ndim = len(self.kernel_size)
+        if ndim not in (1, 2, 3):
+            raise ShapeError(
+                f"kernel_size={self.kernel_size} must be an int, or an int for each of 1 to 3 dims"
+            )
         given = Symmetry(symmetry, ndim=ndim)
         ties = given.resolve(ndim, self.out_channels, self.groups)
         self.__dict__.update(symmetry=given, ties=ties)
         self.share_bias = share_bias
+        advice.warn_of_ties(self, given, ties)
         rows = ties.unique
         if self.transposed:
             shape = (self.in_channels, rows // self.groups, *self.kernel_size)
@@ -162,13 +168,25 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
 
     @classmethod
     def from_conv(
-        cls: type[_Layer], conv: nn.modules.conv._ConvNd, symmetry: SymmetryLike, *, share_bias: bool = False
+        cls: type[_Layer],
+        conv: nn.modules.conv._ConvNd,
+        symmetry: SymmetryLike,
+        *,
+        share_bias: bool = False,
+        keep_norm: bool = False,
     ) -> _Layer:
         """The tied layer whose filters are nearest to those of an ordinary layer, in least squares.
 
         Output channel i of `conv` becomes channel i of the result: in each group the first U/groups filters lead the
         orbits, the others are their mirrored copies in the published order. The bias is copied, or averaged over each
         orbit with `share_bias`. Stride, padding, dtype, device and the rest carry over.
+
+        Filters that nobody made symmetric are not nearly so: random ones lose 1 - U/out_channels of their energy (the
+        squared norm; `Ties.lost_energy`), and the layer computes something else. `keep_norm` scales each row to the
+        norm that its orbit had, which keeps the size of activations for further training.
+
+        Warns:
+            SymmetryWarning: more than 10 % of the energy is lost.
 
         Raises:
             TypeError: `conv` is not the torch layer that this class ties. ValueError: as for the constructor.
@@ -181,7 +199,9 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
         settings = _settings(conv) | {"bias": conv.bias is not None}
         settings |= {"device": conv.weight.device, "dtype": conv.weight.dtype}
         layer = cls(**settings, symmetry=symmetry, share_bias=share_bias)  # type: ignore[call-arg]
-        weight = layer.ties.project(conv.weight.detach(), 1 if layer.transposed else 0)
+        filters, dim = conv.weight.detach(), 1 if layer.transposed else 0
+        weight = layer.ties.project(filters, dim, keep_norm=keep_norm)
+        advice.warn_of_loss(layer, filters, dim)
         layer.weight = nn.Parameter(weight.clone(), conv.weight.requires_grad)
         if conv.bias is not None:
             bias = conv.bias.detach()
@@ -294,9 +314,15 @@ class SymmetricConv2d(_Symmetric[nn.Conv2d], nn.Conv2d):
         symmetry: {"h": 2, ...} with numbers of output channels or percentages, a key such as "h", or None.
         share_bias: the members of an orbit share one bias; `bias` is then (U,).
 
+    torch's initialisers that count fans (kaiming_*, xavier_*) read the reduced shape of `weight`; with mode="fan_out"
+    and xavier they make it too large ("hv": 2 and up to 1.6 times). Use those of `symconv_fast.init`, with the layer.
+
     `weight` has shape (U, C/groups, KH, KW); that and `bias` are the only parameters. Equivariant as a lift only:
     mirror the input, and the outputs come mirrored with the members of each orbit exchanged; a stack of two such
     layers is not equivariant.
+
+    Warns:
+        SymmetryWarning: a tie does nothing, or not what was meant; see there.
 
     Raises:
         ValueError, TypeError: `symmetry` does not fit the layer; the message names valid values.
@@ -381,7 +407,8 @@ class SymmetricConvTranspose1d(_SymmetricTransposed[nn.ConvTranspose1d], nn.Conv
 class SymmetricConvTranspose2d(_SymmetricTransposed[nn.ConvTranspose2d], nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` whose filters are tied: `F.conv_transpose2d(x, layer.expanded_weight(), layer.bias, ...)`.
 
-    `weight` has shape (C_in, U/groups, KH, KW) and is expanded along dim 1. Otherwise as `SymmetricConv2d`.
+    `weight` has shape (C_in, U/groups, KH, KW) and is expanded along dim 1. Otherwise as `SymmetricConv2d`, what is
+    said there of `torch.nn.init` included.
     """
 
     def __init__(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,12 +14,40 @@ from . import problem
 
 try:
     from . import _cpu as module  # type: ignore[attr-defined]
-except ImportError:
-    module = None
+
+    _failure = None
+except ImportError as _error:
+    module, _failure = None, str(_error)
 
 ENV_ISA = "SYMCONV_FAST_ISA"
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
-"""What that variable may name, as in csrc/cpu/kernels_baseline.cpp: the best instructions that kernels may use."""
+"""What that variable may name, as in csrc/cpu/kernels.cpp: the best instructions that kernels may use."""
+
+
+HOW_TO_BUILD = "build it, where a C++ compiler is, with pip install --no-build-isolation . (or make build)"
+"""What to do about `missing`: in the folder of the sources, with the torch that is used."""
+
+
+def missing() -> str | None:
+    """Why there is no native module in this installation, as a clause; None if there is."""
+    if module is not None:
+        return None
+    built = sorted(
+        path.name for path in Path(__file__).parent.glob("_cpu.*") if path.suffix in (".so", ".pyd")
+    )
+    return f"{built[0]} cannot be loaded: {_failure}" if built else "the native module was not built"
+
+
+@cache
+def say_if_missing() -> None:
+    """One warning a process where CPU layers run without the native module: slow is not wrong, but not silent."""
+    reason = missing()
+    if reason is not None:
+        warnings.warn(
+            f"symconv_fast: CPU layers run on the reference backend, correct but no faster than torch: {reason}; "
+            f"{HOW_TO_BUILD}",
+            stacklevel=2,
+        )
 
 
 def _check_isa() -> None:

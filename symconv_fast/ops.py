@@ -21,8 +21,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import activation as activations
 from . import dispatch, native, settings
+from .checks import ShapeError, check_tensors
 from .native import suggests_channels_last
-from .problem import Problem, ShapeError, allocate, check_tensors, macs, output_size
+from .problem import Problem, allocate, macs, output_size
 
 _GEOMETRY = (
     "int[] ties, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] output_padding, "

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import ShapeError
 from .ties import COPIES, Segment, Ties, orbit_size
 
-SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPS = ("fprop", "dgrad", "wgrad")
-
-
-class ShapeError(ValueError, RuntimeError):
-    """A shape that does not fit: a ValueError, and a RuntimeError because torch's own layers raise that."""
+FAR = 1 << 14
+"""Strides (those of all axes multiplied), paddings and dilations above this are another kind of problem: see
+`Problem.is_far`."""
 
 
 def suggests_channels_last(tensor: Tensor) -> bool:
@@ -130,10 +129,34 @@ def output_size(
             f"given groups={groups} and weight of shape {list(weight_size)}, expected input of shape "
             f"(N, {channels}, ...), but got {list(input_size)} with {input_size[1]} channels instead"
         )
+    if weight_size[0] < groups:
+        raise ShapeError(
+            f"given groups={groups}, expected weight with at least {groups} along dim 0, got {list(weight_size)}"
+        )
     kernel, spatial = weight_size[2:], input_size[2:]
     out = out_spatial(spatial, kernel, stride, padding, dilation, output_padding, transposed)
-    _check_extent(spatial, kernel, padding, dilation, out, transposed)
+    _check_extent(input_size[0], spatial, kernel, padding, dilation, out, transposed)
     return [input_size[0], sum(r * orbit_size(m) for m, r in zip(ties[::2], ties[1::2])), *out]
+
+
+def _bounded_stride(
+    spatial: Sequence[int],
+    out: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    transposed: bool,
+) -> tuple[int, ...]:
+    """The smallest strides that do the same: where no step is made, any is as good, and kernels count its phases."""
+    bounded = []
+    for n, o, k, s, p, d, extra in zip(spatial, out, kernel, stride, padding, dilation, output_padding):
+        if transposed:
+            bounded.append(min(s, extra + 1) if n == 1 else s)
+        else:
+            bounded.append(min(s, n + 2 * p - d * (k - 1)) if o == 1 else s)
+    return tuple(bounded)
 
 
 def _check_ties(ndim: int, ties: Sequence[int], groups: int) -> int:
@@ -183,6 +206,7 @@ def _check_geometry(
 
 
 def _check_extent(
+    batch: int,
     spatial: Sequence[int],
     kernel: Sequence[int],
     padding: Sequence[int],
@@ -190,9 +214,14 @@ def _check_extent(
     out: Sequence[int],
     transposed: bool,
 ) -> None:
-    if any(k < 1 for k in kernel) or any(n < 1 for n in spatial):
+    # As torch, which takes maps without a position where there are none of them either.
+    if any(k < 1 for k in kernel) or (any(n < 1 for n in spatial) and batch > 0):
         raise ShapeError(
             f"kernel and spatial sizes must be at least 1, got kernel {list(kernel)} and input {list(spatial)}"
+        )
+    if any(isinstance(n, int) and n >= 1 << 62 for n in out):
+        raise ShapeError(
+            f"the output size would be {list(out)}, which no memory can hold; padding={list(padding)}"
         )
     if all(n > 0 for n in out):
         return
@@ -204,39 +233,6 @@ def _check_extent(
         f"padded input size per channel: {padded}; kernel size (dilated): {effective}. "
         "Kernel size can't be greater than actual input size"
     )
-
-
-def check_tensors(first: Tensor, second: Tensor, bias: Tensor | None, out_channels: int) -> None:
-    """Dtypes and devices of the two tensors of an operator and its bias.
-
-    Raises:
-        TypeError: a dtype that is not supported. RuntimeError: dtypes or devices differ, as torch's layers say it.
-        ShapeError: bias is not (out_channels,).
-    """
-    for tensor in (first, second):
-        if tensor.dtype not in SUPPORTED_DTYPES or tensor.is_quantized:
-            names = ", ".join(str(dtype)[6:] for dtype in SUPPORTED_DTYPES)
-            hint = (
-                "; quantize symconv_fast.to_torch(model), whose layers are torch's"
-                if tensor.is_quantized
-                else ""
-            )
-            raise TypeError(
-                f"dtype {str(tensor.dtype)[6:]} is not supported; supported dtypes: {names}{hint}"
-            )
-    others = (("weight", second),) if bias is None else (("weight", second), ("bias", bias))
-    for name, other in others:
-        if other.dtype != first.dtype:
-            raise RuntimeError(
-                f"Input type ({str(first.dtype)[6:]}) and {name} type ({str(other.dtype)[6:]}) should be the same"
-            )
-        if other.device != first.device:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but input is on {first.device} and "
-                f"{name} is on {other.device}"
-            )
-    if bias is not None and tuple(bias.shape) != (out_channels,):
-        raise ShapeError(f"expected bias of shape ({out_channels},), got {tuple(bias.shape)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +282,7 @@ class Problem:
         Raises ShapeError as `output_size` does.
         """
         input_size, weight_size = sizes
-        ties, stride, padding, dilation, output_padding, transposed, groups, channels_last = static
+        ties, _, padding, dilation, output_padding, transposed, groups, channels_last = static
         out = output_size(input_size, weight_size, *static[:7])
         return cls(
             batch=input_size[0],
@@ -295,7 +291,7 @@ class Problem:
             unique=sum(ties[1::2]),
             out_channels=out[1],
             kernel=tuple(weight_size[2:]),
-            stride=tuple(stride),
+            stride=_bounded_stride(input_size[2:], out[2:], weight_size[2:], *static[1:6]),
             padding=tuple(padding),
             dilation=tuple(dilation),
             output_padding=tuple(output_padding),
@@ -342,6 +338,14 @@ class Problem:
     def is_empty(self) -> bool:
         """Is there nothing to multiply? Sums of nothing are zeros."""
         return any(0 in shape for shape in (self.input_shape, self.weight_shape, self.output_shape))
+
+    @property
+    def is_far(self) -> bool:
+        """Do taps or outputs lie so far apart that counting what is between them, as kernels do, would take for ever?
+
+        (torch's own gradients crash there.) The reference gathers what the taps read and goes on from that.
+        """
+        return max(*self.stride, *self.padding, *self.dilation, math.prod(self.stride)) > FAR
 
     @property
     def layer_ties(self) -> Ties:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Union
 
+from .problem import ShapeError
 from .ties import BIT, COPIES, Segment, Ties, mask_name, orbit_size
 
 # Canonical order of the segments, and which of them a layer of 1, 2 or 3 dims can have.
@@ -32,6 +33,22 @@ _PERCENT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*")
 SymmetryLike = Union[str, Mapping[str, Union[int, str]], "Symmetry", None]
 
 
+class SymmetryWarning(UserWarning):
+    """A tie that can be meant, but that does nothing here or not what one would expect.
+
+    Given when a layer is made, once for each reason, with the layer, the reason and what to do:
+
+    - a tie mirrors an axis along which the kernel has one tap: its filters are the same again (they are computed once);
+    - a share of the filters (a percentage, or a key alone, which is 100 %) rounds to none: the layer is left untied, as
+      a depthwise layer of multiplier 1 always is;
+    - `from_conv` loses more than a tenth of the energy of the filters, their squared norm.
+
+    What cannot be meant raises ValueError instead: unknown keys, counts of no whole orbits, and counts or percentages
+    that add up to more filters than there are. The functions of `symconv_fast.functional` give no warnings: they are
+    called again and again, with the ties of a layer that gave its own.
+    """
+
+
 class Symmetry:
     """What was asked for, apart from any layer: immutable, hashable, picklable, prints as it was given.
 
@@ -41,7 +58,8 @@ class Symmetry:
         ndim: spatial dims of the layer that it is meant for; limits the keys. None allows all.
 
     Raises:
-        ValueError: unknown key, repeated letter or key, negative count, bad or too large percentage.
+        ValueError: unknown key, repeated letter or key, negative count, a bad percentage, or percentages that add up
+            to more than 100.
         TypeError: `spec` or a count is of another type (bool and float included).
     """
 
@@ -75,6 +93,7 @@ class Symmetry:
                     f"symmetry={spec!r} names the tie {mask_name(mask)!r} twice; give one count a tie"
                 )
             counts[mask] = _parse_count(key, value)
+        _check_shares(counts, spec)
         canonical = tuple((m, counts[m]) for m in _ORDER if m in counts and counts[m] != 0)
         object.__setattr__(self, "_spec", given)
         object.__setattr__(self, "counts", canonical)
@@ -164,6 +183,22 @@ def _parse_count(key: str, value: object) -> int | str:
     return count
 
 
+def _check_shares(counts: Mapping[int, int | str], spec: object) -> None:
+    total = sum((Fraction(count) for count in counts.values() if isinstance(count, str)), Fraction(0))
+    if total > 100:
+        raise ValueError(
+            f"symmetry={spec!r} adds up to {float(total):g}% of the filters; give at most 100% in all"
+        )
+
+
+def _asked(counts: Sequence[tuple[int, int | str]], out_channels: int) -> Fraction:
+    """Filters that counts and percentages ask for, before these are rounded."""
+    return sum(
+        (Fraction(c) if isinstance(c, int) else Fraction(c) * out_channels / 100 for _, c in counts),
+        Fraction(0),
+    )
+
+
 def _filters(mask: int, count: int | str, out_channels: int, groups: int) -> int:
     """Filters of a tie: a count as given, a share rounded half to even, then down to whole orbits in each group."""
     if isinstance(count, int):
@@ -203,10 +238,11 @@ def _compute(counts: tuple[tuple[int, int | str], ...], ndim: int, out_channels:
         total += filters
         if filters:
             segments.append(Segment(mask, filters // orbit_size(mask)))
-    if total > out_channels:
+    if total > out_channels or _asked(counts, out_channels) > out_channels:
         spec = {mask_name(m): _filters(m, c, out_channels, groups) for m, c in counts}
+        asked = float(max(Fraction(total), _asked(counts, out_channels)))
         raise ValueError(
-            f"symmetry counts {spec} add up to {total} filters, more than out_channels={out_channels}; "
+            f"symmetry counts {spec} add up to {asked:g} filters, more than out_channels={out_channels}; "
             f"give at most {out_channels} in all"
         )
     if total < out_channels or not segments:
@@ -220,7 +256,7 @@ _resolve = lru_cache(maxsize=4096)(_compute)
 def compute_rows(counts: tuple[tuple[int, int | str], ...], ndim: int, rows: int, groups: int) -> Ties:
     """`Symmetry.resolve_rows` on the bare counts, without a cache, as torch.compile wants to trace it."""
     if rows % groups:
-        raise ValueError(f"weight has {rows} rows, which must be divisible by groups={groups}")
+        raise ShapeError(f"weight has {rows} rows, which must be divisible by groups={groups}")
     fixed = [(mask, count) for mask, count in counts if isinstance(count, int)]
     for mask, count in fixed:
         _check_dims(mask, ndim)
@@ -236,7 +272,8 @@ def compute_rows(counts: tuple[tuple[int, int | str], ...], ndim: int, rows: int
     for out_channels in range(largest, rows - 1, -groups):
         sizes = [(m, _filters(m, c, out_channels, groups)) for m, c in counts]
         saved = sum(n - n // orbit_size(m) for m, n in sizes)
-        if sum(n for _, n in sizes) <= out_channels and out_channels - saved == rows:
+        fits = sum(n for _, n in sizes) <= out_channels and _asked(counts, out_channels) <= out_channels
+        if fits and out_channels - saved == rows:
             return _compute(counts, ndim, out_channels, groups)
     raise ValueError(f"no number of output channels has {rows} rows of weight for symmetry counts {counts}")
 

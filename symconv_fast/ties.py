@@ -5,6 +5,7 @@ A mask is a set of mirrored axes: bit 0 is `h` (the last dim, W), bit 1 is `v` (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -126,6 +127,43 @@ class Ties:
             for i in range(block.rows)
         )
 
+    def one_tap_axes(self, kernel: Sequence[int]) -> int:
+        """Mask of the axes along which a kernel of this shape has one tap, and mirroring therefore changes nothing."""
+        return sum(1 << bit for bit in range(self.ndim) if kernel[self.ndim - 1 - bit] == 1)
+
+    def distinct(self, kernel: Sequence[int]) -> Ties:
+        """The ties of the same rows whose members all differ: those of `kernel`'s axes with more than one tap."""
+        kept = ~self.one_tap_axes(kernel)
+        segments: list[Segment] = []
+        for mask, rows in self.segments:
+            if segments and segments[-1].mask == mask & kept:
+                rows += segments.pop().rows
+            segments.append(Segment(mask & kept, rows))
+        return Ties(self.ndim, self.groups, tuple(segments))
+
+    def copied_from(self, kernel: Sequence[int]) -> list[tuple[int, int, int]]:
+        """How channels of one group repeat those of `distinct`: runs of (first channel, first distinct one, length)."""
+        inner = self.distinct(kernel)
+        kept = ~self.one_tap_axes(kernel)
+        place = {}
+        start = 0
+        for block in inner._blocks:
+            for i in range(block.rows):
+                place[block.start + i, block.member] = start + i
+            start += block.rows
+        runs: list[tuple[int, int, int]] = []
+        channel = 0
+        for block in self._blocks:
+            for i in range(block.rows):
+                source = place[block.start + i, block.member & kept]
+                if runs and runs[-1][1] + runs[-1][2] == source:
+                    first, begin, length = runs.pop()
+                    runs.append((first, begin, length + 1))
+                else:
+                    runs.append((channel, source, 1))
+                channel += 1
+        return runs
+
     def expand(self, weight: Tensor, dim: int = 0) -> Tensor:
         """The ordinary filters of a reduced weight: (U, C, *K) -> (out_channels, C, *K).
 
@@ -142,9 +180,41 @@ class Ties:
         """Transpose of `expand`: sums the filters of an orbit, mirrored back, into its row."""
         return self._reduce(filters, dim, reflect=True, mean=False)
 
-    def project(self, filters: Tensor, dim: int = 0) -> Tensor:
-        """The reduced weight whose expansion is nearest to `filters` in least squares: adjoint / orbit size."""
-        return self._reduce(filters, dim, reflect=True, mean=True)
+    def project(self, filters: Tensor, dim: int = 0, *, keep_norm: bool = False) -> Tensor:
+        """The reduced weight whose expansion is nearest to `filters` in least squares: adjoint / orbit size.
+
+        With `keep_norm` each row is scaled to the norm that its orbit had, the root mean square of the norms of its
+        filters; a row that projects to 0 stays 0.
+        """
+        rows = self._reduce(filters, dim, reflect=True, mean=True)
+        if not keep_norm:
+            return rows
+        kept = self._reduce(self._energies(filters, dim), 0, reflect=False, mean=True)
+        own = self._energies(rows, dim)
+        scale = torch.where(own > 0, kept / own, 1.0).sqrt()
+        if dim == 1:  # all input channels of a group share a row
+            scale = scale.view(self.groups, -1).repeat_interleave(rows.shape[0] // self.groups, 0)
+        return (rows * scale.reshape(*scale.shape, *[1] * (rows.dim() - scale.dim()))).to(rows.dtype)
+
+    def _energies(self, filters: Tensor, dim: int) -> Tensor:
+        """The squared norm of each filter, or of each row: one value for each of them, over all groups."""
+        squares = filters.to(torch.promote_types(filters.dtype, torch.float32)).square()
+        if dim == 0:
+            return squares.flatten(1).sum(1)
+        grouped = squares.unflatten(0, (self.groups, squares.shape[0] // self.groups))
+        return grouped.flatten(3).sum((1, 3)).flatten()
+
+    def lost_energy(self, filters: Tensor, dim: int = 0) -> float:
+        """What `project` loses of the squared norm of `filters`, 0 to 1: the part that no tied filters can have.
+
+        Random filters lose 1 - U / out_channels in the mean: half for a pair, 3/4 for a quadruple.
+        """
+        wide = filters.detach().to(torch.promote_types(filters.dtype, torch.float32))
+        whole = float(wide.square().sum())
+        if whole == 0:
+            return 0.0
+        rest = wide - self.expand(self.project(wide, dim), dim)
+        return float(rest.square().sum()) / whole
 
     def project_bias(self, bias: Tensor) -> Tensor:
         """(out_channels,) -> (U,): the mean over the members of each orbit."""

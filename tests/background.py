@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -14,6 +15,8 @@ from typing import IO
 import pytest
 
 HERE = Path(__file__).parent
+TELL_EVERY = 10
+"""Seconds between two lines while nothing else is left to do."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,36 @@ def start(config: pytest.Config) -> Process:
 
 
 def results(config: pytest.Config) -> dict[str, str]:
-    """Wait; title and verdict of every check."""
+    """Wait, and say how long; title and verdict of every check."""
     grid = start(config)
-    code = grid.running.wait()
-    grid.out.seek(0), grid.errors.seek(0)
-    assert code == 0, grid.errors.read()[-3000:]
-    return {
-        title: verdict for title, verdict, _ in (line.split("\t") for line in grid.out.read().splitlines())
-    }
+    told = time.monotonic()
+    while grid.running.poll() is None:
+        time.sleep(0.2)
+        if time.monotonic() - told > TELL_EVERY:
+            told = time.monotonic()
+            _tell(config, f"waiting for the Triton kernels in the interpreter: {_progress(grid)}")
+    grid.errors.seek(0)
+    assert grid.running.returncode == 0, grid.errors.read()[-3000:]
+    _, *lines = _printed(grid)
+    return {title: verdict for title, verdict, _ in (line.split("\t") for line in lines)}
+
+
+def _printed(grid: Process) -> list[str]:
+    """Lines so far: the number of checks, then each that is done. `pread`, since both processes share one offset."""
+    size = os.fstat(grid.out.fileno()).st_size
+    return os.pread(grid.out.fileno(), size, 0).decode().splitlines()
+
+
+def _progress(grid: Process) -> str:
+    total, *done = _printed(grid) or ["the"]
+    return f"{len(done)} of {total} checks are done"
+
+
+def _tell(config: pytest.Config, text: str) -> None:
+    """A line between the dots, past the capturing of output."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{text}", flush=True)
 
 
 def stop(config: pytest.Config) -> None:

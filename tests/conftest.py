@@ -1,4 +1,4 @@
-# Settings of the whole suite: NaN in fresh memory, fixed seeds, the gpu marker, what runs beside it, what was skipped.
+# Settings of the whole suite: NaN in fresh memory, fixed seeds, markers, what runs beside it, what was skipped.
 """Shared pytest configuration."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import torch
 
+LEFT: pytest.StashKey[int] = pytest.StashKey()
 FUZZ_EXAMPLES = int(os.environ.get("SYMCONV_FAST_FUZZ", "25"))
 
 hypothesis.settings.register_profile(
@@ -44,14 +45,25 @@ def seeded() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Last what waits for the interpreter. Skip what needs a GPU where there is none and it is not just rehearsed."""
-    items.sort(key=_waits)
+    """Skip what needs a GPU where there is none and it is not just rehearsed.
+
+    First the file of the most tests, so that the percentage moves at once; last what waits for the interpreter.
+    """
+    (largest, _), *_ = Counter(item.path for item in items).most_common(1) or [(None, 0)]
+    items.sort(key=lambda item: (_waits(item), item.path != largest))
     if torch.cuda.is_available() or os.environ.get("SYMCONV_FAST_REHEARSE"):
         return
     no_gpu = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(no_gpu)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count what was left to the full suite."""
+    left = [item for item in items if item.get_closest_marker("full")]
+    if left:
+        left[0].config.stash[LEFT] = left[0].config.stash.get(LEFT, 0) + len(left)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -80,6 +92,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
         groups[reason.removeprefix("Skipped: ")][report.nodeid.split("[")[0] or where] += 1
     terminalreporter.section("what was skipped and why")
+    left = terminalreporter.config.stash.get(LEFT, 0)
+    if left:
+        terminalreporter.line(f"{left} tests of kinds that were met are left to `make test-full`")
     if not groups:
         terminalreporter.line("nothing was skipped")
     for reason, tests in sorted(groups.items()):

@@ -21,6 +21,14 @@ LAYOUT = {"contiguous": {}, "channels last": cases.LAST}
 SHAPES = ((16, 28), (64, 20), (160, 10))  # channels of input and output, height and width; 3 x 3, batch 2
 TIES = {"h": 1, "v": 2, "hv": 3}
 VOLUME = (32, 8)  # the same for the octuple: 3 x 3 x 3
+# Small maps and few channels, where torch sums a weight gradient in short chains: (tie, orbits, channels, size).
+SMALL = (
+    (7, 4, 4, (5, 5, 5)),
+    (7, 8, 8, (6, 6, 6)),
+    (3, 16, 16, (5, 5, 5)),
+    (7, 8, 64, (5, 5, 5)),
+    (3, 8, 16, (14, 14)),
+)
 
 # Largest RMSE in 16-bit types over that of the ordinary convolution in the same type, by members of an orbit.
 FOLDED = {2: 1.7, 4: 2.1, 8: 2.5}
@@ -38,6 +46,9 @@ def _cases() -> dict[str, Case]:
         channels, size = VOLUME
         case = cases._case({7: channels // 8}, channels, (size,) * 3, 3, padding=1, bias=False, **more)
         found[f"hvz, {channels}@{size}, {layout}"] = case
+        for mask, orbits, channels, size in SMALL:
+            case = cases._case({mask: orbits}, channels, size, 3, padding=1, bias=False, **more)
+            found[f"tie {mask}, {channels} to {orbits} orbits@{size}, {layout}"] = case
     return found
 
 

@@ -2,7 +2,7 @@
 """What only a CUDA device can show. `bench/gpu.sh` runs this file; elsewhere it is skipped.
 
 With SYMCONV_FAST_REHEARSE=1 (and TRITON_INTERPRET=1, for the Triton kernels) the tests run on a CPU with tiny sizes:
-that they work is then known before there is a GPU. Nothing in this file has been run on a GPU yet.
+that they work is then known before there is a GPU. What an H200 has run of them is in docs/gpu.md.
 """
 
 from __future__ import annotations

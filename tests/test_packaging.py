@@ -8,11 +8,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import symconv_fast
+from tools import native_build
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYER = """
@@ -33,6 +37,8 @@ def source(tmp_path: Path) -> Path:
         ROOT / "symconv_fast", folder / "symconv_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
     shutil.copytree(ROOT / "csrc", folder / "csrc")
+    (folder / "tools").mkdir()
+    shutil.copy(ROOT / "tools/native_build.py", folder / "tools")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, folder)
     return folder
@@ -42,6 +48,13 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
     """A fresh Python with some environment variables."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
     return subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def hidden(folder: Path, name: str) -> Path:
+    """A folder for PYTHONPATH in which a package cannot be imported."""
+    (folder / "hide" / name).mkdir(parents=True)
+    (folder / "hide" / name / "__init__.py").write_text(f"raise ImportError('{name} is hidden')\n")
+    return folder / "hide"
 
 
 def ask_setup(question: str) -> str:
@@ -85,20 +98,156 @@ def test_goes_on_when_compiling_fails(source, tmp_path):
 
 
 def test_names_no_build_isolation_when_torch_is_missing(source, tmp_path):
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch/__init__.py").write_text("raise ImportError('torch is hidden')\n")
-    done = python("setup.py", "-q", "build", cwd=source, PYTHONPATH=str(tmp_path), SYMCONV_FAST_NO_CPU="0")
+    done = python(
+        "setup.py",
+        "-q",
+        "build",
+        cwd=source,
+        PYTHONPATH=str(hidden(tmp_path, "torch")),
+        SYMCONV_FAST_NO_CPU="0",
+    )
     assert done.returncode != 0
     assert "pip install --no-build-isolation ." in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("memory", "jobs"), [("7 << 30", 3), ("1 << 30", 1), ("None", 64)])
-def test_jobs_follow_memory(memory, jobs):
-    question = (
-        f"setup.os.cpu_count = lambda: 64\nsetup.free_memory = lambda: {memory}\nprint(setup.parallel_jobs())"
+@pytest.mark.parametrize("command", ["build", "bdist_wheel", "dist_info"])
+def test_without_torch_a_build_ends_before_it_begins(source, tmp_path, command):
+    done = python(
+        "setup.py", command, cwd=source, PYTHONPATH=str(hidden(tmp_path, "torch")), SYMCONV_FAST_NO_CPU="0"
     )
-    assert ask_setup(question) == str(jobs)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("symconv_fast: torch cannot be imported while building (torch is hidden)")
+    assert not list(source.rglob("*.egg-info"))
+
+
+def test_pip_shows_the_sentence_last_when_torch_is_missing(source, tmp_path):
+    pytest.importorskip("pip", reason="needs pip in this environment")
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--target", str(tmp_path / "target")]
+    done = python(
+        "-m", "pip", "install", *options, str(source), cwd=tmp_path, PYTHONPATH=str(hidden(tmp_path, "torch"))
+    )
+    assert done.returncode != 0
+    output = done.stdout + done.stderr
+    assert "[4 lines of output]" in output  # NO_TORCH and nothing else
+    assert "copying" not in output
+    assert "or set SYMCONV_FAST_NO_CPU=1" in output
+
+
+def test_a_source_distribution_needs_no_torch(source, tmp_path):
+    done = python(
+        "setup.py", "sdist", cwd=source, PYTHONPATH=str(hidden(tmp_path, "torch")), SYMCONV_FAST_NO_CPU="0"
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.split("/", 1)[-1] for name in packed.getnames()}
+    assert {"tools/native_build.py", "csrc/cpu/kernels_impl.h"} <= names
+
+
+@pytest.mark.parametrize("why", ["no compiler", "on request"])
+def test_a_wheel_without_native_code_is_for_every_platform(source, why):
+    environment = {"SYMCONV_FAST_NO_CPU": str(int(why == "on request")), "CXX": "no-such-compiler"}
+    done = python("setup.py", "bdist_wheel", cwd=source, **environment)
+    assert done.returncode == 0, done.stderr
+    assert "copying" not in done.stdout + done.stderr
+    (wheel,) = (source / "dist").glob("*.whl")
+    assert wheel.name == f"symconv_fast-{symconv_fast.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as packed:
+        names = packed.namelist()
+        (facts,) = (name for name in names if name.endswith(".dist-info/WHEEL"))
+        assert "Root-Is-Purelib: true" in packed.read(facts).decode()
+    assert "symconv_fast/dispatch.py" in names
+
+
+# --- compiling -----------------------------------------------------------------------------------------------------
+
+COMPILER = """#!/bin/sh
+# Takes `-o` and `-MF`, and fails where a source says so.
+while [ $# -gt 0 ]; do
+  case "$1" in -o) out=$2; shift ;; -MF) rule=$2; shift ;; *.cpp) source=$1 ;; esac
+  shift
+done
+grep '^warning' "$source" >&2
+if grep -q '^error' "$source"; then printf '%s: error: line 1\nline 2\n' "$source" >&2; exit 3; fi
+echo compiled >"$out"
+echo "$out: $source $(dirname "$source")/common.h" >"$rule"
+"""
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, list[str]]:
+    """Commands of a compiler of two lines' worth, by source; `common.h` is read by all."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    (tmp_path / "common.h").write_text("")
+    commands = {}
+    for name in ("a", "b", "c"):
+        source = tmp_path / f"{name}.cpp"
+        source.write_text("")
+        commands[str(source)] = [str(compiler), "-c", str(source), "-o", str(tmp_path / f"{name}.o")]
+    return commands
+
+
+def test_compiling_takes_one_quiet_line_a_file(sources, capfd):
+    native_build.run(list(sources.items()))
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert re.fullmatch(r"compiling 3 of 3 files, \d+ at a time", lines[0])
+    assert sorted(line.split()[1] for line in lines[1:4]) == sorted(sources)
+    assert [line.split()[0] for line in lines[1:4]] == ["[1/3]", "[2/3]", "[3/3]"]
+    assert all(line.endswith(" s") and len(line) < 200 for line in lines[1:4])
+    assert err == ""
+
+
+def test_what_the_compiler_says_is_shown_in_full(sources, capfd):
+    first, _, third = sources
+    Path(first).write_text("warning: odd\n")
+    Path(third).write_text("error\n")
+    with pytest.raises(native_build.CompileError, match="ended with code 3"):
+        native_build.run(list(sources.items()))
+    err = capfd.readouterr().err
+    assert f"{third}: error: line 1\nline 2\n" in err
+    native_build.run([(s, c) for s, c in sources.items() if s != third])
+    assert "warning: odd" in err + capfd.readouterr().err
+    assert not native_build.is_current(sources[third])
+
+
+def test_only_what_changed_is_compiled_again(sources, tmp_path, capfd):
+    native_build.run(list(sources.items()))
+    capfd.readouterr()
+    native_build.run(list(sources.items()))
+    assert capfd.readouterr().out == ""
+    later = time.time() + 5
+    first, second, third = sources
+    os.utime(first, (later, later))
+    sources[second].insert(1, "-Wall")
+    native_build.run(list(sources.items()))
+    out = capfd.readouterr().out
+    assert first in out
+    assert second in out
+    assert third not in out
+    os.utime(tmp_path / "common.h", (later + 5, later + 5))
+    assert not any(map(native_build.is_current, sources.values()))
+
+
+def test_the_longest_files_go_first():
+    files = sorted((ROOT / "csrc/cpu").glob("*.cpp"), key=lambda path: -native_build.cost(str(path)))
+    assert files[0].stem.startswith("kernels_avx512")
+    kernels = [path.stem.startswith("kernels_") for path in files]
+    assert kernels == sorted(kernels, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("memory", "asked", "jobs"), [(7 << 30, "", 7), (1 << 29, "", 1), (None, "", 64), (1 << 29, "5", 5)]
+)
+def test_jobs_follow_memory(monkeypatch, memory, asked, jobs):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    monkeypatch.setattr(native_build, "free_memory", lambda: memory)
+    monkeypatch.setenv("MAX_JOBS", asked)
+    assert native_build.parallel_jobs() == jobs
 
 
 def test_msvc_is_not_even_asked():
@@ -163,6 +312,49 @@ def test_make_gpu_needs_no_environment():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "PYTHON=some-python bench/gpu.sh" in done.stdout
+
+
+def test_the_gpu_script_stops_at_once_without_a_gpu(tmp_path):
+    if shutil.which("bash") is None or torch.cuda.is_available():
+        pytest.skip("needs bash and no GPU")
+    command = ["bash", "bench/gpu.sh", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"bench/gpu.sh: .* no torch that finds a GPU here\..*--rehearse.*\n", done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("torch_to_install", "said"),
+    [("torch==2.13.0", True), ("torch --index-url here", False), ("torch==1+cpu", False)],
+)
+def test_make_names_the_cpu_build_where_there_is_no_gpu(tmp_path, torch_to_install, said):
+    if shutil.which("make") is None or sys.platform != "linux" or shutil.which("nvidia-smi"):
+        pytest.skip("needs make and a Linux without a GPU")
+    if any(name.startswith(("nvidia", "kfd", "dxg")) for name in os.listdir("/dev")):
+        pytest.skip("there is a GPU")
+    (tmp_path / "say.mk").write_text(f"include {ROOT}/Makefile\nsay:\n\t@$(SAY_CPU_BUILD)\n")
+    command = ["make", "-s", "-f", str(tmp_path / "say.mk"), "say", f"TORCH={torch_to_install}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert (f'make TORCH="{torch_to_install} --index-url ADDRESS" say' in done.stderr) == said
+    assert bool(done.stderr) == said
+
+
+def test_make_installs_the_package_editable_and_compiles_once():
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    command = ["make", "-n", "demo", "VENV=no-such-environment"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (install,) = (line for line in done.stdout.splitlines() if line.endswith(" -e ."))
+    assert install.startswith("SYMCONV_FAST_NO_CPU=1 no-such-environment/bin/python -m pip install ")
+    assert done.stdout.count("build_ext --inplace") == 1
+    command = ["make", "-n", "demo", "VENV=", f"PYTHON={sys.executable}"]
+    assert "pip install" not in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
 
 
 def test_pins_of_the_style_tools_agree():

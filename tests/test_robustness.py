@@ -322,15 +322,21 @@ def _highest() -> str:
 
 @needs_native
 @pytest.mark.parametrize("isa", SETS)
-def test_every_instruction_set(isa: str) -> None:
-    """Each one that this CPU has passes the special cases and random ones, with freed memory filled with garbage."""
+@pytest.mark.parametrize("turn", ["own", pytest.param("others", marks=pytest.mark.full)])
+def test_every_instruction_set(isa: str, turn: str) -> None:
+    """Each one that this CPU has passes the special cases and random ones, with freed memory filled with garbage.
+
+    Our own kernels alone: torch's choose their instructions by themselves. One dtype for each operator of a problem in
+    turn, or all the others.
+    """
     if SETS.index(isa) > SETS.index(_highest()):
         pytest.skip(f"this CPU has no {isa}")
     code = "from symconv_fast import _cpu; print(_cpu.isa())"
     assert _python(["-c", code], SYMCONV_FAST_ISA=isa).stdout.strip() == isa
-    done = _python([REPLAY, "20", "1000", "--special"], SYMCONV_FAST_ISA=isa, MALLOC_PERTURB_="128")
+    arguments = [REPLAY, "20", "1000", "--special", "--kernels", "--turn", turn]
+    done = _python(arguments, SYMCONV_FAST_ISA=isa, MALLOC_PERTURB_="128")
     assert "checks passed" in done.stdout
-    assert int(done.stdout.split()[0]) >= 6 * (20 + len(cases.SPECIAL))
+    assert int(done.stdout.split()[0]) >= len(OPS) * (1 if turn == "own" else 3) * (20 + len(cases.SPECIAL))
 
 
 @pytest.mark.parametrize("mode", ["end", "begin"])

@@ -11,7 +11,8 @@ each launch is compiled for sm_80, sm_90, sm_100 and gfx942. It fails (exit code
     no matrix product    a product that has matrix instructions for its type, compiled without; in 16-bit types from
                          64 rows on, without wgmma (sm_90) or tcgen05 (sm_100)
 
-Nothing here says how fast a kernel is, or whether it is right.
+Spills and serialised products are no failure of a tile that was the quickest of those that a GPU tried. Nothing here
+says how fast a kernel is, or whether it is right.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,6 @@ class Target:
     shared: int
     products: tuple[str, ...]
 
-
-TILED_WITH = "3.6"  # the Triton whose spills the tiles of the table were chosen by
 
 TARGETS = {
     "sm_80": Target(GPUTarget("cuda", 80, 32), 163 << 10, ("mma.sync",)),
@@ -84,6 +83,8 @@ class Entry:
     dtype: str
     precision: str
     launch: Launch
+    measured: bool = False
+    """Was its tile the quickest of those that a GPU tried? Then what only costs time is no failure."""
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Report:
     dtype: str
     precision: str
     tile: dict[str, int]
+    measured: bool = False
     registers: int = 0
     spill_bytes: int = 0
     shared: int = 0
@@ -201,8 +203,12 @@ def entries(arch: str) -> Iterator[Entry]:
                             yield from _table_entries(arch, kernel, order, dtype, precision, tile, channels)
     for row in configs.TUNED:
         dtype, tile = getattr(torch, row["dtype"]), configs.Config(**row["config"])
+        channels = row["sizes"][
+            2 if row["kernel"].startswith("fprop") else 1
+        ]  # of the layer that it was measured on
         for precision in precisions(dtype, arch) if row["arch"] == arch else ():
-            yield from _table_entries(arch, row["kernel"], row["order"], dtype, precision, tile, CHANNELS)
+            for entry in _table_entries(arch, row["kernel"], row["order"], dtype, precision, tile, channels):
+                yield replace(entry, measured=True)
     for name, (algorithms, arguments) in GEOMETRIES.items():
         for dtype in (torch.bfloat16, torch.float32):
             problem = make_problem(dtype=dtype, **arguments)
@@ -268,7 +274,7 @@ def compile_entry(entry: Entry) -> Report:
         tile["BK"] = math.prod(launch.constants["SIZES"])
     report = Report(
         entry.name, entry.arch, launch.kernel, entry.dtype, entry.precision,
-        tile | {"warps": launch.warps, "stages": launch.stages},
+        tile | {"warps": launch.warps, "stages": launch.stages}, entry.measured,
     )  # fmt: skip
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     try:
@@ -333,10 +339,10 @@ def _read_gcn(report: Report, text: str, target: Target) -> None:
 def find_failures(report: Report) -> list[str]:
     """What must not be, one text each."""
     target, found = TARGETS[report.arch], []
-    if report.spill_bytes:
+    if report.spill_bytes and not report.measured:
         found.append(f"{report.spill_bytes} bytes spilled")
     serialised = sorted({m for text in report.messages for m in re.findall(r"C75\d\d", text)})
-    if serialised:
+    if serialised and not report.measured:
         found.append(f"serialised ({', '.join(serialised)})")
     if report.shared > target.shared:
         found.append(f"{report.shared} bytes of shared memory, more than {target.shared}")

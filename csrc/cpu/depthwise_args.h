@@ -123,24 +123,28 @@ struct WindowGrad {
 
 constexpr int kWindows = 3;  // kernel widths 3, 5 and 7
 
-// T is what tensors hold; everything between gather and scatter is Sum<T>.
-template <class T>
-struct DepthwiseKernels {
-  using S = Sum<T>;
+// Everything between gather and scatter, by the type of the sums.
+template <class S>
+struct DepthwiseSums {
   int line_width;                     // positions of a chunk of `line`
   Window<S> forward[kWindows][2][2];  // by kernel width, tied along the line, lines with mirror images
   Window<S> input_grad[kWindows][2][2];
   WindowGrad<S> weight_grad[kWindows][2][2];
   void (*line[kLineParities])(const LineArgs<S>&);
   void (*line_grad[kLineParities])(const LineGradArgs<S>&);
-  void (*gather)(const LaneArgs<T>&);
-  void (*scatter)(const LaneArgs<T>&);
   // out[i] = sum over 2^log_lines lines of +-line[i], the signs of one parity.
   void (*combine)(const S* const* lines, int log_lines, int parity, S* out, int64_t vectors);
   // Every plane by its parity, in place.
   void (*butterfly)(S* const* planes, int log_planes, int64_t vectors);
   // to[place] = 2^-log * butterfly of from[tap]; the adjoint has `tap` and `place` exchanged.
   void (*fold_taps)(const TapGroup* groups, int64_t count, const S* from, S* to, bool adjoint);
+};
+
+// T is what tensors hold.
+template <class T>
+struct DepthwiseKernels : DepthwiseSums<Sum<T>> {
+  void (*gather)(const LaneArgs<T>&);
+  void (*scatter)(const LaneArgs<T>&);
 };
 
 }  // namespace symconv

@@ -228,27 +228,25 @@ void scatter_lanes(const LaneArgs<T>& a) {
 #else
 #define SYMCONV_WINDOW_SIZES 4, 4, 3, 2
 #endif
-#define SYMCONV_WINDOW(f, K, free, paired, tied, both)                                         \
-  {                                                                                            \
-    {{f<Sum<T>, K, false, false, free>, free}, {f<Sum<T>, K, false, true, paired>, paired}}, { \
-      {f<Sum<T>, K, true, false, tied>, tied}, { f<Sum<T>, K, true, true, both>, both }        \
-    }                                                                                          \
+#define SYMCONV_WINDOW(f, K, free, paired, tied, both)                               \
+  {                                                                                  \
+    {{f<T, K, false, false, free>, free}, {f<T, K, false, true, paired>, paired}}, { \
+      {f<T, K, true, false, tied>, tied}, { f<T, K, true, true, both>, both }        \
+    }                                                                                \
   }
 #define SYMCONV_WINDOWS_(f, ...) \
   {SYMCONV_WINDOW(f, 3, __VA_ARGS__), SYMCONV_WINDOW(f, 5, __VA_ARGS__), SYMCONV_WINDOW(f, 7, __VA_ARGS__)}
 #define SYMCONV_WINDOWS(f, ...) SYMCONV_WINDOWS_(f, __VA_ARGS__)
 
 template <class T>
-constexpr DepthwiseKernels<T> kDepthwise = {
+constexpr DepthwiseSums<T> kDepthwiseSums = {
     kLineWidth,
     SYMCONV_WINDOWS(forward_window, SYMCONV_WINDOW_SIZES),
     SYMCONV_WINDOWS(adjoint_window, 7, 7, 7, 7),
     SYMCONV_WINDOWS(grad_window, SYMCONV_WINDOW_SIZES),
-    {line<Sum<T>, kBothParities>, line<Sum<T>, kEvenParity>, line<Sum<T>, kOddParity>},
-    {line_grad<Sum<T>, kBothParities>, line_grad<Sum<T>, kEvenParity>, line_grad<Sum<T>, kOddParity>},
-    gather_lanes<T>,
-    scatter_lanes<T>,
-    combine<Sum<T>>,
-    butterfly_by_log<Sum<T>>,
-    fold_taps<Sum<T>>,
+    {line<T, kBothParities>, line<T, kEvenParity>, line<T, kOddParity>},
+    {line_grad<T, kBothParities>, line_grad<T, kEvenParity>, line_grad<T, kOddParity>},
+    combine<T>,
+    butterfly_by_log<T>,
+    fold_taps<T>,
 };

@@ -2,7 +2,7 @@
 // remembered.
 #pragma once
 
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 
 namespace symconv {
 

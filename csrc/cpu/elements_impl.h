@@ -80,6 +80,18 @@ inline void narrowed(BFloat16* p, V<float> v) {
 }
 #endif
 
+// Sums of which types take a dozen instructions to be narrowed.
+template <class E>
+constexpr bool kNarrowedByHand = sizeof(E) == 2;
+#ifdef SYMCONV_HALF_INSTRUCTIONS
+template <>
+constexpr bool kNarrowedByHand<Half> = false;
+#endif
+#ifdef SYMCONV_PAIR_INSTRUCTIONS
+template <>
+constexpr bool kNarrowedByHand<BFloat16> = false;
+#endif
+
 template <class A, class B>
 struct Same {
   static constexpr bool value = false;

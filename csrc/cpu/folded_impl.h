@@ -52,38 +52,66 @@ SYMCONV_INLINE void sum_parity(FoldedSides<A>& sides, int64_t last, int64_t taps
 // Bias and store are told apart outside of the loops, which leave no register for more than the results.
 enum class Leave { whole, part, streamed };
 
+// The results at row `r` and `column` of each member, from the sums of the parities.
+template <class T, Leave kLeave, bool kPlanes, int P>
+SYMCONV_INLINE void leave_at(V<Sum<T>> (&y)[P], Element<T>* const (&out)[P], const Sum<T>* const (&bias)[P],
+                             int64_t r, int64_t column, int64_t columns, int64_t ahead) {
+  using A = Sum<T>;
+  butterfly(y);
+#pragma GCC unroll 8
+  for (int i = 0; i < P; ++i) {
+    if constexpr (kPlanes)
+      y[i] += bias[i][r];
+    else
+      y[i] += load(bias[i] + column);
+    Element<T>* const to = out[i] + column;
+    if constexpr (kLeave == Leave::streamed) {
+      stream<Element<T>, V<A>>(to, y[i]);
+    } else {
+      __builtin_prefetch(to + ahead, 1);  // stores that miss the caches wait for each other
+      kLeave == Leave::part ? write_part<A>(to, y[i], columns) : write<V<A>>(to, y[i]);
+    }
+  }
+}
+
+// Where narrowing is long, results are taken from memory in a loop: unrolled it would be half of all the code
+// of this library, too much to compile and for the cache of instructions.
+template <class T>
+constexpr bool kLeaveInLoop = kNarrowedByHand<Element<T>>;
+
 template <class T, Leave kLeave, bool kPlanes, int P, int R, int N>
 SYMCONV_INLINE void leave(const FoldedArgs<T>& g, const FoldedTile<T>& t, int64_t last,
                           const V<Sum<T>>* waiting, const V<Sum<T>> (&acc)[2][R][N]) {
   using A = Sum<T>;
+  constexpr int L = Vec<A>::lanes;
   const int64_t out_row = g.out_row, ahead = t.ahead;
   Element<T>* out[P];
   const A* bias[P];
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i) out[i] = g.out[i] + t.out, bias[i] = g.bias[i] + t.bias;
+  if constexpr (kLeaveInLoop<T>) {
+    int rows = R, vectors = N;  // the compiler must not know how many
+    asm volatile("" : "+r"(rows), "+r"(vectors));
+    for (int r = 0; r < rows; ++r) {
+      for (int n = 0; n < vectors; ++n, ++waiting) {
+        V<A> y[P];
+#pragma GCC unroll 8
+        for (int i = 0; i < P; ++i) y[i] = waiting[i * R * N];
+        leave_at<T, kLeave, kPlanes, P>(y, out, bias, r, n < N - 1 ? n * L : last, t.columns, ahead);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < P; ++i) out[i] += out_row;
+    }
+    return;
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      const int64_t column = n < N - 1 ? n * Vec<A>::lanes : last;
       V<A> y[P];
 #pragma GCC unroll 8
       for (int i = 0; i < P; ++i) y[i] = i < P - 2 ? waiting[(i * R + r) * N + n] : acc[i - P + 2][r][n];
-      butterfly(y);
-#pragma GCC unroll 8
-      for (int i = 0; i < P; ++i) {
-        if constexpr (kPlanes)
-          y[i] += bias[i][r];
-        else
-          y[i] += load(bias[i] + column);
-        Element<T>* const to = out[i] + column;
-        if constexpr (kLeave == Leave::streamed) {
-          stream<Element<T>, V<A>>(to, y[i]);
-        } else {
-          __builtin_prefetch(to + ahead, 1);  // stores that miss the caches wait for each other
-          kLeave == Leave::part ? write_part<A>(to, y[i], t.columns) : write<V<A>>(to, y[i]);
-        }
-      }
+      leave_at<T, kLeave, kPlanes, P>(y, out, bias, r, n < N - 1 ? n * L : last, t.columns, ahead);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < P; ++i) out[i] += out_row;
@@ -105,12 +133,13 @@ void folded_tile(const FoldedArgs<T>& g, const FoldedTile<T>& t) {
   using A = Sum<T>;
   const int64_t last = t.columns < Vec<A>::lanes ? 0 : t.columns - Vec<A>::lanes;
   FoldedSides<A> sides{t.filters, t.lines, g.line_offset, g.filter_step, g.line_step};
-  V<A> acc[2][R][N], waiting[P > 2 ? (P - 2) * R * N : 1];
+  constexpr int kWaiting = kLeaveInLoop<T> ? P : P - 2;  // parities whose sums go to memory
+  V<A> acc[2][R][N], waiting[kWaiting ? kWaiting * R * N : 1];
 #pragma GCC unroll 4
   for (int i = 0; i < P; i += 2) {
     sum_parity<A, kPlanes>(sides, last, g.taps[i], acc[0]);
     sum_parity<A, kPlanes>(sides, last, g.taps[i + 1], acc[1]);
-    if (i == P - 2) break;
+    if (i == kWaiting) break;
 #pragma GCC unroll 24
     for (int k = 0; k < 2 * R * N; ++k) waiting[i * R * N + k] = acc[k / (R * N)][k / N % R][k % N];
   }

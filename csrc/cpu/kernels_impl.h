@@ -1,8 +1,8 @@
-// Bodies of the inner loops. Included by one file for each instruction set, which defines
-// SYMCONV_ISA (a namespace), SYMCONV_BYTES (of a vector), SYMCONV_ROWS2 and SYMCONV_ROWS3
-// (rows of a matrix tile with 2 and 3 vectors: as many as the registers hold) and SYMCONV_SUMS (vectors of a
-// tile that the registers hold beside all else). No standard header may be included here: inline functions
-// compiled for a wide instruction set could be kept by the linker for everybody.
+// Bodies of the inner loops. Included by one file for each instruction set and element type, which defines
+// SYMCONV_OF (the type), SYMCONV_ISA (a namespace), SYMCONV_BYTES (of a vector), SYMCONV_ROWS2 and
+// SYMCONV_ROWS3 (rows of a matrix tile with 2 and 3 vectors: as many as the registers hold) and SYMCONV_SUMS
+// (vectors of a tile that the registers hold beside all else). No standard header may be included here:
+// inline functions compiled for a wide instruction set could be kept by the linker for everybody.
 
 #define SYMCONV_INLINE __attribute__((always_inline)) inline
 
@@ -479,42 +479,55 @@ constexpr Kernels<T> kTable = {
     combine<T>,
     add_subtract<T>,
     nullptr,
-    kDepthwise<T>,
+    {kDepthwiseSums<T>, gather_lanes<T>, scatter_lanes<T>},
 };
 
-// 16-bit types, widened while they are packed.
+// 16-bit types, widened while they are packed. What sees sums alone is that of float.
 template <class T>
-constexpr Kernels<T> kWideTable = {
-    Vec<float>::lanes,
-    {0, SYMCONV_ROWS1, SYMCONV_ROWS2, SYMCONV_ROWS3},
-    gemm<float>,
-    nullptr,
-    SYMCONV_FOLDED,
-    nullptr,
-    {},
-    SYMCONV_MIRROR(float),
-    SYMCONV_PLAIN_ROWS(pack_pixels, true),
-    SYMCONV_PLAIN_ROWS(pack_planes, true),
-    SYMCONV_PLAIN_ROWS(pack_pixels, false),
-    SYMCONV_PLAIN_ROWS(pack_planes, false),
-    SYMCONV_PLAIN_ROWS(store),
-    SYMCONV_PLAIN_ROWS(store_turned),
-    SYMCONV_SCATTER_LINES,
-    {SYMCONV_PLAIN_SCATTER(3), SYMCONV_PLAIN_SCATTER(0)},
-    SYMCONV_PLAIN_ROWS(fold_weights),
-    {gather<T, Plain>, nullptr, nullptr},
-    stage_elements<T>,
-    split_elements<T>,
-    combine<T>,
-    nullptr,
-    nullptr,
-    kDepthwise<T>,
-};
+Kernels<T> wide_table(const Kernels<float>& sums) {
+  return {
+      sums.lanes,
+      {0, SYMCONV_ROWS1, SYMCONV_ROWS2, SYMCONV_ROWS3},
+      sums.gemm,
+      nullptr,
+      SYMCONV_FOLDED,
+      nullptr,
+      {},
+      sums.mirror_rows,
+      sums.mirror_vectors,
+      sums.mirror,
+      SYMCONV_PLAIN_ROWS(pack_pixels, true),
+      SYMCONV_PLAIN_ROWS(pack_planes, true),
+      SYMCONV_PLAIN_ROWS(pack_pixels, false),
+      SYMCONV_PLAIN_ROWS(pack_planes, false),
+      SYMCONV_PLAIN_ROWS(store),
+      SYMCONV_PLAIN_ROWS(store_turned),
+      SYMCONV_SCATTER_LINES,
+      {SYMCONV_PLAIN_SCATTER(3), SYMCONV_PLAIN_SCATTER(0)},
+      SYMCONV_PLAIN_ROWS(fold_weights),
+      {gather<T, Plain>, nullptr, nullptr},
+      stage_elements<T>,
+      split_elements<T>,
+      combine<T>,
+      nullptr,
+      nullptr,
+      {sums.depthwise, gather_lanes<T>, scatter_lanes<T>},
+  };
+}
 
-const Kernels<float>& table(float) { return kTable<float>; }
-const Kernels<double>& table(double) { return kTable<double>; }
-const Kernels<Half>& table(Half) { return kWideTable<Half>; }
-const Kernels<BFloat16>& table(BFloat16) { return kWideTable<BFloat16>; }
+const Kernels<float>& table(float);  // in the file of its type
+
+template <class T>
+SYMCONV_INLINE const Kernels<T>& made_table(T) {
+  if constexpr (Same<T, Sum<T>>::value) {
+    return kTable<T>;
+  } else {
+    static const Kernels<T> made = wide_table<T>(table(float()));
+    return made;
+  }
+}
+
+const Kernels<SYMCONV_OF>& table(SYMCONV_OF type) { return made_table(type); }
 
 #endif
 

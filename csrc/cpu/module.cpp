@@ -1,5 +1,6 @@
 // Python bindings.
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
 
 #include <memory>
 #include <string>
@@ -31,9 +32,8 @@ std::unique_ptr<Pass> make_pass(const Ints& ties, const Ints& stride, const Ints
                                 const Ints& dilation, bool transposed, int64_t groups, const Ints& input,
                                 const Ints& weight, const Ints& output, const Ints& torch_dilation,
                                 const Ints& output_padding, const Ints& filters, const Ints& strides,
-                                const py::object& torch_dtype, bool channels_last, bool depthwise,
+                                at::ScalarType type, bool channels_last, bool depthwise,
                                 const std::string& algorithm, int64_t images, int64_t lines, bool of_input) {
-  const at::ScalarType type = torch::python::detail::py_object_to_dtype(torch_dtype);
   return std::make_unique<Pass>(symconv::Geometry{ties, stride, padding, dilation, transposed, groups},
                                 symconv::Shapes{input, weight, output},
                                 symconv::Torch{torch_dilation, output_padding, filters, strides, type},
@@ -51,9 +51,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("dgrad", &Pass::dgrad, NoGil())
       .def("wgrad", py::overload_cast<const at::Tensor&, const at::Tensor&>(&Pass::wgrad, py::const_),
            NoGil());
-  m.def(
-      "clear_workspace", [] { symconv::Workspace::of_thread().clear(); },
-      "Gives the working memory that the calling thread keeps for its next call back to the system.");
+  m.def("clear_workspace", &symconv::clear_workspace,
+        "Gives the working memory that the calling thread keeps for its next call back to the system.");
   m.def("isa", &symconv::instruction_set, "Instruction set in use: avx512_bf16, avx512, avx2 or baseline.");
   m.def("build_info", &build_info);
   symconv::bind_eager(m);

@@ -1,6 +1,10 @@
 // Problems from their geometry, and passes from tensors to tensors.
 #include "pass.h"
 
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+
 #include "expand.h"
 #include "views.h"
 

@@ -1,7 +1,7 @@
 // One pass of one problem by one algorithm, from tensors to tensors: everything else is bound once.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <array>
 #include <functional>

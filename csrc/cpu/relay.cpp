@@ -2,6 +2,7 @@
 #include "relay.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 

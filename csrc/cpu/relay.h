@@ -1,7 +1,7 @@
 // Contiguous tensors in channels_last for a pass: a few images at a time, or some lines of one image.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <functional>

@@ -1,7 +1,7 @@
 // Strided views of tensors, and of their types.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include "formats.h"
 #include "geometry.h"

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <type_traits>
 
 #include "convert.h"
 #include "scratch.h"
@@ -19,8 +20,9 @@ constexpr int64_t kLeastPixels = 64;       // and below this a thread does, howe
 constexpr int64_t kOrbitsPerPart = 16, kOrbitsTogether = 16;
 constexpr int64_t kTilePixels = 128;       // positions that one tile should have at least,
 constexpr int64_t kTileBytes = 384 << 10;  // in a panel of this size
-constexpr int64_t kOwnBytes = 4 << 20;     // accumulators of a part that a thread stores itself: the smaller,
-                                           // the nearer they still are, and the more often inputs are packed
+constexpr int64_t kChain = 64;  // positions summed one after the other in float32: errors grow with the root
+constexpr int64_t kOwnBytes = 4 << 20;  // accumulators of a part that a thread stores itself: the smaller,
+                                        // the nearer they still are, and the more often inputs are packed
 
 // One phase of one part of the orbits, with the place of its accumulator.
 struct PhaseWork {
@@ -308,16 +310,18 @@ class Accumulator {
     const int64_t rows = w_.planes ? work.layout.total : p_.channels;
     const int64_t columns = w_.planes ? p_.channels : work.layout.total;
     const int64_t zero = 0, positions = std::max<int64_t>(0, p1 - p0), k = positions / kDepth;
+    // Pieces of about one length: the first one also clears the accumulator where there are no positions.
+    const int64_t pieces = std::is_same_v<T, float> ? std::max<int64_t>(1, ceil_div(k, kChain)) : 1;
+    int64_t chain = 0;
     GemmArgs<Word<T>> g{};
     g.a_offset = g.b_offset = &zero;
-    g.k = &k, g.segments = positions > 0 ? 1 : 0;
+    g.k = &chain, g.segments = positions > 0 ? 1 : 0;
     g.half = positions % kDepth != 0;
     const bool transposed = !w_.planes && rows_of_channels();
     g.lda = transposed ? 1 : (w_.planes ? work.panel_ld : work.row_ld) / kDepth;
     g.a_step = transposed ? work.row_ld : 1;
     g.ldb = w_.planes ? work.row_ld : work.panel_ld;
     g.ldc = work.acc_ld;
-    g.add = add;
     const Stored<T>* panel = local.panel + product * work.panel_stride;
     const Stored<T>* input = local.rows + product * work.row_stride;
     const Word<T>* a = as_words(w_.planes ? panel + shift + p0 : input + p0 * g.a_step);
@@ -325,11 +329,16 @@ class Accumulator {
     const Word<T>* b =
         kDepth > 1 ? local.zipped + at / kDepth * g.ldb : as_words((w_.planes ? input : panel) + at * g.ldb);
     for (const ColumnBlock& block : column_blocks(columns, lanes_)) {
-      g.b = b + block.vector * lanes_;
       for_pieces(rows, kernels_.max_rows[block.vectors], [&](int64_t r0, int64_t count) {
-        g.a = a + r0 * g.lda;
         g.c = acc + r0 * g.ldc + block.vector * lanes_;
-        kernels_.gemm(static_cast<int>(count), block.vectors, g);
+        for (int64_t i = 0; i < pieces; ++i) {
+          const int64_t first = k * i / pieces;
+          chain = k * (i + 1) / pieces - first;
+          g.a = a + r0 * g.lda + first * g.a_step;
+          g.b = b + block.vector * lanes_ + first * g.ldb;
+          g.add = add || i > 0;
+          kernels_.gemm(static_cast<int>(count), block.vectors, g);
+        }
       });
     }
   }

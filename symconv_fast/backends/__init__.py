@@ -8,12 +8,16 @@ from functools import cache
 
 import torch
 
+from .. import native
+
 _TRUE = ("1", "true", "yes", "on", "y")
 
 
 @cache
 def missing(name: str) -> str | None:
     """Why no problem can run on a backend here, or None: asked first, since importing Triton takes 0.1 s."""
+    if name == "cpu":
+        return native.missing()
     if name != "triton" or _interpreting():
         return None
     if torch.version.cuda is None and torch.version.hip is None:

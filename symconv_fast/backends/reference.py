@@ -31,6 +31,9 @@ def torch_seconds(problem: Problem, op: str) -> float:
 
 def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Output (N, out_channels, *out_spatial) of `torch.convolution` with the expanded filters."""
+    if problem.is_empty:
+        output = allocate(problem.output_shape, input, problem.channels_last).zero_()
+        return output if bias is None else output.add_(bias.view(-1, *[1] * problem.ndim))
     with torch_conv.without_autocast(input):
         output = torch_conv.forward(problem, input, _expand(problem, weight), bias)
     return as_result(output, problem.channels_last)
@@ -38,6 +41,8 @@ def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias:
 
 def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Gradient of the input, (N, C, *spatial)."""
+    if problem.is_empty:
+        return problem.empty_result("dgrad", weight).zero_()
     # Only shape and layout of the input are read for its own gradient.
     input = allocate(problem.input_shape, weight, problem.channels_last)
     filters = _expand(problem, weight)
@@ -47,6 +52,8 @@ def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor)
 
 def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
     """Gradient of the reduced weight: that of the expanded filters, summed over each orbit."""
+    if problem.is_empty:
+        return problem.empty_result("wgrad", input).zero_()
     filters = allocate(problem.expanded_shape, input, problem.channels_last)
     grad = _backward(problem, grad_output, input, filters, 1)
     dim = 1 if problem.transposed else 0

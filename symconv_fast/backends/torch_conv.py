@@ -10,16 +10,21 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
+from . import far
 
 
 def forward(problem: Problem, input: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
     """torch's convolution with ordinary filters."""
+    if problem.is_far:
+        return far.forward(problem, input, filters, bias)
     tensors = _asked(asked_in(problem, "fprop"), input, filters, bias)
     return torch.convolution(*tensors, *geometry(problem)).to(problem.dtype)
 
 
 def backward(problem: Problem, grad_output: Tensor, input: Tensor, filters: Tensor, which: int) -> Tensor:
     """torch's gradient of the input (which = 0) or of the ordinary filters (which = 1), not rounded yet."""
+    if problem.is_far:
+        return far.backward(problem, grad_output, input, filters, which)
     tensors = _asked(asked_in(problem, "wgrad" if which == 1 else "dgrad"), grad_output, input, filters)
     mask = [which == 0, which == 1, False]
     grad: Tensor = torch.ops.aten.convolution_backward(*tensors, None, *geometry(problem), mask)[which]

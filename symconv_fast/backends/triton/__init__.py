@@ -1,6 +1,6 @@
 """Triton kernels for GPUs: the parity fold forward and the gather-sum backward, or each filter by itself.
 
-No figure of speed in this backend has been measured on a GPU: the estimates are a model.
+The estimates are a model with rates of an H200; see docs/gpu.md for what was measured there.
 """
 
 from __future__ import annotations

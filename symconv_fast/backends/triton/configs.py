@@ -1,15 +1,17 @@
 """Tables: tile sizes by kernel, tie, type and architecture, thresholds and nominal rates. Data and its lookup only.
 
-All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 (Triton 3.6): none spills. Those of sm_90 in 16 bits were
-chosen on an H200 (2026-11-29); none of the others was measured. Rates are the vendors' data sheets.
+All tiles were compiled for sm_80, sm_90, sm_100 and gfx942 with Triton 3.6, those of NEWER_TILES with the Triton that
+they are for: none spills. Those of sm_90 in 16 bits were chosen on an H200 (2026-11-29); none of the others was
+measured. Rates are the vendors' data sheets.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from .tuned import TUNED
@@ -108,9 +110,10 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
                 2: ((64, 256, 32, 4, 3), (64, 128, 64, 4, 2), (64, 64, 32, 4, 3)),
             },
             wgrad={
-                1: ((64, 128, 64, 8, 3, 3), (128, 128, 32, 8, 3), (32, 64, 64, 4, 3, 3)),
+                1: ((64, 128, 64, 8, 3, 3), (128, 128, 32, 8, 3), (32, 64, 32, 4, 3, 3)),
                 2: ((64, 128, 32, 4, 3), (16, 64, 64, 4, 2, 3)),
             },
+            fprop_fold={3: ((64, 32, 16, 8, 2), (64, 16, 16, 4, 2))},
             dgrad_direct=dict.fromkeys((1, 2), _MIDDLE),
             wgrad_direct=dict.fromkeys((1, 2), _MIDDLE),
         ),
@@ -182,7 +185,11 @@ MIXED_TILES: dict[tuple[str, int], _Table] = {
         dgrad_direct=dict.fromkeys((1, 2, 3), ((64, 64, 32, 8, 3), (64, 64, 16, 4, 3))),
     ),
     ("sm_80", 4): _rows(dgrad={1: ((64, 32, 32, 4, 2),), 2: ((64, 32, 32, 4, 2),), 3: ((32, 32, 16, 4, 2),)}),
-    ("sm_90", 2): _rows(fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))}),
+    ("sm_90", 2): _rows(
+        fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))},
+        dgrad=dict.fromkeys((1, 2), _MIDDLE),
+        wgrad=dict.fromkeys((1, 2), _MIDDLE),
+    ),
     ("sm_90", 4): _rows(dgrad_direct={2: ((64, 64, 32, 8, 2), (64, 32, 32, 4, 2))}),
     ("sm_100", 2): _rows(
         fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))},
@@ -208,6 +215,19 @@ CHANNEL_TILES: dict[tuple[str, str], dict[int, _Table]] = {
     ("sm_100", "tf32"): {
         128: _rows(fprop_fold={2: ((64, 32, 16, 8, 2), (32, 16, 16, 4, 2))}),
         192: _rows(fprop_fold={2: ((64, 16, 16, 8, 2), (32, 16, 32, 4, 2))}),
+    },
+}
+
+# What spills from some version of Triton on, by that version, architecture and `product_of`.
+NEWER_TILES: dict[tuple[int, int], dict[tuple[str, str], _Table]] = {
+    (3, 7): {
+        (arch, product): _rows(fprop_fold={3: own})
+        for arch, own in {
+            "sm_80": ((64, 16, 16, 8, 2),),
+            "sm_90": ((64, 32, 32, 8, 2), (32, 16, 16, 8, 2)),
+            "sm_100": ((64, 32, 32, 8, 3), (32, 16, 16, 8, 2)),
+        }.items()
+        for product in ("bfloat16", "float16")
     },
 }
 
@@ -268,6 +288,21 @@ def product_of(dtype: str, precision: str) -> str:
     return precision if dtype == "float32" else dtype
 
 
+@cache
+def triton_version() -> tuple[int, ...]:
+    """Of the Triton that compiles here; without one, the oldest that the tables are for."""
+    try:
+        return tuple(map(int, importlib.import_module("triton").__version__.split(".")[:2]))
+    except ImportError:
+        return 3, 6
+
+
+def newer_tiles(arch: str, product: str) -> _Table:
+    """What NEWER_TILES has for the Triton that is here, the newest first."""
+    known = sorted(version for version in NEWER_TILES if version <= triton_version())
+    return {key: row for v in known for key, row in NEWER_TILES[v].get((arch, product), {}).items()}
+
+
 def tiles(
     kernel: str,
     order: int,
@@ -286,6 +321,7 @@ def tiles(
     if arch == "interpreter":
         return (Config(32, 32, 256, 4, 1) if kernel.startswith("wgrad") else Config(512, 32, 64, 4, 1),)
     tables = (
+        {} if mixed else newer_tiles(arch, product),
         MIXED_TILES.get((arch, itemsize), {}) if mixed else {},
         CHANNEL_TILES.get((arch, product), {}).get(channels, {}),
         PRODUCT_TILES.get((arch, product), {}),
@@ -351,9 +387,13 @@ def select(
         return rounds * -(-contraction // c.k) * c.k * step
 
     candidates = tiles(kernel, order, itemsize, arch, product, mixed, contraction)
+    if kernel == "wgrad" and positions <= 64:
+        # Two groups of warps on the rows of one block are serialised (C7515) where it is known that all of them exist.
+        candidates = tuple(c for c in candidates if c.m > 64 or c.warps < 8) or candidates
     if not aligned and (itemsize == 2 or kernel.startswith(("dgrad", "wgrad"))) and arch != "interpreter":
         # Several accumulators leave registers for the addresses of the smallest tile alone.
         kept = candidates[-1:] if (kernel == "fprop_fold" and order > 1) else candidates[1:] or candidates
+        kept = tuple(c for c in kept if c.m * c.n <= 64 * 64) or kept
         candidates = tuple(replace(c, k=min(c.k, 32)) for c in kept)
     names = {kernel, kernel.removesuffix("_direct")}
     if not aligned and any((name, itemsize) in SHORT_UNALIGNED.get(arch, ()) for name in names):

@@ -1,13 +1,5 @@
-// Inner loops for any CPU (SSE2, NEON), and the choice between the instruction sets.
+// The choice between the instruction sets.
 #include "kernels.h"
-
-#define SYMCONV_ISA baseline
-#define SYMCONV_BYTES 16
-#define SYMCONV_ROWS1 12
-#define SYMCONV_ROWS2 6
-#define SYMCONV_ROWS3 4
-#define SYMCONV_SUMS 12
-#include "kernels_impl.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -32,6 +24,17 @@ const Kernels<Half>& table(Half);
 const Kernels<BFloat16>& table(BFloat16);
 }  // namespace avx2
 #endif
+namespace baseline {
+const Kernels<float>& table(float);
+const Kernels<double>& table(double);
+const Kernels<Half>& table(Half);
+const Kernels<BFloat16>& table(BFloat16);
+}  // namespace baseline
+
+namespace filters {
+double scalar(double);  // never called
+#include "winograd.h"
+}  // namespace filters
 
 namespace {
 
@@ -78,8 +81,8 @@ Isa isa() {
 double filter_coefficient(Filtering filtering, int product, int tap) {
   double g[3] = {}, two[4] = {}, four[6] = {};
   g[tap] = 1;
-  baseline::F2::filter(g, two);
-  baseline::F4::filter(g, four);
+  filters::F2::filter(g, two);
+  filters::F4::filter(g, four);
   return filtering == kF2 ? two[product] : four[product];
 }
 

@@ -1,4 +1,5 @@
-// Inner loops for x86-64 with AVX2: compiled with its own target, called only where the CPU has it.
+// Inner loops of one element type, SYMCONV_OF, for x86-64 with AVX2: compiled with its own target, called
+// only where the CPU has it. One file for each type includes this, so that they are compiled side by side.
 #include "kernels.h"
 
 #if defined(__x86_64__)
