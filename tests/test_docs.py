@@ -58,11 +58,10 @@ assert len(SHELL) > 4
 # --- blocks of Python ------------------------------------------------------------------------------------------------
 
 RUNNER = """
-import copy, json, os, sys, tempfile, time, traceback, warnings
+import json, os, sys, tempfile, traceback, warnings
 import torch, symconv_fast
 
 state = torch.get_default_dtype(), torch.get_num_threads(), symconv_fast.allow_winograd, dict(os.environ)
-modules = set(sys.modules)
 for block in json.load(sys.stdin):
     error = None
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -80,6 +79,13 @@ for block in json.load(sys.stdin):
     os.environ.update(state[3])
     print("\\n" + json.dumps({"name": block["name"], "error": error}), file=sys.stderr, flush=True)
 """
+
+
+def test_no_block_goes_by_another_name():
+    """A fence of `py` or `bash` would not be run, and one that is not closed would hide the next."""
+    assert {block.language for block in BLOCKS} <= {"python", "sh", ""}
+    fences = sum(len(re.findall(r"^ *```", page.read_text(), re.MULTILINE)) for page in PAGES)
+    assert fences == 2 * len(BLOCKS)
 
 
 def run_alone(blocks: list[Block]) -> dict[str, str | None]:
@@ -102,7 +108,7 @@ def run_alone(blocks: list[Block]) -> dict[str, str | None]:
 
 def missing(block: Block) -> list[str]:
     """Optional packages that a block needs and that are not here."""
-    wanted = {OPTIONAL[1]} if "torch.onnx.export" in block.text else set()
+    wanted = {"onnxscript"} if "torch.onnx.export" in block.text else set()
     for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.Import):
             wanted |= {alias.name.split(".")[0] for alias in node.names}
