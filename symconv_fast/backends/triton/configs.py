@@ -187,7 +187,8 @@ MIXED_TILES: dict[tuple[str, int], _Table] = {
     ("sm_80", 4): _rows(dgrad={1: ((64, 32, 32, 4, 2),), 2: ((64, 32, 32, 4, 2),), 3: ((32, 32, 16, 4, 2),)}),
     ("sm_90", 2): _rows(
         fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))},
-        dgrad=dict.fromkeys((1, 2), _MIDDLE),
+        dgrad=dict.fromkeys((1, 2), ((128, 64, 32, 8, 3), *_MIDDLE[1:])),
+        dgrad_direct=dict.fromkeys((1, 2), ((128, 64, 32, 8, 3), *_MIDDLE[1:])),
         wgrad=dict.fromkeys((1, 2), _MIDDLE),
     ),
     ("sm_90", 4): _rows(dgrad_direct={2: ((64, 64, 32, 8, 2), (64, 32, 32, 4, 2))}),
