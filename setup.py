@@ -16,8 +16,14 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Command, Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext as SetuptoolsBuildExt
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    raise SystemExit(
+        "symconv_fast: setuptools is older than 70.1; upgrade it first: pip install 'setuptools>=70.1'"
+    ) from None
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))

@@ -113,7 +113,7 @@ def candidates(target: Target, arch: str, tiny: bool) -> list[Config]:
         if 4 * m * n * members <= ACCUMULATOR_BYTES and m * n * members >= 512 * warps
     ]  # fmt: skip
     near = sorted(grid, key=lambda config: _unlike(own[0], config))
-    cut = [configs.fit(config, *sizes(target)) for config in (*own[:1], *near)]
+    cut = [configs.fit(config, *sizes(target), arch) for config in (*own[:1], *near)]
     return list(dict.fromkeys(cut))
 
 

@@ -196,7 +196,7 @@ def wanted(target: Target, arch: str, options: argparse.Namespace) -> list[Confi
         return candidates(target, arch, options.tiny)[: options.most or None]
     kernel, order = kernel_of(target)
     given = json.loads(options.tiles.read_text()).get(f"{kernel}/{order}", [])
-    return list(dict.fromkeys(configs.fit(Config(*tile), *sizes(target)) for tile in given))
+    return list(dict.fromkeys(configs.fit(Config(*tile), *sizes(target), arch) for tile in given))
 
 
 def main() -> None:

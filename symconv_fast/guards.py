@@ -33,6 +33,7 @@ _TOOLS = {
         "_ConvNd.from_float",
         "from_float of torch.ao.nn.quantized.reference",
     ),
+    "torch.ao.quantization.qconfig": ("_assert_valid_qconfig", "prepare_fx"),
     _FUSER_TABLE: ("_DEFAULT_OP_LIST_TO_FUSER_METHOD", "fuse_modules"),
 }
 """Modules, what is wrapped in each, and the tool that it belongs to. All of it is looked up when the tool is called, so
@@ -97,7 +98,8 @@ def _wrap(module: ModuleType) -> None:
     elif isinstance(found, staticmethod):
         setattr(owner, name, staticmethod(_guard(found.__func__, tool)))
     elif inspect.isfunction(found):
-        setattr(owner, name, (_guard_weights if name == "fuse_conv_bn_weights" else _guard)(found, tool))
+        wrapper = {"fuse_conv_bn_weights": _guard_weights, "_assert_valid_qconfig": _spare}.get(name, _guard)
+        setattr(owner, name, wrapper(found, tool))
 
 
 def _guard(function: Callable[..., Any], tool: str) -> Callable[..., Any]:
@@ -108,6 +110,16 @@ def _guard(function: Callable[..., Any], tool: str) -> Callable[..., Any]:
         return function(*arguments, **options)
 
     return guarded
+
+
+def _spare(function: Callable[..., Any], tool: str) -> Callable[..., Any]:
+    """A check of observers that tied layers do not get: `prepare_fx` leaves them in floating point."""
+
+    @functools.wraps(function)
+    def spared(qconfig: Any, layer: nn.Module) -> Any:
+        return None if isinstance(layer, _Symmetric) else function(qconfig, layer)
+
+    return spared
 
 
 def _guard_weights(function: Callable[..., Any], tool: str) -> Callable[..., Any]:

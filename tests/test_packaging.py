@@ -64,6 +64,17 @@ def ask_setup(question: str) -> str:
     return done.stdout.strip()
 
 
+def test_an_old_setuptools_is_told_in_one_sentence(source, tmp_path):
+    code = (
+        "import sys, runpy; sys.modules['setuptools.command.bdist_wheel'] = None; runpy.run_path('setup.py')"
+    )
+    done = python("-c", code, cwd=source)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == [
+        "symconv_fast: setuptools is older than 70.1; upgrade it first: pip install 'setuptools>=70.1'"
+    ]
+
+
 def test_installs_as_pure_python_on_request(source, tmp_path):
     pytest.importorskip("pip", reason="needs pip in this environment")
     target = tmp_path / "target"

@@ -197,3 +197,13 @@ def test_prepare_fx_leaves_tied_layers_in_floating_point() -> None:
     quantized = convert_fx(prepared)
     assert type(quantized.get_submodule("1")) is sf.SymmetricConv2d
     assert (quantized(x) - net(x)).abs().max() < 0.1 * net(x).abs().max()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_prepare_fx_leaves_transposed_layers_too(n: int) -> None:
+    """torch checks the observers of every transposed layer, though it would not quantize this one."""
+    layer = getattr(sf, f"SymmetricConvTranspose{n}d")(4, 8, 3, symmetry="h")
+    net, x = nn.Sequential(layer).eval(), torch.randn(2, 4, *[6] * n)
+    prepared = prepare_fx(net, get_default_qconfig_mapping("fbgemm"), (x,))
+    prepared(x)
+    assert torch.equal(convert_fx(prepared)(x), net(x))

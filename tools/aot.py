@@ -97,7 +97,6 @@ class Report:
     dtype: str
     precision: str
     tile: dict[str, int]
-    measured: bool = False
     registers: int = 0
     spill_bytes: int = 0
     shared: int = 0
@@ -105,6 +104,7 @@ class Report:
     products: dict[str, int] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    measured: bool = False
 
     @property
     def line(self) -> str:
@@ -274,7 +274,7 @@ def compile_entry(entry: Entry) -> Report:
         tile["BK"] = math.prod(launch.constants["SIZES"])
     report = Report(
         entry.name, entry.arch, launch.kernel, entry.dtype, entry.precision,
-        tile | {"warps": launch.warps, "stages": launch.stages}, entry.measured,
+        tile | {"warps": launch.warps, "stages": launch.stages}, measured=entry.measured,
     )  # fmt: skip
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     try:

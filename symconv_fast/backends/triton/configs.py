@@ -93,7 +93,8 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
     "sm_80": {
         2: _table(
             fprop_fold=(_WIDE, ((128, 64, 32, 8, 3), *_MIDDLE[1:]),
-                        ((128, 32, 16, 8, 2), (64, 32, 16, 4, 2), (32, 16, 32, 4, 2)), ((64, 16, 32, 8, 2),)),
+                        ((128, 32, 16, 8, 2), (64, 32, 16, 4, 2), (32, 16, 32, 4, 2)), ((64, 16, 16, 8, 2),)),
+            dgrad=(((128, 128, 64, 8, 3), (64, 64, 32, 4, 3), (32, 32, 64, 4, 3)),),
         ),
         4: _table(
             fprop_fold=(_NARROW, ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)), ((32, 16, 32, 4, 2),),
@@ -123,6 +124,7 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
         2: _rows(
             dgrad_direct={2: ((128, 64, 32, 8, 2), (64, 64, 32, 8, 2)), 3: ((64, 64, 32, 8, 2),)},
             wgrad_direct={2: ((128, 64, 32, 8, 2), (64, 64, 32, 8, 2)), 3: ((64, 64, 32, 8, 2),)},
+            wgrad={3: ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2))},
         ),
     },
     # 64 KB of shared memory. A wave multiplies 32 × 32 elements, or 16 × 16 where a side is 16: in a tile with fewer
@@ -195,6 +197,7 @@ MIXED_TILES: dict[tuple[str, int], _Table] = {
     ("sm_100", 2): _rows(
         fprop_fold={2: ((64, 64, 32, 8, 2), (32, 16, 16, 4, 2))},
         dgrad_direct={1: ((128, 64, 32, 8, 2), (64, 64, 32, 8, 2))},
+        wgrad_direct=dict.fromkeys((1, 2), ((64, 64, 16, 4, 2), (32, 32, 16, 4, 2))),
     ),
 }
 # Float32 in full has no matrix instructions on NVIDIA: all operands of a step are in registers, and whatever is larger
@@ -338,7 +341,7 @@ def tiles(
     return found
 
 
-def fit(config: Config, positions: int, columns: int, contraction: int) -> Config:
+def fit(config: Config, positions: int, columns: int, contraction: int, arch: str = "") -> Config:
     """The tile cut to the problem, never below 16, which is the least that matrix units take in most types."""
 
     def cut(size: int, needed: int) -> int:
@@ -348,7 +351,7 @@ def fit(config: Config, positions: int, columns: int, contraction: int) -> Confi
     n = cut(config.n, columns)
     # A group of four warps multiplies 64 rows; two groups on the same rows are serialised (C7515). On an H200 two are
     # slower on 64 x 16, and hv forward with 64 channels, 64 at a time, read outside of its tensors (docs/gpu.md).
-    alone = m <= 64 and (m < config.m or n <= 16)
+    alone = m <= 64 and (m < config.m or (n <= 16 and arch == "sm_90"))
     warps = min(4, config.warps) if alone else config.warps
     return replace(config, m=m, n=n, k=cut(config.k, contraction), warps=warps)
 
@@ -403,7 +406,7 @@ def select(
         # The sums are operands in registers: with four products a step ptxas serialises them as soon as there are
         # several loops (C7513), whatever the tile; with two it does not. A third stage keeps as many loads under way.
         candidates = tuple(replace(c, k=16, stages=3) for c in candidates)
-    return min((fit(c, positions, max(columns), contraction) for c in candidates), key=seconds)
+    return min((fit(c, positions, max(columns), contraction, arch) for c in candidates), key=seconds)
 
 
 def measured(device: str, dtype: str, kernel: str, order: int, sizes: tuple[int, int, int]) -> Config | None:

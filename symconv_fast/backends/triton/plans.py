@@ -156,7 +156,7 @@ class Context:
         ):  # of such layers tiles were measured
             config = configs.measured(self.options.device, str(self.dtype)[6:], kernel, order, extents)
         if config is not None:
-            return configs.fit(config, *extents)
+            return configs.fit(config, *extents, arch)
         several = kernel == "dgrad" and not direct and sum(s.order > 0 for s in segments) > 1
         name = kernel + "_direct" if direct else kernel
         return configs.select(
