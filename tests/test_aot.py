@@ -192,14 +192,14 @@ def test_tiles_for_some_channels_are_compiled_with_these() -> None:
 
 def test_a_newer_triton_has_tiles_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the version that the table names on, and for launches of one tie alone."""
-    arguments = ("fprop_fold", 3, 2, "sm_80", "bfloat16")
+    arguments = ("fprop_fold", 3, 2, "sm_100", "bfloat16")
     found = {}
     for version in ((3, 6), (3, 7), (3, 9)):
         monkeypatch.setattr(aot.configs, "triton_version", lambda version=version: version)
         found[version] = aot.configs.tiles(*arguments)
-        assert aot.configs.tiles(*arguments, mixed=True)[0] == aot.configs.Config(64, 16, 32, 8, 2)
-    assert found[3, 6][0] == aot.configs.Config(64, 16, 32, 8, 2)
-    own = aot.configs.NEWER_TILES[3, 7]["sm_80", "bfloat16"]["fprop_fold", 3]
+        assert aot.configs.tiles(*arguments, mixed=True)[0] == aot.configs.Config(64, 32, 32, 8, 2)
+    assert found[3, 6][0] == aot.configs.Config(64, 32, 32, 8, 2)
+    own = aot.configs.NEWER_TILES[3, 7]["sm_100", "bfloat16"]["fprop_fold", 3]
     assert found[3, 7] == found[3, 9] == own
 
 

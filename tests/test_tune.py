@@ -189,7 +189,8 @@ def test_members_of_a_direct_gradient_fit_tensor_memory():
     for kernel in ("dgrad", "wgrad"):
         for order in (2, 3):
             assert configs.select(f"{kernel}_direct", order, 2, "sm_100", sizes).n == 64
-            assert configs.select(kernel, order, 2, "sm_100", sizes).n == 128
+            wide = 64 if (kernel, order) == ("wgrad", 3) else 128  # whose octuples spill with 128
+            assert configs.select(kernel, order, 2, "sm_100", sizes).n == wide
 
 
 def test_ties_that_share_a_launch_have_smaller_tiles():

@@ -227,7 +227,6 @@ NEWER_TILES: dict[tuple[int, int], dict[tuple[str, str], _Table]] = {
     (3, 7): {
         (arch, product): _rows(fprop_fold={3: own})
         for arch, own in {
-            "sm_80": ((64, 16, 16, 8, 2),),
             "sm_90": ((64, 32, 32, 8, 2), (32, 16, 16, 8, 2)),
             "sm_100": ((64, 32, 32, 8, 3), (32, 16, 16, 8, 2)),
         }.items()
