@@ -8,8 +8,8 @@ their module is. For everything else they are what they were.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from . import modules
+from .convert import to_torch
 from .modules import _Symmetric
 
 _FUSER_TABLE = "torch.ao.quantization.fuser_method_mappings"
@@ -50,30 +51,26 @@ def check(tool: str, value: object) -> None:
 
 
 def install() -> None:
-    """Wrap what is listed here, now or when it is imported; what this torch does not have is left out."""
-    waiting = set()
+    """Wrap what is listed here, now and whenever it is imported; what this torch does not have is left out."""
     for name in _TOOLS:
         if name in sys.modules:
             _wrap(sys.modules[name])
-        else:
-            waiting.add(name)
-    sys.meta_path.insert(0, _Later(waiting))
+    if not any(isinstance(finder, _Later) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Later())
 
 
 class _Later(MetaPathFinder):
-    """Wraps modules right after they were imported."""
-
-    def __init__(self, waiting: set[str]) -> None:
-        self.waiting = waiting
+    """Wraps modules right after they were executed, by an import or a reload."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The ordinary spec of a module in `waiting`, whose execution ends with `_wrap`."""
-        if fullname not in self.waiting:
+        """The spec that the finders after this one have for a listed module; its execution ends with `_wrap`."""
+        if fullname not in _TOOLS:
             return None
-        self.waiting.remove(fullname)
-        spec = importlib.util.find_spec(fullname)
+        later = itertools.dropwhile(lambda finder: finder is not self, list(sys.meta_path))
+        found = (finder.find_spec(fullname, path, target) for finder in itertools.islice(later, 1, None))
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
@@ -83,6 +80,10 @@ class _Later(MetaPathFinder):
 
             spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]
         return spec
+
+
+_WRAPPERS: dict[Callable[..., Any], Callable[..., Any]] = {}
+"""Of each function, by the function: what two modules share stays one object, and nothing is wrapped twice."""
 
 
 def _wrap(module: ModuleType) -> None:
@@ -96,10 +97,19 @@ def _wrap(module: ModuleType) -> None:
     if isinstance(found, dict):
         _refuse_in_fuse_modules(found)
     elif isinstance(found, staticmethod):
-        setattr(owner, name, staticmethod(_guard(found.__func__, tool)))
+        setattr(owner, name, staticmethod(_wrapper(found.__func__, tool)))
     elif inspect.isfunction(found):
-        wrapper = {"fuse_conv_bn_weights": _guard_weights, "_assert_valid_qconfig": _spare}.get(name, _guard)
-        setattr(owner, name, wrapper(found, tool))
+        setattr(owner, name, _wrapper(found, tool))
+
+
+def _wrapper(function: Callable[..., Any], tool: str) -> Callable[..., Any]:
+    """The one wrapper of a function; a wrapper's is itself."""
+    if function in _WRAPPERS.values():
+        return function
+    if function not in _WRAPPERS:
+        makers = {"fuse_conv_bn_weights": _guard_weights, "_assert_valid_qconfig": _spare}
+        _WRAPPERS[function] = makers.get(function.__name__, _guard)(function, tool)
+    return _WRAPPERS[function]
 
 
 def _guard(function: Callable[..., Any], tool: str) -> Callable[..., Any]:
@@ -144,15 +154,13 @@ def _guard_weights(function: Callable[..., Any], tool: str) -> Callable[..., Any
 def _refuse_in_fuse_modules(table: dict[Any, Any]) -> None:
     """It looks sequences of exact types up in a table."""
     tied = [c for c in vars(modules).values() if isinstance(c, type) and issubclass(c, _Symmetric)]
-    for types in list(table):
+    for types, fuse in list(table.items()):
         for cls in tied:
             if types[0] in cls.__bases__:
-                table.setdefault((cls, *types[1:]), _refuse_fusion)
+                table.setdefault((cls, *types[1:]), functools.partial(_fuse, fuse))
 
 
-def _refuse_fusion(is_qat: bool, layer: nn.Module, *others: nn.Module) -> nn.Module:
-    """What `fuse_modules` calls for a tied layer and what follows it."""
-    raise TypeError(
-        f"fuse_modules cannot fuse {type(layer).__name__} with what follows it: the result would have a filter of its "
-        "own for each output channel; use symconv_fast.to_torch(model), whose layers are torch's"
-    )
+def _fuse(fuse: Callable[..., nn.Module], is_qat: bool, layer: nn.Module, *others: nn.Module) -> nn.Module:
+    """What `fuse_modules` calls for a layer of this package and what follows it."""
+    check("fuse_modules", layer)
+    return fuse(is_qat, to_torch(layer, inplace=True), *others)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Generic, TypeVar, cast
 
@@ -126,14 +128,14 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
 
     def expanded_bias(self) -> Tensor | None:
         """The bias of every output channel, (out_channels,), or None."""
-        if self.bias is None or not self.share_bias:
-            return self.bias
-        return self.ties.expand_bias(self.bias)
+        bias = self.bias
+        return self.ties.expand_bias(bias) if self.share_bias and bias is not None else bias
 
     def to_conv(self) -> _Conv:
         """An ordinary torch layer with the expanded filters: same outputs, no ties, for export and other tools.
 
-        `symconv_fast.to_torch` does it for all layers of a model, hooks included.
+        `symconv_fast.to_torch` does it for all layers of a model, hooks included. A parametrization is made permanent,
+        with the value that it has in eval mode.
 
         Raises:
             TypeError: this is a subclass with a `forward` of its own, which the ordinary layer would not have.
@@ -143,15 +145,22 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
                 f"{type(self).__name__} has a forward of its own, which an ordinary layer would not have; "
                 "give the class a to_conv() that returns a module with the same outputs"
             )
+        # Each is read once: a parametrization computes it anew with each reading.
+        with still(self):
+            weight, bias = self.expanded_weight(), self.expanded_bias()
         conv = _torch_class(type(self))(
-            **_settings(self), bias=self.bias is not None, device="meta", dtype=self.weight.dtype
+            **_settings(self), bias=bias is not None, device="meta", dtype=weight.dtype
         )
-        conv.weight = nn.Parameter(self.expanded_weight().detach().clone(), self.weight.requires_grad)
-        bias = self.expanded_bias()
-        if self.bias is not None and bias is not None:
-            conv.bias = nn.Parameter(bias.detach().clone(), self.bias.requires_grad)
+        conv.weight = nn.Parameter(weight.detach().clone(), self._trains("weight", weight))
+        if bias is not None:
+            conv.bias = nn.Parameter(bias.detach().clone(), self._trains("bias", bias))
         conv.train(self.training)
         return cast(_Conv, conv)
+
+    def _trains(self, name: str, computed: Tensor) -> bool:
+        """Does a parameter train, or what a parametrization computes for it?"""
+        found = self._parameters.get(name)
+        return (computed if found is None else found).requires_grad
 
     def _has_plain_forward(self) -> bool:
         """Is what the layer computes that of the classes here, not of a subclass or of a `forward` set on it?"""
@@ -460,6 +469,21 @@ class SymmetricConvTranspose3d(_SymmetricTransposed[nn.ConvTranspose3d], nn.Conv
         _check_sizes(_TRANSPOSED_SIZES, (*size, dilation))
         nn.ConvTranspose3d.__init__(self, *size, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
         self._tie(symmetry, share_bias, device, dtype)
+
+
+@contextmanager
+def still(layer: nn.Module) -> Iterator[None]:
+    """For reading what a layer's parametrizations compute: they are in eval mode, and neither change nor draw."""
+    parametrizations = layer._modules.get("parametrizations")
+    modes = {m: m.training for m in (parametrizations.modules() if parametrizations is not None else ())}
+    try:
+        for module in modes:
+            module.training = False
+        with torch.enable_grad():  # so that `requires_grad` of what they compute is that of their parameters
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _torch_class(cls: type) -> type[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -134,7 +135,9 @@ def test_right_numbers_or_the_name_of_the_way_out(tool: str, bias: bool) -> None
         assert (use(net)(x) - expected).abs().max().item() <= allowed
 
 
-@pytest.mark.parametrize("tool", ["fuse_conv_bn_eval", "to_mkldnn"])
+@pytest.mark.parametrize(
+    "tool", ["fuse_conv_bn_eval", "to_mkldnn", "fuse_modules", "fuse_modules without ReLU"]
+)
 def test_untied_layers_and_torchs_own_go_through(tool: str) -> None:
     for net in (model(None), sf.to_torch(model())):
         x = torch.randn(2, 4, 6, 6)
@@ -168,6 +171,62 @@ else:
     raise AssertionError("four channels for eight")
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def in_a_process(code: str) -> None:
+    """What happens at imports, where nothing else has imported anything."""
+    refused = """
+import importlib, importlib.util, sys, symconv_fast, torch
+def refused(convert):
+    try:
+        convert(symconv_fast.SymmetricConv2d(4, 8, 3, symmetry="h", bias=False))
+    except TypeError as error:
+        assert "symconv_fast.to_torch(model)" in str(error), error
+    else:
+        raise AssertionError("four channels for eight")
+assert "torch.utils.mkldnn" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", refused + code], cwd=ROOT, check=True)
+
+
+def test_modules_imported_after_a_mere_look_or_once_more_are_guarded() -> None:
+    in_a_process("""
+assert importlib.util.find_spec("torch.utils.mkldnn").name == "torch.utils.mkldnn"
+import torch.utils.mkldnn
+refused(torch.utils.mkldnn.to_mkldnn)
+importlib.reload(torch.utils.mkldnn)
+refused(torch.utils.mkldnn.to_mkldnn)
+""")
+
+
+def test_a_reload_adds_nothing_and_an_import_from_anew_works() -> None:
+    in_a_process("""
+finders, wrapped = len(sys.meta_path), torch.nn.utils.fuse_conv_bn_weights
+importlib.reload(symconv_fast)
+assert len(sys.meta_path) == finders
+assert torch.nn.utils.fuse_conv_bn_weights is wrapped
+del sys.modules["symconv_fast"], sys.modules["symconv_fast.guards"]
+import symconv_fast
+from torch.utils.mkldnn import to_mkldnn
+refused(to_mkldnn)
+""")
+
+
+def test_what_is_wrapped_is_one_object_that_pickles() -> None:
+    function = utils.fuse_conv_bn_weights
+    assert function is utils.fusion.fuse_conv_bn_weights
+    assert pickle.loads(pickle.dumps(function)) is function
+    assert "torch" in function.__module__
+    assert getattr(function.__wrapped__, "__wrapped__", None) is None
+
+
+def test_an_untied_layer_is_fused_for_training_with_its_own_parameters() -> None:
+    net = model(None, bias=True).train()
+    net[0].qconfig = net[1].qconfig = net[2].qconfig = quantization.get_default_qat_qconfig("x86")
+    weight = net[0].weight
+    fused = quantization.fuse_modules_qat(net, ["0", "1", "2"], inplace=True)
+    assert any(parameter is weight for parameter in fused.parameters())
+    assert not any(isinstance(module, sf.SymmetricConv2d) for module in fused.modules())
 
 
 # --- counters of multiply-adds ---------------------------------------------------------------------------------------

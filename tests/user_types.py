@@ -18,6 +18,8 @@ assert_type(SymmetricConv1d(4, 8, 3).to_conv(), nn.Conv1d)
 assert_type(SymmetricConvTranspose3d(4, 8, 3).to_conv(), nn.ConvTranspose3d)
 assert_type(SymmetricConv2d.from_conv(nn.Conv2d(4, 8, 3), "h"), SymmetricConv2d)
 assert_type(to_torch(nn.Sequential(layer)), nn.Sequential)
+assert_type(to_torch(layer), nn.Conv2d)
+assert_type(to_torch(SymmetricConvTranspose3d(4, 8, 3), inplace=True), nn.ConvTranspose3d)
 
 
 def tie(conv: nn.Conv2d) -> nn.Conv2d:
