@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-_NOT_HELD = ("_modules", "_parameters", "_buffers")
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""Submodules, parameters, buffers and hooks are no attributes in this sense."""
+
 _PASSED_BY = (str, bytes, int, float, complex, type, ModuleType, torch.Tensor)
 
 
@@ -50,7 +52,7 @@ def modules_held(model: nn.Module, foreign: Collection[nn.Module] = ()) -> Itera
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, value in list(vars(module).items()):
-        if name not in _NOT_HELD and "_hooks" not in name:
+        if name not in _OF_MODULES:
             yield name, value
 
 
@@ -72,8 +74,9 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         if not _is_torchs(value.__module__):
             yield from ((path, item) for item in _enclosed(value))
     elif not _is_torchs(type(value).__module__):
-        slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
-        held = {name: getattr(value, name, None) for name in slots} | getattr(value, "__dict__", {})
+        slots = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
+        names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]
+        held = {name: getattr(value, name, None) for name in names} | dict(getattr(value, "__dict__", {}))
         yield from ((f"{path}.{name}", item) for name, item in held.items())
 
 
