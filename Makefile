@@ -111,7 +111,7 @@ build: build/.built
 # The old module goes first: if it cannot be built again, no stale one must be tested.
 build/.built: setup.py tools/native_build.py $(NATIVE) build/.python
 	rm -f symconv_fast/_cpu*.so
-	$(PY) setup.py -q build_ext --inplace --force
+	$(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 # Changes only when another Python, or another torch in it, is used; then the native module is built again.

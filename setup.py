@@ -10,6 +10,7 @@ Environment:
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -72,8 +73,9 @@ def why_not_compile() -> str | None:
     from torch.utils import cpp_extension as torch_build
 
     compiler = torch_build.get_cxx_compiler()
-    if shutil.which(compiler.split()[0]) is None:
-        return f"there is no C++ compiler ({compiler} was not found)"
+    program = next(iter(shlex.split(compiler)), "")
+    if shutil.which(program) is None:
+        return f"there is no C++ compiler ({program or 'CXX is empty, and nothing'} was not found)"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "Python.h is missing (a package named python3-dev or python3-devel has it)"
     return None
@@ -98,6 +100,11 @@ def build_command() -> type[SetuptoolsBuildExt]:
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options | {"use_ninja": False})
 
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # setuptools compares times alone; native_build knows the commands and torch's version too.
+            self.force = True
+
         def build_extensions(self) -> None:
             reason = why_not_compile()
             if reason is None:
@@ -108,6 +115,8 @@ def build_command() -> type[SetuptoolsBuildExt]:
                     first_line = (str(error) or repr(error)).splitlines()[0]
                     reason = f"compiling it failed ({first_line})"
             if reason is not None:
+                # What an earlier build left would be packed, and loaded, as if it were this one's.
+                Path(self.get_ext_fullpath(MODULE)).unlink(missing_ok=True)
                 self.extensions = []
                 self.distribution.ext_modules = []
                 say(

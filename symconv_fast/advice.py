@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -22,7 +24,7 @@ def warn_of_ties(layer: _Symmetric, symmetry: Symmetry, ties: Ties) -> None:
     """Warn of what the ties of a new layer leave undone, and of filters that they make identical."""
     for reason in (_untied(layer, symmetry, ties), _identical(layer, ties)):
         if reason:
-            _warn(layer, reason, stacklevel=5)  # of the constructor's caller
+            _warn(layer, reason)
 
 
 def warn_of_loss(layer: _Symmetric, filters: Tensor, dim: int) -> None:
@@ -37,15 +39,24 @@ def warn_of_loss(layer: _Symmetric, filters: Tensor, dim: int) -> None:
             "are not those of the ordinary layer; train the tied layer, tie fewer filters, or use keep_norm=True, "
             "which keeps the size of activations"
         )
-        _warn(layer, reason, stacklevel=4)  # of from_conv's caller
+        _warn(layer, reason)
 
 
-def _warn(layer: _Symmetric, reason: str, stacklevel: int) -> None:
+def _warn(layer: _Symmetric, reason: str) -> None:
     cls = type(layer).__name__
     sizes = (
         f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}, groups={layer.groups}"
     )
-    warnings.warn(f"{cls}({sizes}): {reason}", SymmetryWarning, stacklevel=stacklevel)
+    warnings.warn(f"{cls}({sizes}): {reason}", SymmetryWarning, stacklevel=_outside())
+
+
+def _outside() -> int:
+    """The caller's `stacklevel` for the first line outside this package: that which made or converted the layer."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _untied(layer: _Symmetric, symmetry: Symmetry, ties: Ties) -> str | None:

@@ -40,11 +40,12 @@ def load(layer: _Symmetric[Any], torchs: Any, state: Any, prefix: str, metadata:
     error_msgs: list[str] = rest[-1]
     recorded, own = metadata.get(KEY), describe(layer.ties)
     other = recorded is not None and recorded != own
-    if other and not _find_misfits(layer, state, prefix):
+    if other and _has_weight(state, prefix) and not _find_misfits(layer, state, prefix):
         error_msgs.append(
             f"{_introduce(layer, prefix)}, but the checkpoint is of a layer with symmetry={recorded}, whose weight has "
-            "the same shape: make the layer with that symmetry, or, to load the numbers all the same, pass a plain "
-            "dict, which has no record of ties: load_state_dict(dict(state))"
+            "the same shape: make the layer with that symmetry, or, to load the numbers all the same (where they were "
+            "put into the checkpoint later, say), pass a plain dict, which has no record of ties: "
+            "load_state_dict(dict(state))"
         )
         return
     torchs(state, prefix, metadata, *rest)
@@ -77,6 +78,16 @@ def _explain(layer: _Symmetric[Any], misfits: dict[str, tuple[int, ...]], record
             f"the bias has {misfits['bias'][0]} values in the checkpoint: share_bias must be as it was there"
         )
     return "the checkpoint is of a layer of another symmetry or size"
+
+
+def _has_weight(state: Mapping[str, Any], prefix: str) -> bool:
+    """Is the layer's weight, or what it is computed from, in a checkpoint?
+
+    The record stays in the metadata of a state_dict whose entries are taken out. torch's parametrizations keep
+    `parametrizations.weight.original`; weight_norm, spectral_norm and pruning in their older form keep `weight_v`,
+    `weight_orig` and the like.
+    """
+    return any(key.startswith((f"{prefix}weight", f"{prefix}parametrizations.weight.")) for key in state)
 
 
 def _find_misfits(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import backends, native, settings
 from .activation import activate
-from .problem import Problem
+from .problem import FAR, Problem
 
 BACKENDS: tuple[str, ...] = ("cpu", "triton", "composed", "distinct", "reference")
 """Modules under symconv_fast.backends. To add a backend, add its name here and nowhere else."""
@@ -188,9 +188,8 @@ def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
     _check_names(pin)
     if problem.device == "cpu":
         native.say_if_missing()
-    if problem.is_empty or problem.is_far:
-        module = load("reference")
-        return Choice(module, "expand")
+    if settled(problem):
+        return Choice(load("reference"), "expand")
     allowed = candidates(problem, op, pin)
     able = [c for c in allowed if c.reason is None]
     if not able:
@@ -207,9 +206,9 @@ settings.on_change(_choose.cache_clear)
 def candidates(problem: Problem, op: str, pin: Pin | None = None) -> list[Candidate]:
     """Every backend and algorithm with its reason or its estimate; with a pin, those that it allows.
 
-    One alone needs no estimate.
+    One alone needs no estimate. What is settled is the reference's, and nothing is asked of the others.
     """
-    found = []
+    found, taken = [], settled(problem)
     for name in BACKENDS:
         if pin and pin.name not in (None, name):
             continue
@@ -220,11 +219,29 @@ def candidates(problem: Problem, op: str, pin: Pin | None = None) -> list[Candid
         for algorithm in module.ALGORITHMS:
             if pin and pin.algorithm not in (None, algorithm):
                 continue
+            if taken is not None and name != "reference":
+                found.append(Candidate(name, algorithm, taken, None))
+                continue
             reason = module.can_run(problem, op, algorithm)
-            settled = reason is not None or (pin and pin.name and pin.algorithm)
-            seconds = None if settled else module.estimate(problem, op, algorithm)
+            alone = reason is not None or (pin and pin.name and pin.algorithm)
+            seconds = None if alone else _estimate(module, problem, op, algorithm)
             found.append(Candidate(name, algorithm, reason, seconds))
     return found
+
+
+def settled(problem: Problem) -> str | None:
+    """Why the reference runs a problem whatever is pinned, as a clause; None where pins and estimates decide."""
+    if problem.is_empty:
+        return "there is nothing to compute, and the reference fills the result"
+    if problem.is_far:
+        return f"strides (multiplied), paddings and dilations above {FAR} always go to the reference"
+    return None
+
+
+def _estimate(module: Any, problem: Problem, op: str, algorithm: str) -> float:
+    """Seconds by the backend's model, which no problem without a multiplication is put to."""
+    seconds: float = 0.0 if problem.is_empty else module.estimate(problem, op, algorithm)
+    return seconds
 
 
 def _load_for(problem: Problem, name: str) -> Any | str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from . import dispatch, native
-from .dispatch import Candidate
+from .dispatch import Candidate, Pin
 from .problem import OPS, Problem, suggests_channels_last
 
 PASSES = {"fprop": "forward", "dgrad": "input gradient", "wgrad": "weight gradient"}
@@ -48,10 +48,14 @@ class PassReport:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found. `str()` opens with the verdict; `details()` has every candidate; `passes` are the data."""
+    """What `explain` found. `str()` opens with the verdict; `details()` has every candidate; `passes` are the data.
+
+    `pin` is what was fixed when it was asked.
+    """
 
     problem: Problem
     passes: tuple[PassReport, ...]
+    pin: Pin
 
     @property
     def limit(self) -> float:
@@ -74,7 +78,11 @@ class Explanation:
 
     def _because(self) -> str:
         """Why torch's convolution runs, where that is not by the estimates."""
-        pin = dispatch.pinned()
+        pin = self.pin
+        settled = dispatch.settled(self.problem)
+        if settled is not None:
+            overruled = pin.name not in (None, "reference") or pin.algorithm not in (None, "expand")
+            return f"; {settled}" + (f", whatever {pin.origin} asks for" if overruled else "")
         if pin.name == "reference" or pin.algorithm == "expand":
             return f" ({pin.origin} asks for it)"
         backend, kernels = _KERNELS.get(self.problem.device, (None, ""))
@@ -115,11 +123,11 @@ class Explanation:
 
     def _passes(self) -> list[str]:
         """What runs in each pass that can run, with its estimate and that of torch's layer."""
+        if self.problem.is_empty:
+            return []
         able = [report for report in self.passes if report.error is None]
         width = max((len(report.way) for report in able), default=0)
         lines = [f"{PASSES[report.op]:<15}  {report.way:<{width}}" for report in able]
-        if self.problem.is_empty:
-            return lines
         times = [f"{_time(report.seconds)}, torch's layer {_time(report.torch_seconds)}" for report in able]
         return [f"{line}  an estimated {time}" for line, time in zip(lines, times)]
 
@@ -199,7 +207,7 @@ def explain(layer: Any, x: Tensor | None = None) -> Explanation:
         "dgrad": replace(problem, input_channels_last=gradient_last),
         "wgrad": replace(problem, input_channels_last=gradient_last, channels_last=weight_last),
     }
-    return Explanation(problem, tuple(_report(problems[op], op) for op in OPS))
+    return Explanation(problem, tuple(_report(problems[op], op) for op in OPS), dispatch.pinned())
 
 
 def _report(problem: Problem, op: str) -> PassReport:

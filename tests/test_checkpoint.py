@@ -9,6 +9,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import symconv_fast as sf
 
@@ -150,6 +151,42 @@ def test_other_shapes_give_torchs_message_and_ours(case: str) -> None:
         )
         == 1
     )
+
+
+HOOKED = {
+    "plain": (lambda model: model, "1.weight"),
+    "parametrized": (
+        lambda model: nn.utils.parametrizations.weight_norm(model[1]) and model,
+        "1.parametrizations.weight.original1",
+    ),
+    "older weight_norm": (lambda model: nn.utils.weight_norm(model[1]) and model, "1.weight_v"),
+    "pruned": (lambda model: prune.identity(model[1], "weight") and model, "1.weight_orig"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("how", HOOKED)
+def test_a_layer_whose_weight_was_taken_out_is_left_alone(how: str) -> None:
+    """Its record stays in the metadata of the filtered checkpoint, and is of nothing that would be loaded."""
+    hook, key = HOOKED[how]
+    old, new = hook(net("h")), hook(net("v"))
+    whole, state = old.state_dict(), old.state_dict()
+    for name in [name for name in state if name.startswith("1.")]:
+        del state[name]
+    before = new[1].weight.detach().clone()
+    result = new.load_state_dict(state, strict=False)
+    assert key in result.missing_keys
+    assert not result.unexpected_keys
+    assert torch.equal(new[0].weight, old[0].weight)
+    assert torch.equal(new[1].weight, before)
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\)") as raised:
+        new.load_state_dict(state)
+    assert "symmetry" not in str(raised.value)
+    only = {name: whole.pop(name) for name in list(whole) if name != key}
+    assert len(whole) == 1
+    assert "0.weight" in only
+    with pytest.raises(RuntimeError, match=r"the checkpoint is of a layer with symmetry=\{'h': 8\}"):
+        new.load_state_dict(whole, strict=False)
 
 
 def test_strict_still_finds_missing_and_unexpected_keys() -> None:

@@ -44,6 +44,9 @@ def _cases():
 @pytest.mark.parametrize("case", list(_cases()))
 def test_against_the_oracle(case):
     for op, dtype in itertools.product(OPS, DTYPES):
+        if distinct.can_run(problem_of(case, dtype, op), op, "copy") is not None:
+            assert (op, dtype.itemsize) == ("fprop", 2)
+            continue
         check(case, dtype, op, "distinct", "copy")
 
 
@@ -131,6 +134,32 @@ def test_it_says_why_not():
         ),
     ):
         sf.SymmetricConv2d(4, 8, 3, symmetry="h")(torch.randn(1, 4, 5, 5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_said_to_run_runs(monkeypatch, dtype, bias):
+    """An output in 16 bits is no copy, since a bias added to copies would be their second rounding."""
+    copied = []
+    monkeypatch.setattr(distinct, "_copy", lambda *args, f=distinct._copy: copied.append(1) or f(*args))
+    monkeypatch.setattr(dispatch, "BACKENDS", ("distinct", "reference"))
+    dispatch._choose.cache_clear()
+    ops.forget_plans()
+    layer = sf.SymmetricConvTranspose3d(64, 32, (1, 3, 1), symmetry="hv", bias=bias, dtype=dtype)
+    x = torch.randn(1, 64, 8, 24, 24, dtype=dtype)
+    wide = dtype.itemsize > 2
+    assert sf.explain(layer, x).passes[0].backend == ("distinct" if wide else "reference")
+    layer(x)
+    assert len(copied) == wide
+    with sf.backend("distinct", "copy"):
+        if wide:
+            layer(x)
+            assert len(copied) == 2
+        else:
+            with pytest.raises(RuntimeError, match="16 bits would be rounded twice"):
+                layer(x)
+    dispatch._choose.cache_clear()
+    ops.forget_plans()
 
 
 # --- through the operators -----------------------------------------------------------------------------------------

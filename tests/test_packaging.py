@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import time
 import zipfile
@@ -90,11 +91,24 @@ def test_installs_as_pure_python_on_request(source, tmp_path):
     assert used.stderr.count("reference backend") == 1
 
 
-def test_says_once_and_goes_on_without_a_compiler(source):
-    done = python("setup.py", "-q", "build", cwd=source, CXX="no-such-compiler", SYMCONV_FAST_NO_CPU="0")
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("no-such-compiler", "no-such-compiler was not found"),
+        ("", "CXX is empty"),
+        ("'/no such folder/g++' -O1", "/no such folder/g++ was not found"),
+    ],
+)
+def test_says_once_and_goes_on_without_a_compiler(source, compiler, reason):
+    place = f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/symconv_fast"
+    stale = source / "build" / place / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of another compiler, or another torch")
+    done = python("setup.py", "-q", "build", cwd=source, CXX=compiler, SYMCONV_FAST_NO_CPU="0")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("installing without the native CPU module") == 1
-    assert "no-such-compiler was not found" in done.stderr
+    assert reason in done.stderr
+    assert (source / "build" / place / "dispatch.py").exists()
     assert not list((source / "build").rglob("*.so"))
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 
@@ -129,6 +130,17 @@ def test_from_conv_says_what_it_loses(plain, cls, sizes, more, symmetry, random)
     assert layer.ties.lost_energy(conv.weight, dim) == pytest.approx(lost, rel=1e-4)
     assert lost == pytest.approx(random, abs=0.1 * random)
     assert int(re.search(match, str(caught[0].message))[1]) == round(100 * lost)
+
+
+def test_from_conv_and_its_constructor_warn_of_the_callers_line():
+    """Whoever is between the line that asks and the warning, as long as it is of the package."""
+    conv = nn.Conv2d(4, 8, 1)
+    nn.init.normal_(conv.weight)
+    with pytest.warns(SymmetryWarning) as caught:
+        sf.SymmetricConv2d.from_conv(conv, "h")
+    assert [str(w.message).split(": ")[1].split()[0] for w in caught] == ["the", "from_conv"]
+    line = inspect.currentframe().f_lineno - 2
+    assert [(w.filename, w.lineno) for w in caught] == [(__file__, line)] * 2
 
 
 def test_conversions_that_lose_little_are_silent():

@@ -1,10 +1,11 @@
 # Compiles the native module for setup.py: all files side by side, one quiet line each.
 """torch's own build prints a command of 700 characters for each file, or needs ninja. Here distutils and torch say what
-the commands are, and threads run them. A file is compiled again where its command, its source or a header that it read
-has changed."""
+the commands are, and threads run them. A file is compiled again where its command, its source, a header that it read or
+torch's version has changed."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def _compile(command: list[str]) -> tuple[int, float, str]:
         errors="replace",
     )
     if done.returncode == 0:
-        note.write_text("\n".join(command))
+        note.write_text(_signature(command))
     return done.returncode, time.monotonic() - begin, done.stdout.strip()
 
 
@@ -124,9 +125,18 @@ def is_current(command: list[str]) -> bool:
         made = target.stat().st_mtime
         rule = dependencies.read_text().replace("\\\n", " ").split(": ", 1)[1]
         read = [name.replace("\0", " ") for name in rule.replace("\\ ", "\0").split()]
-        return note.read_text() == "\n".join(command) and all(Path(f).stat().st_mtime <= made for f in read)
+        return note.read_text() == _signature(command) and all(Path(f).stat().st_mtime <= made for f in read)
     except (OSError, IndexError):
         return False
+
+
+def _signature(command: list[str]) -> str:
+    """What an object depends on beside the files that it read: some installers give new headers old times."""
+    try:
+        torch = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch = "none"
+    return "\n".join([*command, f"torch {torch}"])
 
 
 def _notes(command: list[str]) -> tuple[Path, Path]:

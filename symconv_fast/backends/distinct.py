@@ -50,9 +50,11 @@ def connect(
 def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     """Why not, or None: some tie must mirror an axis along which the kernel has one tap."""
     once = problem.layer_ties.one_tap_axes(problem.kernel)
-    if any(mask & once for mask, _ in problem.ties):
-        return None
-    return "no tie mirrors an axis along which the kernel has one tap"
+    if not any(mask & once for mask, _ in problem.ties):
+        return "no tie mirrors an axis along which the kernel has one tap"
+    if op == "fprop" and problem.dtype.itemsize == 2:
+        return "beside a bias, which is added to the copies, 16 bits would be rounded twice"
+    return None
 
 
 def estimate(problem: Problem, op: str, algorithm: str) -> float:
@@ -81,15 +83,7 @@ def bind(problem: Problem, op: str, algorithm: str) -> Callable[..., Tensor]:
     run = _others[0].bind(inner, op)
     if op != "fprop":
         return lambda grad_output, other: run(_sum_copies(inner, runs, grad_output), other)
-    # Beside a bias that is added later, 16 bits would be rounded twice.
-    whole = _others[0].bind(problem, "fprop") if problem.dtype.itemsize == 2 else None
-
-    def fprop(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is not None and whole is not None:
-            return whole(input, weight, bias)
-        return _copy(problem, runs, run(input, weight, None), bias)
-
-    return fprop
+    return lambda input, weight, bias: _copy(problem, runs, run(input, weight, None), bias)
 
 
 def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
