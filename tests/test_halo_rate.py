@@ -72,6 +72,7 @@ def test_a_fault_in_the_kernels_is_seen_on_the_host(tmp_path: Path, file: str, o
     assert done.returncode != 0, done.stdout
 
 
+@pytest.mark.full
 @needs_gxx
 @needs_nvcc
 def test_compiles_and_is_right_on_the_host() -> None:
