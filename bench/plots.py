@@ -43,6 +43,13 @@ BEYOND = "beyond the limit: minimal filtering adds to pairs, and some layers are
 BASELINE = "torch's convolution on filters expanded beforehand"
 
 
+def label(row: Row) -> str:
+    """Network and shape. A tied depthwise layer has |G| filters a channel, those of the networks have one."""
+    if row["family"] == "depthwise":
+        return f"{row['shape'].removesuffix(' depthwise')}  depthwise, {row['limit']} filters a channel"
+    return f"{row['model']}  {row['shape']}"
+
+
 def draw(rows: list[Row], folder: Path) -> list[Path]:
     """Write `ratio`, `roofline` and `channels` into a folder; returns the files. Only rows without pins are drawn."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +137,7 @@ def bars(axis: Any, rows: list[Row]) -> None:
         axis.plot(
             *zip(*at), "o", color="black", markerfacecolor="white", markersize=4.5, label="training step"
         )
-    axis.set_yticks(range(len(forward)), [f"{row['model']}  {row['shape']}" for row in forward])
+    axis.set_yticks(range(len(forward)), [label(row) for row in forward])
     axis.set_ylim(-0.6, len(forward) - 0.4)
     axis.tick_params(axis="y", length=0)
 

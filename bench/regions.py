@@ -40,12 +40,12 @@ SHORT = (
     ("forward, 2-D", "2-D", "fwd", "hv"),
     ("forward, 3-D", "3-D", "fwd", "hvz"),
     ("training step, 2-D", "2-D", "step", "hv"),
-    ("forward, depthwise", "depthwise", "fwd", "hv"),
 )
+SHORT_MODEL = ("ResNet-18", "step", "hv")
 
 
 def short_region(rows: list[Row]) -> str:
-    """The five means that matter, each beside the limit of its tie, with machine and date."""
+    """Four means that matter and one network, each beside the limit of its tie, with machine and date."""
     found = {}
     for group in summary(rows):
         kind = (group["layout"], group["dtype"], group["backend_pin"] or group["algorithm_pin"])
@@ -61,6 +61,18 @@ def short_region(rows: list[Row]) -> str:
         ]
         for what, family, direction, tie in SHORT
         if (group := found.get((family, direction, tie)))
+    ]
+    lines += [
+        [
+            f"{PASS_NAMES[row['pass']]}, {row['model']}",
+            f"`{row['tie']}`",
+            f"{row['ratio']:.2f}",
+            str(row["limit"]),
+            "",
+        ]
+        for row in rows
+        if (row["model"], row["pass"], row["tie"]) == SHORT_MODEL
+        and (row["family"], row["dtype"]) == ("model", "float32")
     ]
     one = rows[0]
     vectors = f" ({one['capability']})" if "capability" in one else ""

@@ -27,17 +27,19 @@ def warn_of_ties(layer: _Symmetric, symmetry: Symmetry, ties: Ties) -> None:
             _warn(layer, reason)
 
 
-def warn_of_loss(layer: _Symmetric, filters: Tensor, dim: int) -> None:
+def warn_of_loss(layer: _Symmetric, filters: Tensor, dim: int, kept_norm: bool) -> None:
     """Warn if these filters, of an ordinary layer, were far from any that the ties of `layer` allow."""
     if filters.is_meta or detect_fake_mode([filters]) is not None:
         return  # there are no values
     lost, ties = layer.ties.lost_energy(filters, dim), layer.ties
     if lost > WORTH_A_WARNING:
         random = 1 - ties.unique / ties.out_channels
+        ways = "train the tied layer, or tie fewer filters"
+        if not kept_norm:
+            ways += "; keep_norm=True keeps the size of activations"
         reason = (
             f"from_conv lost {lost:.0%} of the filters' energy, where random filters lose {random:.0%}: the outputs "
-            "are not those of the ordinary layer; train the tied layer, tie fewer filters, or use keep_norm=True, "
-            "which keeps the size of activations"
+            f"are not those of the ordinary layer; {ways}"
         )
         _warn(layer, reason)
 
@@ -86,7 +88,7 @@ def _identical(layer: _Symmetric, ties: Ties) -> str | None:
     if not masks:
         return None
     copies = ties.out_channels - ties.distinct(layer.kernel_size).out_channels
-    axes = ", ".join(repr(mask_name(1 << bit)) for bit in range(3) if once >> bit & 1)
+    axes = ", ".join(repr(mask_name(1 << bit)) for bit in range(3) if any(once & m & 1 << bit for m in masks))
     alike = "differ in nothing" if layer.bias is None or layer.share_bias else "differ in their bias alone"
     return (
         f"the kernel has one tap along {axes}, so that the tie {', '.join(repr(mask_name(m)) for m in masks)} repeats "

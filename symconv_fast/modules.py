@@ -109,7 +109,7 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
 
     @property
     def unique_out_channels(self) -> int:
-        """U: the free filters, rows of the reduced weight."""
+        """U: filters that are stored, the rows of the reduced weight."""
         return self.ties.unique
 
     def reset_parameters(self) -> None:
@@ -210,7 +210,7 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
         layer = cls(**settings, symmetry=symmetry, share_bias=share_bias)  # type: ignore[call-arg]
         filters, dim = conv.weight.detach(), 1 if layer.transposed else 0
         weight = layer.ties.project(filters, dim, keep_norm=keep_norm)
-        advice.warn_of_loss(layer, filters, dim)
+        advice.warn_of_loss(layer, filters, dim, keep_norm)
         layer.weight = nn.Parameter(weight.clone(), conv.weight.requires_grad)
         if conv.bias is not None:
             bias = conv.bias.detach()

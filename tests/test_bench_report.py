@@ -205,7 +205,7 @@ def test_project_has_every_region_once():
             assert marker not in other
 
 
-def test_the_short_table_has_the_five_means_that_matter():
+def test_the_short_table_has_the_means_that_matter_and_a_network():
     groups = [("2-D", "fwd", "h"), ("2-D", "fwd", "hv"), ("3-D", "fwd", "hvz"), ("2-D", "step", "hv")]
     groups += [
         ("depthwise", "fwd", "hv"),
@@ -226,6 +226,8 @@ def test_the_short_table_has_the_five_means_that_matter():
         for i, (family, direction, tie) in enumerate(groups)
     ]
     measured += [row("9x9@9", 9.0, layout="contiguous"), row("9x9@9", 9.0, algorithm_pin="fold")]
+    network = {"family": "model", "model": "ResNet-18", "tie": "hv", "limit": 4, "capability": "AVX512"}
+    measured += [row("1x3@9", 7.0, **network, **{"pass": "step"}), row("1x3@9", 8.0, **network)]
     about, table = regions.short_region(measured).split("\n\n")
     assert about == "Geometric means, float32, channels_last; a CPU (AVX512), 2 threads, torch 2, 2026-01-02."
     assert table.splitlines()[2:] == [
@@ -233,7 +235,7 @@ def test_the_short_table_has_the_five_means_that_matter():
         "| forward, 2-D | `hv` | 3.00 | 4 | 3.00 |",
         "| forward, 3-D | `hvz` | 4.00 | 8 | 4.00 |",
         "| training step, 2-D | `hv` | 5.00 | 4 | 5.00 |",
-        "| forward, depthwise | `hv` | 6.00 | 4 | 6.00 |",
+        "| training step, ResNet-18 | `hv` | 7.00 | 4 |  |",
     ]
 
 
