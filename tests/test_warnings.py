@@ -15,7 +15,7 @@ import symconv_fast as sf
 from symconv_fast import Symmetry, SymmetryWarning
 
 ONE_TAP = [
-    (sf.SymmetricConv2d, (8, 16, 1), {"symmetry": "h"}, "one tap along 'h', 'v', so that the tie 'h' repeats 8"),
+    (sf.SymmetricConv2d, (8, 16, 1), {"symmetry": "h"}, "one tap along 'h', so that the tie 'h' repeats 8"),
     (sf.SymmetricConv2d, (8, 16, (3, 1)), {"symmetry": "hv"}, "tap along 'h', so that the tie 'hv' repeats 8"),
     (sf.SymmetricConv2d, (8, 16, 1), {"symmetry": "hv"}, "along 'h', 'v', so that the tie 'hv' repeats 12"),
     (sf.SymmetricConv1d, (8, 16, 1), {"symmetry": "h", "groups": 2}, "so that the tie 'h' repeats 8"),
