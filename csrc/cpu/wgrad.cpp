@@ -20,7 +20,9 @@ constexpr int64_t kLeastPixels = 64;       // and below this a thread does, howe
 constexpr int64_t kOrbitsPerPart = 16, kOrbitsTogether = 16;
 constexpr int64_t kTilePixels = 128;       // positions that one tile should have at least,
 constexpr int64_t kTileBytes = 384 << 10;  // in a panel of this size
-constexpr int64_t kChain = 64;  // positions summed one after the other in float32: errors grow with the root
+// Positions summed one after the other in float32, of few positions in all and of more: errors grow with the
+// root, and torch's are small where positions are few.
+constexpr int64_t kShortChain = 64, kLongChain = 192, kFewPositions = 512;
 constexpr int64_t kOwnBytes = 4 << 20;  // accumulators of a part that a thread stores itself: the smaller,
                                         // the nearer they still are, and the more often inputs are packed
 
@@ -311,7 +313,9 @@ class Accumulator {
     const int64_t columns = w_.planes ? p_.channels : work.layout.total;
     const int64_t zero = 0, positions = std::max<int64_t>(0, p1 - p0), k = positions / kDepth;
     // Pieces of about one length: the first one also clears the accumulator where there are no positions.
-    const int64_t pieces = std::is_same_v<T, float> ? std::max<int64_t>(1, ceil_div(k, kChain)) : 1;
+    const bool few = p_.batch * p_.in[0] * p_.in[1] * p_.in[2] <= kFewPositions;
+    const int64_t longest = std::is_same_v<T, float> ? (few ? kShortChain : kLongChain) : k;
+    const int64_t pieces = std::max<int64_t>(1, ceil_div(k, std::max<int64_t>(1, longest)));
     int64_t chain = 0;
     GemmArgs<Word<T>> g{};
     g.a_offset = g.b_offset = &zero;
