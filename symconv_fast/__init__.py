@@ -7,7 +7,7 @@ from typing import Literal as _Literal
 from . import functional, init, ops, settings
 from . import guards as _guards
 from ._version import __version__
-from .convert import to_torch
+from .conversion import to_torch
 from .dispatch import backend
 from .explanation import explain
 from .modules import (

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from . import modules
-from .convert import to_torch
+from .conversion import to_torch
 from .modules import _Symmetric
 
 _FUSER_TABLE = "torch.ao.quantization.fuser_method_mappings"

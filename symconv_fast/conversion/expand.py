@@ -10,8 +10,8 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
-from .holders import modules_held
-from .modules import _Conv, _Symmetric, still
+from ..holders import modules_held
+from ..modules import _Conv, _Symmetric, still
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -1,0 +1,1 @@
+"""Checkpoints of the published layers, in and out."""

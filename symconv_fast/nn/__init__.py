@@ -1,0 +1,1 @@
+"""Layers beside the tied ones: what networks with symmetric filters are built and repaired with."""
