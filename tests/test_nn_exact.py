@@ -134,8 +134,8 @@ def test_axes():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: exact_padding(224, 3, 2), r"parity of n.* = 3; such as n=223 or n=225"),
-        (lambda: exact_padding(1, 2, 2), r"such as n=2$"),
+        (lambda: exact_padding(224, 3, 2), r"parity of n.* = 3; give n=223 or n=225"),
+        (lambda: exact_padding(1, 2, 2), r"give n=2$"),
         (lambda: exact_padding(2, 1, 3), r"no padding below 1.*give n=4 with padding 0"),
         (lambda: exact_padding((9, 9), (3, 3, 3), 2), "one int for each of the same axes"),
         (lambda: exact_padding((), 3, 2), "one int for each of the same axes"),

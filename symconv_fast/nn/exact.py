@@ -103,7 +103,7 @@ def _exact_pair(n: int, kernel: int, stride: int, dilation: int) -> Pair:
         near = " or ".join(f"n={size}" for size in (n - 1, n + 1) if size > 0)
         raise ShapeError(
             f"no padding is exact for {settings}: at an even stride the parity of n must be that of "
-            f"dilation * (kernel - 1) + 1 = {extent}, such as {near}"
+            f"dilation * (kernel - 1) + 1 = {extent}; give {near}"
         )
     raise ShapeError(
         f"no padding below {extent}, the extent of a window, is exact for {settings}; "
