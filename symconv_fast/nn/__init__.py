@@ -1,5 +1,6 @@
 """Layers beside the tied ones: what networks with symmetric filters are built and repaired with."""
 
 from .exact import exact_padding, is_exact
+from .partial import PartialConv1d, PartialConv2d, PartialConv3d
 
-__all__ = ["exact_padding", "is_exact"]
+__all__ = ["PartialConv1d", "PartialConv2d", "PartialConv3d", "exact_padding", "is_exact"]
