@@ -1,6 +1,16 @@
 """Layers beside the tied ones: what networks with symmetric filters are built and repaired with."""
 
+from .blur import BlurPool1d, BlurPool2d, BlurPool3d
 from .exact import exact_padding, is_exact
 from .partial import PartialConv1d, PartialConv2d, PartialConv3d
 
-__all__ = ["PartialConv1d", "PartialConv2d", "PartialConv3d", "exact_padding", "is_exact"]
+__all__ = [
+    "BlurPool1d",
+    "BlurPool2d",
+    "BlurPool3d",
+    "PartialConv1d",
+    "PartialConv2d",
+    "PartialConv3d",
+    "exact_padding",
+    "is_exact",
+]
