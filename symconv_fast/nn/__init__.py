@@ -1,5 +1,6 @@
 """Layers beside the tied ones: what networks with symmetric filters are built and repaired with."""
 
+from .balanced import SpatiallyBalancedConv2d, SpatiallyBalancedPool2d, alternate_sides
 from .blur import BlurPool1d, BlurPool2d, BlurPool3d
 from .exact import exact_padding, is_exact
 from .partial import PartialConv1d, PartialConv2d, PartialConv3d
@@ -11,6 +12,9 @@ __all__ = [
     "PartialConv1d",
     "PartialConv2d",
     "PartialConv3d",
+    "SpatiallyBalancedConv2d",
+    "SpatiallyBalancedPool2d",
+    "alternate_sides",
     "exact_padding",
     "is_exact",
 ]

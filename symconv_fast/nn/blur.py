@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import SUPPORTED_DTYPES, DtypeError, ShapeError, check_is_tensor, ints
+from ..checks import ShapeError
 from ..functional import IntOrInts
+from .arguments import check_bool, check_images, per_axis
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MODES = ("reflect", "replicate", "circular", "zeros")
@@ -38,12 +39,10 @@ class _BlurPool(nn.Module):
         padding_mode: str = "reflect",
     ) -> None:
         super().__init__()
-        if not isinstance(exact, bool):
-            raise TypeError(f"exact={exact!r} must be True or False")
+        self.exact = check_bool(exact, "exact")
         self.channels = None if channels is None else per_axis(channels, "channels", 1)[0]
         self.kernel_size = per_axis(kernel_size, "kernel_size", self.ndim, least=3 if exact else 1)
         self.stride = per_axis(stride, "stride", self.ndim)
-        self.exact = exact
         if padding_mode not in _MODES:
             raise ValueError(f"padding_mode={padding_mode!r} must be one of {', '.join(map(repr, _MODES))}")
         self.padding_mode = padding_mode
@@ -115,19 +114,6 @@ class BlurPool3d(_BlurPool):
     ndim = 3
 
 
-def per_axis(value: IntOrInts, name: str, ndim: int, *, least: int = 1) -> tuple[int, ...]:
-    """An int for each axis. Raises TypeError for what is no int, ShapeError for another number or one below `least`."""
-    values = ints(value, name)
-    if not isinstance(value, Sequence):
-        values = values * ndim
-    if len(values) != ndim or min(values, default=least) < least:
-        each = f" or {ndim} of them" if ndim > 1 else ""
-        raise ShapeError(
-            f"{name}={value!r} must be an int of at least {least}{each}, such as {max(least, 2)}"
-        )
-    return values
-
-
 def _plan(size: int, taps: int, stride: int, exact: bool) -> _Axis:
     total = (size - 1) // stride * stride + taps - size
     if exact and total % 2:
@@ -147,7 +133,9 @@ def _blur(
     padding_mode: str,
 ) -> Tensor:
     ndim = len(kernel_size)
-    _check(input, channels, ndim)
+    check_images(input, ndim, f"BlurPool{ndim}d")
+    if channels not in (None, input.shape[-ndim - 1]):
+        raise ShapeError(f"expected input of {channels} channels, got shape {tuple(input.shape)}")
     batched = input if input.dim() == ndim + 2 else input.unsqueeze(0)
     plans = [_plan(*axis, exact) for axis in zip(batched.shape[2:], kernel_size, stride)]
     for place in zip(batched.shape[2:], plans, kernel_size, stride):
@@ -161,24 +149,6 @@ def _blur(
     weight = window.expand(batched.shape[1], 1, *window.shape)
     output = _CONV[ndim](batched, weight, None, stride, groups=batched.shape[1])
     return output if input.dim() == ndim + 2 else output.squeeze(0)
-
-
-def _check(input: Tensor, channels: int | None, ndim: int) -> None:
-    check_is_tensor(input, "input")
-    if input.dim() not in (ndim + 1, ndim + 2):
-        raise ShapeError(
-            f"expected {ndim + 1}-D (unbatched) or {ndim + 2}-D (batched) input to BlurPool{ndim}d, "
-            f"but got input of shape {tuple(input.shape)}"
-        )
-    if input.dtype not in SUPPORTED_DTYPES or input.is_quantized:
-        names = ", ".join(str(dtype)[6:] for dtype in SUPPORTED_DTYPES)
-        raise DtypeError(f"dtype {str(input.dtype)[6:]} is not supported; supported dtypes: {names}")
-    given = input.shape[-ndim - 1]
-    if given < 1 or (channels is not None and given != channels):
-        wanted = "at least 1" if channels is None else channels
-        raise ShapeError(f"expected input of {wanted} channels, got {given}, in shape {tuple(input.shape)}")
-    if min(input.shape[-ndim:]) < 1:
-        raise ShapeError(f"input of shape {tuple(input.shape)} is empty along a spatial axis; give 1 or more")
 
 
 _LEAST = {"reflect": 1, "circular": 0}

@@ -62,8 +62,8 @@ def exact_padding(
 
     Nearest to the usual p = (d(K-1) + 1) // 2, which is K // 2 without dilation; of two that are as near, the smaller.
     Both sides come out alike, so that `padding=` of a layer takes it: up to s - 1 more on the right would change
-    nothing, as no window reaches it. Windows that lie in the padding alone are not accepted. torch's pooling takes
-    padding up to half of the extent d(K-1) + 1.
+    nothing, as no window reaches it. Windows that lie in the padding alone are not accepted. torch's pooling takes no
+    padding beyond K // 2, which with dilation may be less.
 
     Args:
         n, kernel, stride, dilation: as for `is_exact`, each an int or one for every axis.

@@ -17,6 +17,7 @@ from ..checks import DtypeError, ShapeError, check_is_tensor
 from ..functional import run
 from ..modules import SymmetricConv1d, SymmetricConv2d, SymmetricConv3d, _Symmetric
 from ..tracing import is_traced, record_layer
+from .arguments import check_bool
 
 
 class _Partial(_Symmetric[Any]):
@@ -25,8 +26,7 @@ class _Partial(_Symmetric[Any]):
     return_mask: bool
 
     def __init__(self, *args: Any, return_mask: bool = False, **options: Any) -> None:
-        if not isinstance(return_mask, bool):
-            raise TypeError(f"return_mask={return_mask!r} must be True or False")
+        check_bool(return_mask, "return_mask")
         super().__init__(*args, **options)
         self.return_mask = return_mask
 
