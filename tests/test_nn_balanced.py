@@ -84,6 +84,17 @@ def test_convolution_from_the_right_is_the_mirror_image_of_that_from_the_left(sy
         right.index = 1
 
 
+def test_convolutions_of_different_axes():
+    sizes = {"kernel_size": (5, 2), "stride": (2, 3), "padding": (2, 1), "dilation": (1, 2)}
+    layer = SpatiallyBalancedConv2d(2, 3, **sizes, index=1, **F64).eval()
+    for size in itertools.product((8, 9, 10), (9, 10, 11)):
+        x = torch.randn(1, 2, *size, **F64)
+        mirrored = F.conv2d(
+            x.flip(-1, -2), layer.weight.flip(-1, -2), layer.bias, (2, 3), (2, 1), (1, 2)
+        ).flip(-1, -2)
+        torch.testing.assert_close(layer(x), mirrored, rtol=0, atol=1e-12)
+
+
 def test_members_are_exchanged_in_the_mean_over_both_sides():
     """What a first layer of a tied network has: in the mean over the draws, the mirror exchanges members exactly."""
     layer = SpatiallyBalancedConv2d(3, 8, 3, 2, 1, symmetry="hv", share_bias=True, **F64).train()

@@ -223,7 +223,16 @@ def test_the_smallest_sizes_that_the_message_names_are_enough():
         except ValueError as error:
             least = int(re.search(r"size of at least (\d+)", str(error))[1])
             assert least > n
-            layer(torch.randn(1, 1, least))
+            assert works(layer, least)
+            assert not any(works(layer, m) for m in range(n, least))
+
+
+def works(layer, n):
+    try:
+        layer(torch.randn(1, 1, n))
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

@@ -130,12 +130,17 @@ class _Partial(_Symmetric[Any]):
         return windows[..., ::dilation].sum(-1)
 
     def _scale(self, raw: Tensor, count: Tensor, window: int) -> Tensor:
-        """raw * window / count + bias, and 0 where the count is 0, without bias."""
-        output = raw * (window / count.clamp(min=1))
+        """raw * window / count + bias, and 0 where the count is 0, without bias; a count of one or all channels."""
+        valid = count > 0
+        # The factor 0 also removes what a fast convolution may leave in an empty window, a rounding error of the values
+        # around it. In place where no gradient is wanted: fresh memory costs more than the product.
+        ratio, output = torch.where(valid, window / count.clamp(min=1), 0.0), raw.to(count.dtype)
+        output = output * ratio if raw.requires_grad else output.mul_(ratio)
         bias = self.expanded_bias()
         if bias is not None:
-            output = output + bias.view(-1, *[1] * len(self.kernel_size))
-        return torch.where(count > 0, output, output.new_zeros(())).to(raw.dtype)
+            bias = bias.view(-1, *[1] * len(self.kernel_size))
+            output.addcmul_(bias.to(output.dtype), valid.to(output.dtype))
+        return output.to(raw.dtype)
 
     def _pad_partially(self, input: Tensor) -> Any:
         """No mask: only zero padding is a hole, and how much of a window it fills follows from the sizes."""
