@@ -85,6 +85,9 @@ def test_formula_of_the_papers(ndim, options):
             y, updated = layer(x, mask)
             expected, valid = by_loops(layer, x, mask)
             torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+            with torch.no_grad():  # where it computes in place
+                assert torch.equal(layer(x, mask)[0], y)
+                assert torch.equal(layer(x, mask)[0], y)
             assert torch.equal(updated.double(), valid)
             assert updated.dtype == (torch.float64 if mask is None else torch.bool)
 
