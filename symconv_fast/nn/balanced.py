@@ -39,9 +39,6 @@ class _Balanced(nn.Module):
 
     index: int
 
-    def _rests(self, size: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
-        return [unread(*axis) for axis in zip(size, kernel, stride, padding, dilation)]
-
     def _sides(self, input: Tensor, rests: Sequence[int]) -> Sides | None:
         """None where it makes no difference or all are 0: the ordinary layer. A tensor where it is compiled."""
         if not any(rests):
@@ -134,7 +131,7 @@ class SpatiallyBalancedPool2d(_Balanced):
                 return node
         check_images(input, 2, type(self).__name__)
         sizes = self.kernel_size, self.stride, self.padding, self.dilation
-        rests = self._rests(input.shape[-2:], *sizes)
+        rests = _rests(input.shape[-2:], *sizes)
         sides = self._sides(input, rests)
         if sides is None:
             return self._pool(input, self.padding)
@@ -204,7 +201,7 @@ class SpatiallyBalancedConv2d(_Balanced, SymmetricConv2d):
         # What is no image is left to the convolution to refuse; padding="same" has stride 1, which leaves no rest.
         if not isinstance(input, Tensor) or input.dim() not in (3, 4) or max(self.stride) == 1:
             return self._conv_forward(input, weight, bias)
-        rests = self._rests(input.shape[-2:], self.kernel_size, self.stride, padding, self.dilation)
+        rests = _rests(input.shape[-2:], self.kernel_size, self.stride, padding, self.dilation)
         sides = self._sides(input, rests)
         if sides is None:
             return self._conv_forward(input, weight, bias)
@@ -247,6 +244,11 @@ def alternate_sides(model: nn.Module) -> int:
     for index, layer in enumerate(layers):
         layer.index = index
     return len(layers)
+
+
+def _rests(size: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
+    """What no window reads, along each axis."""
+    return [unread(*axis) for axis in zip(size, kernel, stride, padding, dilation)]
 
 
 def _lay(
