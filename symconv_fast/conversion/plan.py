@@ -62,6 +62,8 @@ class Matcher:
     def order(self, sites: Sequence[Site], ties: Ties) -> Tensor | None:
         """The order of filters in which the sites together lose least; None for that which they have."""
         key = (tuple(map(id, sites)), ties)
+        if any(convolution(site).weight.is_meta for site in sites):
+            return None
         if key not in self._orders:
             distances = reduce(add, (self._measure(site) for site in sites))
             order = match_filters(distances, ties)
