@@ -18,7 +18,8 @@ from torch.nn.utils import parametrizations, prune
 import symconv_fast
 from symconv_fast import SymmetricConv1d, SymmetricConv2d, SymmetricConv3d, convert, revert
 from symconv_fast.conversion.plan import Matcher, arrange, convolution
-from symconv_fast.conversion.reordered import Reordered, reorder_filters
+from symconv_fast.conversion.matching import reorder_filters
+from symconv_fast.conversion.reordered import Reordered
 from symconv_fast.conversion.sites import find_sites
 from symconv_fast.conversion.wishes import wanted
 from symconv_fast.modules import _Symmetric
@@ -90,10 +91,10 @@ def test_converted_outputs_are_those_of_the_projected_filters_where_they_were(
         assert decision.tie is not None
         own, dim = decision.tie[1], 1 if conv.transposed else 0
         order = torch.arange(conv.out_channels) if decision.order is None else decision.order
-        moved = reorder_filters(conv.weight.detach(), order, conv.groups, conv.transposed)
+        moved = reorder_filters(conv.weight.detach(), order, dim, conv.groups)
         near = own.expand(own.project(moved, dim, keep_norm=keep_norm), dim)
         target: Any = expected.get_submodule(decision.site.name)
-        target.weight.data = reorder_filters(near, order.argsort(), conv.groups, conv.transposed)
+        target.weight.data = reorder_filters(near, order.argsort(), dim, conv.groups)
     tied, report = convert(model, tie, min_channels=1, keep_norm=keep_norm)
     assert len(report.tied) == len(ties) > 1
     assert distance(tied(x), expected(x)) < 1e-12

@@ -16,8 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..channels import Space, Spaces
 from ..symmetry import Symmetry
 from ..ties import Ties
-from .matching import Distances, match_filters, mirror_distances, random_loss
-from .reordered import reorder_filters
+from .matching import Distances, match_filters, mirror_distances, random_loss, reorder_filters
 from .sites import Site
 
 Tie = tuple[Symmetry, Ties]
@@ -155,5 +154,5 @@ def _lost(site: Site, ties: Ties, order: Tensor | None) -> float:
         return math.nan
     filters = filters_of(conv)
     if order is not None:
-        filters = reorder_filters(filters, order, conv.groups, conv.transposed)
+        filters = reorder_filters(filters, order, 1 if conv.transposed else 0, conv.groups)
     return ties.lost_energy(filters, 1 if conv.transposed else 0)

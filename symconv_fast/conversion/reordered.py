@@ -11,28 +11,18 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .carry import give
+from .matching import reorder_filters
 
 
-def reorder_filters(weight: Tensor, order: Tensor, groups: int, transposed: bool) -> Tensor:
-    """Filters of a convolution in another order: filter i of the result is filter `order[i]`.
-
-    Args:
-        weight: (out_channels, C/groups, *K), or (C, out_channels/groups, *K) of a transposed layer.
-        order: (out_channels,) integers; they take no filter to another group.
-    """
-    if not transposed:
-        return weight.index_select(0, order)
-    width = weight.shape[1]
-    blocks = weight.chunk(groups, 0)
-    inner = [order[g * width : (g + 1) * width] - g * width for g in range(groups)]
-    return torch.cat([block.index_select(1, own) for block, own in zip(blocks, inner)], 0)
+def _filters(conv: _ConvNd, order: Tensor) -> Tensor:
+    return reorder_filters(conv.weight.detach(), order, 1 if conv.transposed else 0, conv.groups)
 
 
 @torch.no_grad()
 def reorder_outputs(conv: _ConvNd, order: Tensor) -> None:
     """Output channel i of `conv` becomes its old channel `order[i]`, in place."""
     order = order.to(conv.weight.device)
-    conv.weight.copy_(reorder_filters(conv.weight, order, conv.groups, conv.transposed))
+    conv.weight.copy_(_filters(conv, order))
     if conv.bias is not None:
         conv.bias.copy_(conv.bias.index_select(0, order))
 
@@ -86,7 +76,7 @@ def join_orders(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, Reordered) and not _is_hooked(module.convolution):
             conv, index = module.convolution, module.index
-            weight = reorder_filters(conv.weight.detach(), index, conv.groups, conv.transposed)
+            weight = _filters(conv, index)
             # New parameters, since another layer may share the old ones.
             conv.weight = nn.Parameter(weight, conv.weight.requires_grad)
             if conv.bias is not None:
