@@ -74,7 +74,7 @@ def choose_ties(
     units: dict[Any, list[Site]] = defaultdict(list)
     for site in sites:
         units[matcher.space(site) or site].append(site)
-    options = [_options(unit, matcher, calls, reasons) for unit in units.values()]
+    options = [_options(unit, matcher, calls, reasons) for unit in matcher.each(units.values())]
     chosen = _solve(options, _totals(model, sites, calls), len(sites), budget, calls is not None)
     ties = {site: tie for option in chosen for site, tie in option.ties.items()}
     for site in sites:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from .matching import Distances, match_filters, mirror_distances, random_loss, r
 from .sites import Site
 
 Tie = tuple[Symmetry, Ties]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +45,24 @@ class Decision:
 class Matcher:
     """Finds orders of filters, jointly for those that share a space of channels; remembers what it measured.
 
-    Without `spaces` filters stay as they lie. `followed` moves them only where the graph can be followed.
+    Without `spaces` filters stay as they lie. `followed` moves them only where the graph can be followed. `progress`
+    shows a bar where that takes more than a few seconds.
     """
 
     spaces: Spaces | None
     followed: bool = False
+    progress: bool = False
     _distances: dict[Site, Distances] = field(default_factory=dict)
     _orders: dict[tuple[tuple[int, ...], Ties], Tensor | None] = field(default_factory=dict)
+
+    def each(self, items: Collection[_Item]) -> Iterable[_Item]:
+        """The items, behind a progress bar."""
+        from tqdm import tqdm
+
+        bar = tqdm(
+            items, desc="matching filters", unit="layer", delay=2, leave=False, disable=not self.progress
+        )
+        return cast(Iterable[_Item], bar)
 
     def space(self, site: Site) -> Space | None:
         """The space that the outputs of a site can be permuted in; None where their order is fixed."""
@@ -102,7 +115,7 @@ def arrange(matcher: Matcher, ties: Mapping[Site, Tie]) -> list[Decision]:
     for site in ties:
         groups[matcher.space(site) or site].append(site)
     decisions: dict[Site, Decision] = {}
-    for key, sites in groups.items():
+    for key, sites in matcher.each(groups.items()):
         leading = _most(sites, ties) if isinstance(key, Space) else []
         order = matcher.order(leading, ties[leading[0]][1]) if leading else None
         for site in sites:

@@ -71,11 +71,11 @@ def find_sites(model: nn.Module, min_channels: int, skip: Skip) -> list[Site]:
 
 
 def _is_convolution(module: nn.Module) -> bool:
-    """Quantised convolutions are no subclasses of torch's ordinary ones."""
-    quantised = (
-        type(module).__module__.startswith("torch.ao.nn.quantized") and "Conv" in type(module).__name__
-    )
-    return isinstance(module, _ConvNd) or quantised
+    """Quantised and scripted convolutions are no subclasses of torch's ordinary ones."""
+    quantised = type(module).__module__.startswith("torch.ao.nn.quantized")
+    if isinstance(module, torch.jit.ScriptModule):
+        return "Conv" in str(module.original_name)
+    return isinstance(module, _ConvNd) or (quantised and "Conv" in type(module).__name__)
 
 
 def _read_skip(skip: Skip, names: list[str]) -> Callable[[str, nn.Module], bool]:

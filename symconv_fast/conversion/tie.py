@@ -38,6 +38,7 @@ def convert(
     example_input: Any = None,
     budget: Mapping[str, float] | None = None,
     inplace: bool = False,
+    progress: bool = True,
 ) -> tuple[Model, ConversionReport]:
     """A copy of `model` with tied layers for its convolutions, 1-D to 3-D and transposed, and a report of it.
 
@@ -69,6 +70,7 @@ def convert(
             default), {"time": 0.5} (of the estimated time of its convolutions in a training step; needs
             `example_input`) and {"lost_energy": 0.3} (the mean over the convolutions; saves most within it).
         inplace: change `model` itself instead of a copy.
+        progress: show a bar where matching takes more than a few seconds.
 
     Returns:
         The model and a `ConversionReport`: print it for a table; its `layers` are the data. Layers that are not
@@ -91,7 +93,7 @@ def convert(
         model = copy.deepcopy(model)
     sites = find_sites(model, min_channels, skip)
     calls = None if example_input is None else _record(model, example_input, sites)
-    decisions, spaces = _decide(model, sites, symmetry, match, calls, limit)
+    decisions, spaces = _decide(model, sites, symmetry, (match, progress), calls, limit)
     before = _size(model)
     costs = {site: _cost(decisions[site], calls) for site in sites}
     made = _replace(model, [decisions[site] for site in sites], spaces, keep_norm)
@@ -122,7 +124,7 @@ def _decide(
     model: nn.Module,
     sites: Sequence[Site],
     symmetry: Any,
-    match: bool | str,
+    matching: tuple[bool | str, bool],
     calls: Calls | None,
     limit: tuple[str, float],
 ) -> tuple[dict[Site, Decision], Spaces | None]:
@@ -130,7 +132,8 @@ def _decide(
     decisions = {site: Decision(site, reason=site.reason) for site in sites}
     able = [site for site in sites if site.reason is None]
     _check_values(able)
-    matcher = Matcher(find_spaces(model) if match else None, match == "followed")
+    match, progress = matching
+    matcher = Matcher(find_spaces(model) if match else None, match == "followed", progress)
     if symmetry == "auto":
         ties, reasons = budgets.choose_ties(model, able, matcher, calls, limit)
     else:
