@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from typing import TypeVar, cast
@@ -29,7 +29,8 @@ class Decision:
     """One convolution: the tie that it gets and the old places of its filters in the order of the tied layer.
 
     `reason` instead of a tie where it is left alone. `through` is "graph" where the space of its output takes on the
-    same order, "index" where the output has to be brought back, None where the filters stay as they lie.
+    same order, "index" where the output has to be brought back, None where the filters stay as they lie. `space` is
+    that of its output where channels can be permuted in it.
     """
 
     site: Site
@@ -39,6 +40,7 @@ class Decision:
     through: str | None = None
     lost: float = 0.0
     lost_random: float = math.nan
+    space: Space | None = None
 
 
 @dataclass(eq=False)
@@ -126,7 +128,7 @@ def arrange(matcher: Matcher, ties: Mapping[Site, Tie]) -> list[Decision]:
             else:
                 own = matcher.order([site], ties[site][1])
                 decisions[site] = _matched([site], site, ties[site], own, "index")
-    return [decisions[site] for site in ties]
+    return [replace(decisions[site], space=matcher.space(site)) for site in ties]
 
 
 def _most(sites: Sequence[Site], ties: Mapping[Site, Tie]) -> list[Site]:

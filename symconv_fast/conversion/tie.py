@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..channels import Spaces, find_spaces
+from ..channels import Space, Spaces, find_spaces
 from ..problem import memory_format, suggests_channels_last
 from ..symmetry import SymmetryWarning
 from . import budget as budgets
@@ -174,19 +174,16 @@ def _replace(
     model: nn.Module, decisions: Sequence[Decision], spaces: Spaces | None, keep_norm: bool
 ) -> dict[nn.Module | None, nn.Module]:
     """What each tied convolution became, in place: permute channels, tie, and put the layers into the model."""
-    orders = {}
+    orders: dict[Space | None, Tensor] = {}
     for decision in decisions:
-        if decision.through == "graph" and spaces is not None:
-            orders[spaces.of(decision.site.name)] = decision.order
+        if decision.through == "graph" and decision.order is not None:
+            orders[decision.space] = decision.order
     if spaces is not None and orders:
-        spaces.permute(model, orders)
+        spaces.permute(model, {space: order for space, order in orders.items() if space is not None})
     made: dict[nn.Module | None, nn.Module] = {}
     for decision in decisions:
         if decision.tie is not None:
-            space = (
-                spaces.of(decision.site.name) if decision.through == "index" and spaces is not None else None
-            )
-            made[decision.site.conv] = _tied(decision, orders.get(space), keep_norm)
+            made[decision.site.conv] = _tied(decision, orders.get(decision.space), keep_norm)
     replace_modules(model, made)
     return made
 
