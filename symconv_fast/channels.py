@@ -57,7 +57,7 @@ class Spaces:
     def of(self, name: str) -> Space:
         """The space of the output channels of the layer `name`.
 
-        Of a layer that has parameters for each channel of its input, depthwise convolutions included, that of its input.
+        Of a layer with parameters for each channel of its input, such as a depthwise convolution, that of its input.
 
         Raises:
             KeyError: there is no such layer, or it follows several spaces.

@@ -27,7 +27,7 @@ class Flow(Layers, Functions):
             except UnknownError as unknown:
                 why = str(unknown)
                 self.fix(maps_in((args, kwargs)), why)
-                known[node] = Foreign(why, node)
+                known[node] = Foreign(unknown.source, node)
         for where, node in traced.kept:
             self.fix(maps_in(known.get(node)), f"kept as {where}")
 

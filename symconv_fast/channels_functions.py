@@ -104,7 +104,7 @@ class Functions(Constraints):
         if len(maps) != len(maps_in(values)):
             raise UnknownError(f"operation {name}")
         if foreign is not None:
-            raise UnknownError(f"{name} with {foreign.why}")
+            raise UnknownError(f"{name} with", foreign)
         ranks = [value.rank for value in values if isinstance(value, Number)]
         if len({value.ndim for value in maps}) > 1 or max(ranks, default=0) > maps[0].ndim + 2:
             raise UnknownError(f"{name} of tensors of other dims")
@@ -127,10 +127,10 @@ class Functions(Constraints):
         dim = kwargs.pop("axis", dim)
         maps = [value for value in values if isinstance(value, Maps)]
         foreign = next((value for value in values if not isinstance(value, Maps)), None)
+        if isinstance(foreign, Foreign):
+            raise UnknownError("concatenated with", foreign)
         if foreign is not None or not maps or kwargs:
-            raise UnknownError(
-                f"concatenated with {foreign.why}" if isinstance(foreign, Foreign) else "operation cat"
-            )
+            raise UnknownError("operation cat")
         first = maps[0]
         if len({(v.ndim, v.batched) for v in maps}) > 1 or any(v.flat for v in maps):
             raise UnknownError("concatenation of flattened channels or other dims")

@@ -73,6 +73,11 @@ class Foreign:
 class UnknownError(Exception):
     """An operation whose effect on channels is not known: all that it touches is fixed, for the reason given."""
 
+    def __init__(self, why: str, beside: Foreign | None = None) -> None:
+        super().__init__(f"{why} {beside.why}" if beside else why)
+        self.source = beside.why if beside else why
+        """The operation that made the first tensor whose channels are not followed."""
+
 
 def _backwards(maps: Maps, dim: Any) -> int:
     """The dim counted from the end; raises UnknownError where that depends on how many there are."""
@@ -105,6 +110,8 @@ def flatten(maps: Maps, start: Any = 0, end: Any = -1) -> Maps:
 
 def reduce(maps: Maps, dim: Any = None, keepdim: Any = False) -> Maps:
     """The mean, sum or extreme over spatial dims."""
+    if dim is None:
+        raise UnknownError("a reduction over all dims")
     dims = [_backwards(maps, d) for d in (dim if isinstance(dim, (tuple, list)) else [dim])]
     if not dims or not all(-maps.ndim <= d <= -1 for d in dims) or not isinstance(keepdim, bool):
         raise UnknownError("a reduction over channels")
