@@ -72,7 +72,7 @@ MIXING: list[Callable[..., Any]] = [
     lambda m, _, x: x.permute(0, 2, 1, 3).cumsum(2).permute(0, 2, 1, 3),
     lambda m, _, x: F.layer_norm(x.transpose(1, 3), (x.size(1),)).transpose(1, 3) * x[:, :1],
     lambda m, _, x: F.local_response_norm(x, 3),
-    lambda m, _, x: F.conv2d(x, torch.ones(1, 1, 1, 1, dtype=x.dtype).expand(x.size(1), -1, -1, -1), groups=x.size(1)).flip(1),
+    lambda m, _, x: F.conv2d(x, x.new_ones(1, 1, 1, 1).expand(x.size(1), -1, -1, -1), groups=x.size(1)).flip(1),
     lambda m, _, x: x.index_select(1, torch.arange(3).fmod(x.size(1))).repeat(1, 2, 1, 1)[:, :1] + x.flip(1),
     lambda m, _, x: x * torch.linspace(0, 1, x.size(1), dtype=x.dtype)[:, None, None],
 ]  # fmt: skip
