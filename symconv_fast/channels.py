@@ -55,10 +55,12 @@ class Spaces:
     _names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, name: str) -> Space:
-        """The space of the output channels of the layer `name`; of a depthwise convolution, that of its input.
+        """The space of the output channels of the layer `name`.
+
+        Of a layer with parameters for each channel of its input, such as a depthwise convolution, that of its input.
 
         Raises:
-            KeyError: there is no convolution or linear layer of this name, or it is depthwise and follows several.
+            KeyError: there is no such layer, or it follows several spaces.
         """
         known = self._names.get(name, name)
         for space in self.spaces:
@@ -116,7 +118,9 @@ def _check_order(space: Space, order: Tensor) -> None:
             f"{where} must be a Tensor, got {type(order).__name__}; such as torch.randperm({space.size})"
         )
     if space.fixed is not None:
-        raise ValueError(f"the space of {space.producers[0]} is fixed ({space.fixed}); permute those that are free")
+        raise ValueError(
+            f"the space of {space.producers[0]} is fixed ({space.fixed}); permute those that are free"
+        )
     whole = not order.dtype.is_floating_point and not order.dtype.is_complex and order.dtype != torch.bool
     if not whole or sorted(order.flatten().tolist()) != list(range(space.size)) or order.dim() != 1:
         raise ValueError(
@@ -138,7 +142,7 @@ def _index(rule: _Rule, wanted: Mapping[int, Tensor]) -> Tensor:
 def _tensors(model: nn.Module, rule: _Rule) -> list[Tensor]:
     """The tensor of a rule with its gradient, as far as they are there."""
     module = model.get_submodule(rule.module)
-    tensor = module._parameters.get(rule.tensor)
+    tensor: Tensor | None = module._parameters.get(rule.tensor)
     if tensor is None:
         tensor = module._buffers.get(rule.tensor)
     if tensor is None:
@@ -150,7 +154,7 @@ def find_spaces(model: nn.Module) -> Spaces:
     """Find which layers of a model share an order of channels, by torch.fx.
 
     Followed are convolutions, depthwise ones, linear layers, batch norm, instance norm, PReLU, activations, dropout,
-    pooling, padding, resizing, sums and products, gates, concatenation, flattening before a linear layer, and reductions
+    pooling, padding, resizing, sums and products, gates, concatenation, flattening before a linear layer, reductions
     over positions. Anything else fixes the spaces that it touches, and they say why: what is not understood keeps its
     order. So do inputs and outputs of the model, what hooks see, what is kept in attributes, parameters that are
     shared, parametrized or pruned, and tied layers as producers.
@@ -169,7 +173,9 @@ def find_spaces(model: nn.Module) -> Spaces:
         TypeError: `model` is no module.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"find_spaces needs a torch.nn.Module, got {type(model).__name__}; such as a whole model")
+        raise TypeError(
+            f"find_spaces needs a torch.nn.Module, got {type(model).__name__}; such as a whole model"
+        )
     flow, error = Flow(model), None
     try:
         for traced in trace(model, is_layer):
@@ -183,10 +189,10 @@ def find_spaces(model: nn.Module) -> Spaces:
 def _collect(model: nn.Module, flow: Flow, error: str | None) -> Spaces:
     """Number the sets of channels, and say what follows each."""
     names = {module: name for name, module in model.named_modules()}
-    for module, name in names.items():
+    for module in names:
         follows = module in flow.read and _is_depthwise(module)
         if is_filtering(module) and module not in flow.produced and not follows:
-            flow.fix_output(module, error or f"{name or 'the model'} is not called as a layer in forward")
+            flow.fix_output(module, error)
     roots = list(dict.fromkeys(flow.partition.find(block.space) for block in flow.produced.values()))
     place = {root: i for i, root in enumerate(roots)}
 
@@ -230,6 +236,6 @@ def _rules_of_input(module: nn.Module, name: str, blocks: tuple[Block, ...]) -> 
         return [_Rule(name, "weight", 1, blocks, module.in_features // channels)]
     if isinstance(module, nn.modules.conv._ConvNd) and module.groups == 1:
         return [_Rule(name, "weight", 0 if module.transposed else 1, blocks)]
-    repeat = getattr(module, "num_features", channels) // channels
+    length = getattr(module, "num_features", getattr(module, "num_parameters", channels))
     own = ("weight", "bias", "running_mean", "running_var")
-    return [_Rule(name, tensor, 0, blocks, repeat) for tensor in own]
+    return [_Rule(name, tensor, 0, blocks, length // channels) for tensor in own]

@@ -38,7 +38,9 @@ _OPERATORS = """
     add sub mul truediv floordiv mod pow iadd isub imul itruediv ipow neg abs eq ne lt le gt ge and_ or_ xor invert
 """
 _REDUCTIONS = "mean sum amax amin"
-_READING = "size dim ndimension numel stride is_floating_point is_contiguous new_zeros new_ones new_empty new_full"
+_READING = (
+    "size dim ndimension numel stride is_floating_point is_contiguous new_zeros new_ones new_empty new_full"
+)
 """Methods that do not look at the values."""
 
 
@@ -72,10 +74,10 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
 }
 METHODS: dict[str, str] = {
     **{n: "unary" for name in _UNARY.split() for n in (name, f"{name}_")},
-    **{n: "unary" for n in _UNARY_METHODS.split()},
+    **dict.fromkeys(_UNARY_METHODS.split(), "unary"),
     **{n: "joining" for name in _JOINING.split() for n in (name, f"{name}_")},
-    **{n: "reduction" for n in _REDUCTIONS.split()},
-    **{n: "reading" for n in _READING.split()},
+    **dict.fromkeys(_REDUCTIONS.split(), "reduction"),
+    **dict.fromkeys(_READING.split(), "reading"),
     "flatten": "flatten",
     "unsqueeze": "unsqueeze",
     "unsqueeze_": "unsqueeze",

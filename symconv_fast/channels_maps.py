@@ -6,7 +6,7 @@ front are those of a batch: (N, C, *spatial).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -50,6 +50,8 @@ class Number:
     known: int | None = None
     batch_of: object = None
     """It is the size of the first dim of values of this origin."""
+    rank: int = 0
+    """Of a tensor, its dims."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,23 @@ class Foreign:
     origin: object = None
 
 
-class Unknown(Exception):
+class UnknownError(Exception):
     """An operation whose effect on channels is not known: all that it touches is fixed, for the reason given."""
+
+    def __init__(self, why: str, beside: Foreign | None = None) -> None:
+        super().__init__(f"{why} {beside.why}" if beside else why)
+        self.source = beside.why if beside else why
+        """The operation that made the first tensor whose channels are not followed."""
 
 
 def _backwards(maps: Maps, dim: Any) -> int:
-    """The dim counted from the end; raises Unknown where that depends on how many there are."""
+    """The dim counted from the end; raises UnknownError where that depends on how many there are."""
     if not isinstance(dim, int) or isinstance(dim, bool):
-        raise Unknown("a dim that is computed")
+        raise UnknownError("a dim that is computed")
     if dim < 0:
         return dim
     if not maps.batched:
-        raise Unknown("a dim counted from the front of a tensor of unknown rank")
+        raise UnknownError("a dim counted from the front of a tensor of unknown rank")
     return dim - (maps.ndim + 2)
 
 
@@ -98,25 +105,27 @@ def flatten(maps: Maps, start: Any = 0, end: Any = -1) -> Maps:
         return replace(maps, ndim=0, flat=True)
     if channels < start < end <= -1:
         return replace(maps, ndim=maps.ndim - (end - start))
-    raise Unknown("flatten of other dims than channels and positions")
+    raise UnknownError("flatten of other dims than channels and positions")
 
 
 def reduce(maps: Maps, dim: Any = None, keepdim: Any = False) -> Maps:
     """The mean, sum or extreme over spatial dims."""
+    if dim is None:
+        raise UnknownError("a reduction over all dims")
     dims = [_backwards(maps, d) for d in (dim if isinstance(dim, (tuple, list)) else [dim])]
     if not dims or not all(-maps.ndim <= d <= -1 for d in dims) or not isinstance(keepdim, bool):
-        raise Unknown("a reduction over channels")
+        raise UnknownError("a reduction over channels")
     return maps if keepdim else replace(maps, ndim=maps.ndim - len(set(dims)))
 
 
 def unsqueeze(maps: Maps, dim: Any) -> Maps:
     """A new spatial dim."""
     if maps.flat or not isinstance(dim, int):
-        raise Unknown("unsqueeze")
+        raise UnknownError("unsqueeze")
     # The new dim is counted among those of the result.
     back = dim if dim < 0 else _backwards(replace(maps, ndim=maps.ndim + 1), dim)
     if not -(maps.ndim + 1) <= back <= -1:
-        raise Unknown("unsqueeze before the channels")
+        raise UnknownError("unsqueeze before the channels")
     return replace(maps, ndim=maps.ndim + 1)
 
 
@@ -125,15 +134,15 @@ def index(maps: Maps, key: Any) -> Maps:
     keys = list(key) if isinstance(key, tuple) else [key]
     whole = slice(None)
     if maps.flat:
-        raise Unknown("indexing of flattened channels")
+        raise UnknownError("indexing of flattened channels")
     if keys and keys[0] is Ellipsis:
         keys = keys[1:]
         taken = sum(k is not None for k in keys)
         if taken > maps.ndim or None in keys[: len(keys) - taken]:
-            raise Unknown("indexing of channels")
+            raise UnknownError("indexing of channels")
     else:
         if not maps.batched or keys[:2] != [whole, whole]:
-            raise Unknown("indexing of channels")
+            raise UnknownError("indexing of channels")
         keys = keys[2:]
         taken = sum(k is not None for k in keys)
     ndim = maps.ndim
@@ -143,17 +152,17 @@ def index(maps: Maps, key: Any) -> Maps:
         elif isinstance(k, int) and not isinstance(k, bool):
             ndim -= 1
         elif not isinstance(k, slice):
-            raise Unknown("indexing by a tensor")
+            raise UnknownError("indexing by a tensor")
     if taken > maps.ndim:
-        raise Unknown("indexing of channels")
+        raise UnknownError("indexing of channels")
     return replace(maps, ndim=ndim)
 
 
 def view(maps: Maps, shape: Sequence[Any]) -> Maps:
-    """`view` and `reshape` where they only flatten, or only add or drop dims of one position; raises Unknown else."""
+    """`view` and `reshape` that flatten, or add or drop dims of one position; raises UnknownError for others."""
     shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     if len(shape) < 2 or maps.flat or not maps.batched:
-        raise Unknown("view")
+        raise UnknownError("view")
     first, second, *rest = (s if isinstance(s, Number) else Number(known=s) for s in shape)
     same_batch = maps.origin is not None and first.batch_of is maps.origin
     if same_batch and second.known == -1 and not rest and maps.ndim:
@@ -163,4 +172,22 @@ def view(maps: Maps, shape: Sequence[Any]) -> Maps:
     ones = all(number.known == 1 for number in rest)
     if maps.ndim == 0 and ones and (second.known == maps.total or (same_batch and second.known == -1)):
         return replace(maps, ndim=len(rest))
-    raise Unknown("view")
+    raise UnknownError("view")
+
+
+def values_in(value: Any) -> Iterator[Any]:
+    """All that arguments hold, in tuples, lists, dicts and slices."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from values_in(item)
+    elif isinstance(value, dict):
+        yield from values_in(list(value.values()))
+    elif isinstance(value, slice):
+        yield from values_in((value.start, value.stop, value.step))
+    else:
+        yield value
+
+
+def maps_in(value: Any) -> list[Maps]:
+    """Those whose channels are followed."""
+    return [item for item in values_in(value) if isinstance(item, Maps)]

@@ -63,7 +63,9 @@ def why_spoiled(module: nn.Module) -> str | None:
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if name not in _OWN:
             return f"with an attribute {name} that such a layer does not have"
-        if tensor is not None and (tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", 0)):
+        if tensor is not None and (
+            tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
+        ):
             return f"with a hook on its {name}"
     if module._modules:
         return f"with a submodule {next(iter(module._modules))}"
@@ -92,7 +94,9 @@ class _Tracer(fx.Tracer):
         def see(value: Any) -> Any:
             if isinstance(value, fx.Proxy):
                 return self.create_proxy("call_function", seen_by_hook, (value, name), {})
-            if value is not None and not isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+            if value is not None and not isinstance(
+                value, (bool, int, float, str, torch.dtype, torch.device)
+            ):
                 raise CannotTraceError(f"a hook on {name} sees a {type(value).__name__}")
             return value
 
@@ -107,10 +111,17 @@ def trace(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> list[Trace
         CannotTraceError: there is none; the message is one sentence.
     """
     for name, module in model.named_modules():
-        kinds = {cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch.")} & _WRAPPERS
+        kinds = {
+            cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch.")
+        } & _WRAPPERS
         if kinds or isinstance(module, torch.jit.ScriptModule):
             kind = min(kinds, default="a ScriptModule")
             raise CannotTraceError(f"{name or 'the model'} is {kind}: take the module that it was made from")
+    replaced = type(model).__call__ is not nn.Module.__call__ and not isinstance(model, fx.GraphModule)
+    if replaced or "forward" in vars(model):
+        raise CannotTraceError(
+            f"{type(model).__name__} does more when it is called than the forward of its class"
+        )
     modes = {module.training for module in model.modules()}
     return [_trace(model, is_layer, mode) for mode in (True, False, *([None] if len(modes) > 1 else []))]
 
@@ -160,7 +171,7 @@ def _find_proxies(value: Any, found: list[fx.Node], depth: int = 0) -> None:
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Attributes of all modules, modes and random numbers are afterwards as they were."""
-    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    before: list[tuple[Any, Any]] = [(vars(module), dict(vars(module))) for module in model.modules()]
     for _, attributes in list(before):
         before += [(v, v.copy()) for v in attributes.values() if isinstance(v, (list, dict, set, deque))]
     state = random.getstate()
