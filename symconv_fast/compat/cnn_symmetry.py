@@ -288,12 +288,13 @@ def _explain(layer: _Symmetric[Any], weight: Tensor, bias: Tensor | None) -> str
     fits = _fitting(rows, filters, weight.dim() - 2)
     if not fits:
         return f"no symmetry of {filters} filters has {rows} rows"
+    mixture = "a mixture such as " if len(fits[0]) > 1 else ""
     size = f" and out_channels={filters}" if filters != layer.out_channels else ""
-    return f"it would fit symmetry={' or '.join(map(str, fits))}{size}"
+    return f"it would fit {mixture}symmetry={' or '.join(map(str, fits))}{size}"
 
 
 def _fitting(rows: int, filters: int, ndim: int) -> list[dict[str, int]]:
-    """Ties with which `filters` filters have `rows` rows: those of one key, else a mixture of few."""
+    """Ties with which `filters` filters have `rows` rows: all of one key, else one mixture, else none."""
     saved = filters - rows
     fits = []
     for key in KEYS[ndim]:

@@ -23,16 +23,21 @@ def read(arrays: Any, scope: str | None, call: str) -> dict[str, NDArray[Any]]:
     if not isinstance(arrays, Mapping) or not arrays:
         raise TypeError(f"{call} needs a dict of arrays by name, got {arrays!r:.60}")
     named: dict[str, NDArray[Any]] = {}
+    scopes: dict[str, None] = {}
     for full, value in arrays.items():
         if not isinstance(full, str):
             raise TypeError(f"{call}: names must be text such as 'kernel_sym_h', got {full!r}")
         if scope is not None and not full.startswith(scope.rstrip("/") + "/"):
             continue
-        name = full.rsplit("/", 1)[-1].split(":", 1)[0]
-        if name in named:
+        prefix, _, name = full.rpartition("/")
+        name = name.split(":", 1)[0]
+        scopes.setdefault(prefix)
+        if len(scopes) > 1:
             raise CheckpointError(
-                f"arrays have {name!r} twice; name the layer that is meant, scope={full.rpartition('/')[0]!r}"
+                f"arrays are of several layers; name one, scope={' or scope='.join(map(repr, scopes))}"
             )
+        if name in named:
+            raise CheckpointError(f"arrays have {name!r} twice, the second time as {full!r}")
         named[name] = as_array(value, full)
     if not named:
         raise CheckpointError(f"no name begins with scope={scope!r}; names: {listed(arrays)}")

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from ..checks import ShapeError, check_is_tensor, ints
 from ..functional import IntOrInts
 from ..modules import SymmetricConv2d
-from ..ties import COPIES, Ties
+from ..ties import Ties
+
+_MEMBERS = {0: (0,), 1: (0, 1), 2: (0, 2), 3: (0, 1, 2, 3)}
+"""Theirs: the copies of a kernel, by the mask of its tie, in the order in which they were put together."""
 
 
 def tf_same_padding(size: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> tuple[int, int]:
@@ -89,11 +92,11 @@ def tf_channel_order(ties: Ties) -> Tensor:
     places: dict[tuple[int, int], int] = {}
     row = channel = 0
     for mask, rows in ties.segments:
-        for member in (0, *COPIES[mask]):
+        for member in _MEMBERS[mask]:
             places.update(((row + i, member), channel + i) for i in range(rows))
             channel += rows
         row += rows
-    return torch.tensor([places[filter] for filter in ties.channel_map], dtype=torch.int64)
+    return torch.tensor([places[row_and_member] for row_and_member in ties.channel_map], dtype=torch.int64)
 
 
 class TFOrdered(nn.Module):
