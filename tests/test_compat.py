@@ -151,6 +151,14 @@ def test_the_record_of_this_package_is_heeded_and_may_be_missing() -> None:
     assert torch.equal(h.weight, v.weight)
 
 
+def test_checkpoints_without_values_are_checked_by_shape() -> None:
+    layer = made(2, {"h": 4}, share_bias=True, device="meta")
+    state = {key: value.to("meta") for key, value in checkpoint(2, {"h": 4}).items()}
+    load_cnn_symmetry(state, layer)
+    with pytest.raises(CheckpointError, match="weight has shape"):
+        load_cnn_symmetry(state, made(2, {"h": 6}, device="meta"))
+
+
 def test_dtypes_are_cast_as_torch_does() -> None:
     layer = made(2, {"h": 4})
     state = checkpoint(2, {"h": 4}, dtype=torch.float64)

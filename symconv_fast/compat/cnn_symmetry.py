@@ -259,7 +259,7 @@ def _layer_problems(layer: _Symmetric[Any], prefix: str, state: Mapping[str, Any
 
 def _sharing_problems(layer: _Symmetric[Any], key: str, bias: Tensor) -> list[str]:
     whole = layer.ties.expand_bias(bias[: layer.ties.unique])
-    if torch.equal(whole, bias) or not bias.isfinite().all():
+    if bias.is_meta or torch.equal(whole, bias) or not bias.isfinite().all():
         return []
     worst = float((whole - bias).abs().max())
     return [
