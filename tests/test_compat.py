@@ -141,6 +141,16 @@ def test_shared_biases_are_written_whole_and_shared_again_if_they_can_be() -> No
         assert torch.equal(other.weight, before)
 
 
+def test_a_layer_in_two_places_is_written_and_loaded_in_both() -> None:
+    model, other = (nn.Sequential(made(2, {"h": 4}, share_bias=True), nn.Sequential()) for _ in range(2))
+    for m in (model, other):
+        m[1].append(m[0])
+    state = to_cnn_symmetry(model)
+    assert state["0.bias"].shape == state["1.0.bias"].shape == (7,)
+    load_cnn_symmetry(state, other)
+    assert torch.equal(other[0].bias, model[0].bias)
+
+
 def test_the_record_of_this_package_is_heeded_and_may_be_missing() -> None:
     h, v = (sf.SymmetricConv2d(2, 8, 3, symmetry=key) for key in "hv")
     with pytest.raises(

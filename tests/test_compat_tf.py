@@ -150,13 +150,13 @@ def test_a_whole_network() -> None:
 @pytest.mark.parametrize("bias", ["whole", "shared", "none"])
 @pytest.mark.parametrize("which", COUNTS)
 def test_arrays_come_back_to_the_bit(which, bias, dtype) -> None:
-    arrays = drawn(COUNTS[which], bias, kernel=(3, 2), dtype=dtype)
+    arrays = drawn(COUNTS[which], bias, kernel=(3, 2), channels=3, dtype=dtype)
     layer, _ = from_tf(arrays)
     back = to_tf(layer, share_bias=bias == "shared")
     assert_same(back, arrays)
-    permuted, _ = from_tf(arrays, input_order=[1, 0])
-    assert torch.equal(permuted.weight, layer.weight[:, [1, 0]])
-    assert_same(to_tf(permuted, share_bias=bias == "shared", input_order=torch.tensor([1, 0])), arrays)
+    permuted, _ = from_tf(arrays, input_order=[2, 0, 1])
+    assert torch.equal(permuted.weight, layer.weight[:, [2, 0, 1]])
+    assert_same(to_tf(permuted, share_bias=bias == "shared", input_order=torch.tensor([2, 0, 1])), arrays)
 
 
 @pytest.mark.parametrize("share_bias", [False, True])

@@ -67,9 +67,8 @@ def load_cnn_symmetry(state_dict: Mapping[str, Any], model: nn.Module, strict: b
         found = _layer_problems(layer, prefix, state_dict) if names else []
         problems += found
         if not found and _shares(layer) and prefix + "bias" in names:
-            loaded[prefix + "bias"] = state_dict[prefix + "bias"][
-                : layer.ties.unique
-            ]  # the rows lead their orbits
+            rows = layer.ties.unique  # which lead their orbits: the first output channels
+            loaded[prefix + "bias"] = state_dict[prefix + "bias"][:rows]
     problems += _other_problems(state_dict, own, tied)
     problems += _value_problems(
         state_dict, {name for name, _ in model.named_parameters(remove_duplicate=False)}
