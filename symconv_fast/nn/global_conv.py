@@ -75,8 +75,11 @@ class GlobalConv1d(nn.Module):
                 f"expected input with {self.in_channels} channels, (N, {self.in_channels}, L) or "
                 f"({self.in_channels}, L), got shape {tuple(input.shape)}"
             )
-        own = torch.matmul((self.center - self.surround).t(), input)
-        return own + self._of_all(input).unsqueeze(-1).to(own.dtype)
+        own = (self.center - self.surround).t()
+        others = self._of_all(input).unsqueeze(-1).to(own.dtype)
+        if input.dim() == 2:
+            return torch.addmm(others, own, input)
+        return torch.baddbmm(others, own.expand(input.shape[0], -1, -1), input)  # adds where it multiplies
 
     def _of_all(self, input: Tensor) -> Tensor:
         """s^T (sum of all x_j) + b, (N, out_channels); long sums of 16-bit values are kept in float32."""
