@@ -12,6 +12,7 @@ of the energy of its n filters when all are replaced by copies of their mean.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -81,21 +82,21 @@ class Bank:
         return total
 
     def costs(self, order: Array) -> Array:
-        """(N, N): what filter i in place p has part in the loss of the orbit there, all others staying in place."""
+        """(places, filters): what a filter has part in the loss of the orbit there, if all others stay in place."""
         costs = np.zeros((self.count, self.count))
         for segment in self.tied:
             n, filters = len(segment.members), order[segment.places]
+            alone = (1 - 1 / n) * self.energies
             for a, g in enumerate(segment.members):
-                near = sum(
-                    self.products[(g ^ h) - 1][:, filters[:, b]]
-                    for b, h in enumerate(segment.members)
-                    if b != a
-                )
-                costs[:, segment.places[:, a]] = (1 - 1 / n) * self.energies[:, None] - 2 / n * near
+                near = np.zeros((len(filters), self.count))
+                for b, h in enumerate(segment.members):
+                    if a != b:
+                        near += self.products[(g ^ h) - 1][filters[:, b]]
+                costs[segment.places[:, a]] = alone - 2 / n * near
         return costs
 
 
-# --- building ----------------------------------------------------------------------------------------------------------
+# --- building -------------------------------------------------------------------------------------------------------
 
 
 def _flags(mask: int) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -159,7 +160,7 @@ def _build(
     Where filters are left over, `late` leaves them out of the last joining instead of the first.
     """
     blocks, rows = pool[:, None], len(segment.places)
-    for group, wider in zip(chain, chain[1:]):
+    for group, wider in pairwise(chain):
         needed = rows * (len(segment.members) // len(wider))
         count = len(blocks) // 2 if late and len(wider) < len(segment.members) else needed
         blocks = _pair_up(bank, blocks, group, wider, count)
@@ -188,7 +189,7 @@ def _fill(bank: Bank, segments: list[_Segment], chain: tuple[tuple[int, ...], ..
     return order
 
 
-# --- improving ---------------------------------------------------------------------------------------------------------
+# --- improving ------------------------------------------------------------------------------------------------------
 
 
 def improve(bank: Bank, order: Array) -> Array:
@@ -225,7 +226,7 @@ def _swap(bank: Bank, order: Array) -> Array:
 
 def _gains_of_swaps(bank: Bank, order: Array) -> Array:
     """(N, N): by how much the loss falls if the filters in two places are exchanged."""
-    costs = bank.costs(order)[order]  # of the filter now in place p, in place q
+    costs = bank.costs(order)[:, order]  # in place p, of the filter that is now in place q
     now = costs.diagonal()
     gains = now[:, None] + now[None] - costs - costs.T
     for segment in bank.tied:
@@ -243,14 +244,13 @@ def _assign(bank: Bank, order: Array) -> Array:
     """Take one filter from each orbit, and all free ones, and put them back where the sum of losses is least."""
     solve = need("scipy.optimize", "matching filters into orbits").linear_sum_assignment
     for turn in range(max(len(segment.members) for segment in bank.tied)):
-        places = [segment.places[:, turn % len(segment.members)] for segment in bank.tied]
-        chosen = np.concatenate([*places, bank.free])
-        costs = bank.costs(order)[np.ix_(order[chosen], chosen)]
+        one_each = [segment.places[:, turn % len(segment.members)] for segment in bank.tied]
+        chosen = np.concatenate([*one_each, bank.free])
+        costs = bank.costs(order)[np.ix_(chosen, order[chosen])]
         before = costs.trace()
-        taken, given = solve(costs)
-        if costs[taken, given].sum() < before - bank.small:
-            filters = order[chosen]
-            order[chosen[given]] = filters[taken]
+        places, filters = solve(costs)
+        if costs[places, filters].sum() < before - bank.small:
+            order[chosen[places]] = order[chosen][filters]
     return order
 
 
@@ -284,7 +284,7 @@ def _halves(mask: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         yield tuple(g for g in members if parity_sign(parity, g) == 1), members
 
 
-# --- the whole ---------------------------------------------------------------------------------------------------------
+# --- the whole ------------------------------------------------------------------------------------------------------
 
 
 def arrange(bank: Bank) -> Array:
