@@ -45,7 +45,9 @@ def cheapest_pairs(costs: Array, count: int) -> Array:
     graph.add_nodes_from(range(items + dummies))
     graph.extend_from_weighted_edge_list(list(zip(first.tolist(), second.tolist(), weights.tolist())))
     # Any weight would do for what all perfect matchings have as many of; the search is quickest with the largest.
-    graph.extend_from_weighted_edge_list([(i, items + k, _STEPS) for i in range(items) for k in range(dummies)])
+    graph.extend_from_weighted_edge_list(
+        [(i, items + k, _STEPS) for i in range(items) for k in range(dummies)]
+    )
     matching = rustworkx.max_weight_matching(graph, max_cardinality=True, weight_fn=int)
     pairs = sorted((min(pair), max(pair)) for pair in matching if max(pair) < items)
     return np.array(pairs, np.int64).reshape(count, 2)
