@@ -147,7 +147,9 @@ def kernel_symmetry(
     def scored(axis: str | None) -> SymmetryScore:
         identity = include_identity and axis is None
         null = symmetry_null(shape, axis=axis, include_identity=identity, samples=samples, seed=seed)
-        sources = transformations(shape) if axis is None else _mirrored_taps(shape, 1 << _LETTERS.index(axis))[None]
+        sources = (
+            transformations(shape) if axis is None else _mirrored_taps(shape, 1 << _LETTERS.index(axis))[None]
+        )
         return SymmetryScore(float(score(flat, sources, identity)[0]), null)
 
     axes = [letter for letter, taps in zip(_LETTERS, reversed(shape)) if taps > 1]
@@ -175,9 +177,13 @@ def _filters(given: Any, spatial_dims: int | None) -> tuple[Tensor, int]:
             f"kernel_symmetry needs a convolution or a tensor (out, in, *K), got {type(given).__name__}{hint}"
         )
     if spatial_dims is not None:
-        raise ValueError(f"spatial_dims={spatial_dims!r} is for tensors alone: a layer's kernel_size says it; leave it out")
+        raise ValueError(
+            f"spatial_dims={spatial_dims!r} is for tensors alone: a layer's kernel_size says it; leave it out"
+        )
     if _is_quantised(given):
-        raise _refused("quantised", DtypeError, f"{type(given).__name__} is quantised; give the layer it was made from")
+        raise _refused(
+            "quantised", DtypeError, f"{type(given).__name__} is quantised; give the layer it was made from"
+        )
     if isinstance(given._parameters.get("weight"), UninitializedParameter):
         message = "the weight has no values yet, since its layer is lazy; run a batch first"
         raise _refused("no values yet", ValueError, message)
@@ -197,7 +203,12 @@ def _spatial_dims(filters: Tensor, spatial_dims: int | None) -> int:
                 "says that the last 2 dims of a tensor are the kernel"
             )
         return dims - 2
-    return integer(spatial_dims, f"for a tensor of shape {tuple(filters.shape)}, spatial_dims", least=1, most=min(dims, 3))
+    return integer(
+        spatial_dims,
+        f"for a tensor of shape {tuple(filters.shape)}, spatial_dims",
+        least=1,
+        most=min(dims, 3),
+    )
 
 
 def _mean_kernel(filters: Tensor, spatial: int) -> NDArray[np.float64]:
@@ -208,24 +219,32 @@ def _mean_kernel(filters: Tensor, spatial: int) -> NDArray[np.float64]:
     if filters.numel() == 0:
         raise ShapeError(f"expected filters (out, in, *K) with at least one value, got shape {shape}")
     if max(kernel) == 1:
-        raise _refused("one tap", ShapeError, f"a kernel of one tap, {kernel}, is always symmetric: nothing to measure")
+        raise _refused(
+            "one tap", ShapeError, f"a kernel of one tap, {kernel}, is always symmetric: nothing to measure"
+        )
     wide = filters.cpu().to(torch.float64).reshape(-1, *kernel)
     scale = float(wide.abs().max())
     if not np.isfinite(scale):
-        raise _refused("not finite", ValueError, "the filters must be finite, but they hold NaN or infinite values")
+        raise _refused(
+            "not finite", ValueError, "the filters must be finite, but they hold NaN or infinite values"
+        )
     mean = wide.mean(0) / (scale or 1.0)
     # Independent filters of this size have a mean of norm `expected`; what is left of an exact 0 is their rounding.
     expected = float(wide.norm()) / (scale or 1.0) / len(wide)
     if float(mean.norm()) <= 4 * torch.finfo(filters.dtype).eps * expected:
-        raise _refused("mean is 0", ValueError, "the mean kernel of the filters is 0: it has no direction to measure")
+        raise _refused(
+            "mean is 0", ValueError, "the mean kernel of the filters is 0: it has no direction to measure"
+        )
     return (mean * scale).numpy()
 
 
 def _check_values(filters: Tensor) -> None:
     if filters.is_quantized:
-        raise _refused("quantised", DtypeError, "quantised filters are not supported; give filters.dequantize()")
+        raise _refused(
+            "quantised", DtypeError, "quantised filters are not supported; give filters.dequantize()"
+        )
     if filters.is_complex():
-        message = "complex filters are not supported; give their real and imaginary parts, filters.real and filters.imag"
+        message = "complex filters are not supported; give one part of them, such as filters.real"
         raise _refused("complex", DtypeError, message)
     if not filters.is_floating_point():
         name = str(filters.dtype)[6:]

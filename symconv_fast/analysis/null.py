@@ -17,7 +17,7 @@ from ..ties import BIT
 
 _MOST_SAMPLES, _FEWEST_SAMPLES = 20_000, 1_000
 _GATHERED = 1 << 28
-"""Values that sampling may gather: about a second. Kernels of very many taps, whose spread is small, get fewer samples."""
+"""Values that sampling may gather: about a second. Kernels of many taps, whose spread is small, get fewer samples."""
 _AT_ONCE = 1 << 16
 """Values of one block of samples, which fits into a cache."""
 
@@ -120,7 +120,9 @@ def axis_mask(axis: Any, ndim: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _null(shape: tuple[int, ...], mask: int | None, identity: bool, samples: int | None, seed: int) -> SymmetryNull:
+def _null(
+    shape: tuple[int, ...], mask: int | None, identity: bool, samples: int | None, seed: int
+) -> SymmetryNull:
     sources = transformations(shape) if mask is None else mirrored_taps(shape, mask)[None]
     taps = sources.shape[1]
     count = samples or min(max(_GATHERED // sources.size, _FEWEST_SAMPLES), _MOST_SAMPLES)
@@ -146,7 +148,9 @@ def _null(shape: tuple[int, ...], mask: int | None, identity: bool, samples: int
     )
 
 
-def score(kernels: NDArray[np.float64], sources: NDArray[np.intp], identity: bool = False) -> NDArray[np.float64]:
+def score(
+    kernels: NDArray[np.float64], sources: NDArray[np.intp], identity: bool = False
+) -> NDArray[np.float64]:
     """S of each column of `kernels` (taps, n), none of which is 0, under the transformations K -> K[sources[i]]."""
     unit = kernels / np.sqrt(np.square(kernels).sum(0))
     distances = np.zeros(kernels.shape[1])

@@ -40,7 +40,7 @@ class LayerSymmetry:
 
 @dataclass(frozen=True)
 class SymmetryProfile:
-    """What `symmetry_profile` found: `layers` in order, as a table (`table`, `str`) and as a figure (`figure`, `save`)."""
+    """What `symmetry_profile` found: `layers` in order; as a table, `table`, and as a figure, `figure`."""
 
     model: str
     layers: tuple[LayerSymmetry, ...]
@@ -50,9 +50,21 @@ class SymmetryProfile:
         measured = [layer.symmetry for layer in self.layers if layer.symmetry]
         letters = [letter for letter in "hvz" if any(letter in found.axes for found in measured)]
         tied = any(layer.tie for layer in self.layers)
-        columns = ["#", "name|", "type|", *["tie|"] * tied, "kernel|", "stride|", "S", "by chance", "percentile"]
+        columns = [
+            "#",
+            "name|",
+            "type|",
+            *["tie|"] * tied,
+            "kernel|",
+            "stride|",
+            "S",
+            "by chance",
+            "percentile",
+        ]
         rows = [self._row(i, layer, letters, tied) for i, layer in enumerate(self.layers, 1)]
-        return Table(f"symmetry of mean kernels: {self.model}", [*columns, *letters], rows, list(self._notes()))
+        return Table(
+            f"symmetry of mean kernels: {self.model}", [*columns, *letters], rows, list(self._notes())
+        )
 
     def _row(self, number: int, layer: LayerSymmetry, letters: list[str], tied: bool) -> list[str]:
         found = layer.symmetry
@@ -90,7 +102,7 @@ class SymmetryProfile:
         """Write `figure()` to a file; its suffix says the format, such as .png, .svg or .pdf.
 
         Raises:
-            ValueError: a format that matplotlib does not write, or as for `figure`. OSError: the file cannot be written.
+            ValueError: matplotlib does not write this format, or as for `figure`. OSError: no such folder.
         """
         self.figure().savefig(path, dpi=dpi)
 
@@ -119,7 +131,9 @@ def symmetry_profile(
     options = {"include_identity": include_identity, "samples": samples, "seed": seed}
     layers = tuple(_layer(name, m, options) for name, m in model.named_modules() if is_convolution(m))
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no convolution; give a model with layers such as nn.Conv2d")
+        raise ValueError(
+            f"{type(model).__name__} has no convolution; give a model with layers such as nn.Conv2d"
+        )
     return SymmetryProfile(type(model).__name__, layers)
 
 

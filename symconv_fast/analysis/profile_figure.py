@@ -42,7 +42,9 @@ def draw(profile: SymmetryProfile) -> Figure:
     rows = math.ceil(len(shown) / columns)
     figure = module.Figure(figsize=(max(6.5, columns + 0.5), 1.25 * rows + 4.2), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.25 * rows + 0.6, 3.6))
-    above.suptitle(f"{profile.model}: mean kernels (each on a scale of its own: red above 0, blue below)", fontsize=10)
+    above.suptitle(
+        f"{profile.model}: mean kernels (each on a scale of its own: red above 0, blue below)", fontsize=10
+    )
     pictures = above.subplots(rows, columns, squeeze=False).ravel()
     for axes, (number, layer) in zip(pictures, shown):
         _picture(axes, number, layer)
@@ -72,7 +74,7 @@ def _picture(axes: Any, number: int, layer: LayerSymmetry) -> None:
 
 
 def image(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A 2-D kernel as it is; of a 3-D one the slices (H, W) side by side, NaN between them, or the middle slice alone."""
+    """A 2-D kernel as it is; of a 3-D one its slices side by side, NaN between them, or the middle one alone."""
     if kernel.ndim == 2:
         return kernel
     depth = len(kernel)
@@ -101,7 +103,9 @@ def _by_depth(axes: Any, shown: Numbered) -> None:
     strided = np.array([layer.strided for _, layer in shown])
     for which, marker, size, label in ((~strided, "o", 5, "stride 1"), (strided, "*", 11, "strided")):
         if which.any():
-            axes.plot(places[which], values[which], marker, color="tab:red", markersize=size, zorder=3, label=label)
+            axes.plot(
+                places[which], values[which], marker, color="tab:red", markersize=size, zorder=3, label=label
+            )
     axes.set(xlim=(edges[0], edges[-1]), ylim=(min(0.0, *low), 1.03), ylabel="symmetry S of the mean kernel")
     _label_layers(axes, shown)
     axes.grid(axis="y", color="0.92")
