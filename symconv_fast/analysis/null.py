@@ -152,7 +152,8 @@ def score(
     kernels: NDArray[np.float64], sources: NDArray[np.intp], identity: bool = False
 ) -> NDArray[np.float64]:
     """S of each column of `kernels` (taps, n), none of which is 0, under the transformations K -> K[sources[i]]."""
-    unit = kernels / np.sqrt(np.square(kernels).sum(0))
+    unit = kernels / np.abs(kernels).max(0)  # squares of these neither overflow nor vanish
+    unit /= np.sqrt(np.square(unit).sum(0))
     distances = np.zeros(kernels.shape[1])
     for source in sources:
         distances += np.sqrt(np.square(unit[source] - unit).sum(0))
