@@ -80,7 +80,7 @@ def test_a_net_of_even_filters_is_flip_consistent(axis):
 
 
 def test_an_orbit_summed_over_is_flip_consistent_and_its_members_are_not():
-    conv = SymmetricConv2d(2, 8, 3, padding=1, symmetry="h", dtype=torch.float64)
+    conv = SymmetricConv2d(2, 8, 3, padding=1, bias=False, symmetry="h", dtype=torch.float64)
     head = nn.Linear(4, 10).double()
 
     def features(x):
