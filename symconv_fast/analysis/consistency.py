@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..checks import DtypeError, ShapeError, check_is_tensor
 from ..tables import Table
-from .null import axis_mask
+from .arguments import axis_mask
 from .views import Chunks, Mirror, Shifts, Views
 
 Compare = Callable[[Tensor, Tensor], Tensor]

@@ -15,8 +15,8 @@ from ..checks import DtypeError, ShapeError
 from ..conversion.expand import _compute_weight
 from ..modules import still
 from ..tables import Table
-from .null import SymmetryNull, integer, score, symmetry_null, transformations
-from .null import mirrored_taps as _mirrored_taps
+from .arguments import integer
+from .null import SymmetryNull, mirrored_taps, score, symmetry_null, transformations
 
 _LETTERS = "hvz"
 
@@ -148,7 +148,7 @@ def kernel_symmetry(
         identity = include_identity and axis is None
         null = symmetry_null(shape, axis=axis, include_identity=identity, samples=samples, seed=seed)
         sources = (
-            transformations(shape) if axis is None else _mirrored_taps(shape, 1 << _LETTERS.index(axis))[None]
+            transformations(shape) if axis is None else mirrored_taps(shape, 1 << _LETTERS.index(axis))[None]
         )
         return SymmetryScore(float(score(flat, sources, identity)[0]), null)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import ShapeError, ints
-from .null import axis_mask, integer
+from .arguments import axis_mask, integer
 
 Chunks = Iterable[tuple[Tensor, Tensor]]
 """Pairs of outputs that are compared with one another, some samples at a time, in the order of the samples."""
