@@ -296,9 +296,10 @@ def test_compile_and_export(symmetry):
     layer = PartialConv2d(2, 4, 3, padding=1, symmetry=symmetry, return_mask=True)
     x, mask = torch.randn(2, 2, 6, 6), holes((2, 1, 6, 6))
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for given in (None, mask, mask.expand(2, 2, 6, 6).float()):
-        for made, expected in zip(compiled(x, given), layer(x, given)):
-            torch.testing.assert_close(made, expected)
+    for given, gradients in ((None, True), (mask, True), (mask.expand(2, 2, 6, 6).float(), False)):
+        with torch.set_grad_enabled(gradients):
+            for made, expected in zip(compiled(x, given), layer(x, given)):
+                torch.testing.assert_close(made, expected)
     many = torch.export.Dim("many", min=2, max=64)
     program = torch.export.export(layer, (x, mask), dynamic_shapes=({0: many}, {0: many}))
     more = torch.randn(5, 2, 6, 6), holes((5, 1, 6, 6))
@@ -309,6 +310,24 @@ def test_compile_and_export(symmetry):
     )
     more = torch.randn(3, 2, 9, 6)
     torch.testing.assert_close(program.module()(more)[0], layer(more)[0])
+
+
+def test_transforms_of_functions():
+    layer = PartialConv2d(2, 4, 3, padding=1, symmetry="hv", **F64).requires_grad_(False)
+    x, mask = torch.randn(3, 2, 5, 6, **F64), holes((3, 1, 5, 6))
+    y = layer(x, mask)
+    torch.testing.assert_close(torch.func.vmap(layer)(x, mask), y)
+    torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
+    for names in (["weight", "bias"], ["bias"], ["weight"]):
+        given = {name: torch.stack([getattr(layer, name)] * 2) for name in names}
+        made = torch.func.vmap(lambda values: torch.func.functional_call(layer, values, (x, mask)))(given)
+        torch.testing.assert_close(made, torch.stack([y, y]))
+        with torch.no_grad():
+            made = torch.func.vmap(lambda values: torch.func.functional_call(layer, values, (x, mask)))(given)
+        torch.testing.assert_close(made, torch.stack([y, y]))
+    gradient = torch.func.grad(lambda x: layer(x, mask).square().sum())(x)
+    x.requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(layer(x, mask).square().sum(), x)[0])
 
 
 def test_autocast_and_fx():

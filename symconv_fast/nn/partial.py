@@ -131,15 +131,20 @@ class _Partial(_Symmetric[Any]):
 
     def _scale(self, raw: Tensor, count: Tensor, window: int) -> Tensor:
         """raw * window / count + bias, and 0 where the count is 0, without bias; a count of one or all channels."""
-        valid = count > 0
+        valid, bias = count > 0, self.expanded_bias()
         # The factor 0 also removes what a fast convolution may leave in an empty window, a rounding error of the values
-        # around it. In place where no gradient is wanted: fresh memory costs more than the product.
-        ratio, output = torch.where(valid, window / count.clamp(min=1), 0.0), raw.to(count.dtype)
-        output = output * ratio if raw.requires_grad else output.mul_(ratio)
-        bias = self.expanded_bias()
+        # around it.
+        ratio = torch.where(valid, window / count.clamp(min=1), 0.0)
+        output, marks = raw.to(count.dtype), valid.to(count.dtype)
         if bias is not None:
-            bias = bias.view(-1, *[1] * len(self.kernel_size))
-            output.addcmul_(bias.to(output.dtype), valid.to(output.dtype))
+            bias = bias.to(count.dtype).view(-1, *[1] * len(self.kernel_size))
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            output = output * ratio
+            output = output if bias is None else output + bias * marks
+        else:  # in place, since fresh memory costs more than the products
+            output.mul_(ratio)
+            if bias is not None:
+                output.addcmul_(bias, marks)
         return output.to(raw.dtype)
 
     def _pad_partially(self, input: Tensor) -> Any:
