@@ -1,0 +1,301 @@
+"""What one operation does along one axis: whether it commutes with a mirror and with shifts, and if not, why.
+
+Sizes and settings decide that, not the filters. Each class answers the same four questions: `mirror_fault` (None where
+the operation is exact, else a sentence), `shift_fault` (on a circle, for shifts by whole strides), `step` (positions
+of the input from one position of the output to the next) and the sizes `n` and `out`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Union
+
+import torch
+
+from ..nn.exact import exact_padding, is_exact, unread
+
+Read = tuple[frozenset[int], int]
+
+
+def _balanced(n: int, kernel: int, stride: int, left: int, right: int, dilation: int) -> bool:
+    """`is_exact`, also for negative padding, which crops."""
+    if min(left, right) >= 0:
+        return is_exact(n, kernel, stride, (left, right), dilation)
+    return left == right - unread(n + left + right, kernel, stride, 0, dilation)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A convolution, pooling or slice with a step: window i starts at i * stride - left."""
+
+    kind: str
+    """"convolution", "pooling" (over what is read alone), "average" (over padding too) or "slice"."""
+    n: int
+    out: int
+    kernel: int
+    stride: int
+    left: int
+    right: int
+    dilation: int = 1
+    ceil_mode: bool = False
+
+    @property
+    def extent(self) -> int:
+        """Positions from the first tap of a window to its last, both included."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def covered(self) -> int:
+        """Padding on the right that the last window reaches; negative if it ends before the input does."""
+        return (self.out - 1) * self.stride + self.extent - self.n - self.left
+
+    @property
+    def step(self) -> Fraction:
+        return Fraction(self.stride)
+
+    def mirror_fault(self) -> str | None:
+        # `ceil_mode` may add a window that the padding does not fill, or leave out one that starts in the padding.
+        right = self.covered if self.ceil_mode else self.right
+        if _balanced(self.n, self.kernel, self.stride, self.left, right, self.dilation):
+            return None
+        if self.kind != "convolution" and self._reads_alike():
+            return None
+        return self._sentence()
+
+    def shift_fault(self) -> str | None:
+        if self.out * self.stride % self.n == 0:
+            return None
+        whole = self.n // self.stride * self.stride
+        if self.n % self.stride:
+            near = " or ".join(str(size) for size in (whole, whole + self.stride) if size)
+            return f"{self.n} positions are no multiple of the stride {self.stride}; {near} are"
+        return f"{self.n} positions become {self.out} at a stride of {self.stride}, not {self.n // self.stride}"
+
+    def _reads_alike(self) -> bool:
+        """Do mirrored windows read mirrored positions, as small inputs allow where padding counts for nothing?"""
+        return [self._read(i) for i in range(self.out)] == [
+            (frozenset(self.n - 1 - p for p in positions), divisor)
+            for positions, divisor in map(self._read, reversed(range(self.out)))
+        ]
+
+    def _read(self, window: int) -> Read:
+        """Positions of the input that a window meets, and what an average divides by."""
+        start = window * self.stride - self.left
+        taps = range(start, start + self.extent, self.dilation)
+        met = frozenset(p for p in taps if 0 <= p < self.n)
+        # Of torch's average pooling: padding counts, but nothing behind it does.
+        return met, len([p for p in taps if p < self.n + self.right]) if self.kind == "average" else len(met)
+
+    def _sentence(self) -> str:
+        if self.kind == "slice":
+            last = self.n - 1 + self.left - (self.out - 1) * self.stride
+            return (
+                f"a step of {self.stride} starts {-self.left} positions from one end of {self.n} and stops {last} "
+                f"from the other; {self._sizes()}"
+            )
+        padded = f"{self.n} positions"
+        if self.left or self.right:
+            padded += f" with padding {self.left} and {self.right}"
+        if self.ceil_mode and self.covered > self.right:
+            # Behind the padding the additional window is empty.
+            return (
+                f"{padded}: ceil_mode lets the last of the windows of {self.extent}, every {self.stride}, reach "
+                f"{self.covered - self.right} beyond; {self._sizes()}"
+            )
+        spare = self.right - self.covered
+        if spare == 0:
+            return f"{padded}: the sides differ by {abs(self.left - self.right)}; {self._sizes()}"
+        return (
+            f"{padded} in windows of {self.extent} every {self.stride} leave {spare} over at the right end alone; "
+            f"{self._sizes()}"
+        )
+
+    def _sizes(self) -> str:
+        """Which change of the layer or of its input would repair it."""
+        ways = []
+        near = [size for side in (-1, 1) for size in self._exact_sizes(side)]
+        if near:
+            ways.append(f"{' or '.join(map(str, sorted(near)))} positions here would do")
+        try:
+            found = exact_padding(self.n, self.kernel, self.stride, self.dilation)
+        except ValueError:
+            found = None
+        if found and self.kind != "slice" and (self.kind == "convolution" or found[0] <= self.extent // 2):
+            ways.append(f"padding {found[0]} on both sides would do")
+        elif self.left == self.right:
+            ways.append("no padding that is alike on both sides would" + (" either" if not near else ""))
+        return ", ".join(ways)
+
+    def _exact_sizes(self, side: int) -> list[int]:
+        """The nearest size below (-1) or above (1), up to a stride away, that these settings are exact at."""
+        for distance in range(1, self.stride + 1):
+            n = self.n + side * distance
+            fits = n > 0 and n + self.left + self.right >= self.extent
+            if fits and _balanced(n, self.kernel, self.stride, self.left, self.right, self.dilation):
+                return [n]
+        return []
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """A transposed convolution: tap k of position i adds to output i * stride + k * dilation - left."""
+
+    n: int
+    out: int
+    kernel: int
+    stride: int
+    left: int
+    dilation: int
+    output_padding: int
+
+    @property
+    def step(self) -> Fraction:
+        return Fraction(1, self.stride)
+
+    def mirror_fault(self) -> str | None:
+        if self.output_padding == 0:
+            return None
+        better = "" if (self.dilation * (self.kernel - 1)) % 2 else ", with an even kernel for the same size"
+        return (
+            f"output_padding={self.output_padding} adds positions at the right end alone; "
+            f"output_padding=0 would do{better}"
+        )
+
+    def shift_fault(self) -> str | None:
+        if self.out % (self.n * self.stride) == 0:
+            return None
+        return f"{self.n} positions become {self.out}, not {self.n} * {self.stride}"
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Adaptive pooling: window i is floor(i n / out) to ceil((i + 1) n / out), which a mirror takes to out-1-i."""
+
+    n: int
+    out: int
+
+    @property
+    def step(self) -> Fraction | None:
+        return None if self.out == 1 else Fraction(self.n, self.out)
+
+    def mirror_fault(self) -> str | None:
+        return None
+
+    def shift_fault(self) -> str | None:
+        if self.n % self.out == 0:
+            return None
+        return f"{self.n} positions are no multiple of {self.out}: the windows are of different widths"
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Interpolation: output i reads around position scale * i, or scale * (i + 1/2) - 1/2."""
+
+    n: int
+    out: int
+    mode: str
+    """"nearest", "nearest-exact", or "linear" for everything that weighs neighbours."""
+    align_corners: bool
+    scale: float | None
+    """Positions of the input a position of the output, where a scale factor was given; else n / out is."""
+
+    @property
+    def step(self) -> Fraction:
+        return Fraction(self.n, self.out)
+
+    def _positions(self) -> torch.Tensor:
+        """What "nearest" reads. torch computes it in float32, which decides where a position is a whole number."""
+        scale = torch.tensor(self.n / self.out if self.scale is None else self.scale, dtype=torch.float32)
+        at = torch.arange(self.out, dtype=torch.float32) + (0.5 if self.mode == "nearest-exact" else 0.0)
+        found = (at * scale).floor().long().clamp(max=self.n - 1)
+        if self.mode == "nearest":
+            if self.out == self.n:
+                return torch.arange(self.n)
+            if self.out == 2 * self.n:
+                return torch.arange(self.out) // 2
+        return found
+
+    def mirror_fault(self) -> str | None:
+        sizes = f"{self.n} positions become {self.out}"
+        if self.mode != "linear":
+            at = self._positions()
+            if torch.equal(at.flip(0), self.n - 1 - at):
+                return None
+            near = " or ".join(str(out) for out in self._multiples())
+            return f"{sizes}: the nearest positions lie to one side; {near} of the output would do"
+        if self.n == 1 or self.n == self.out:
+            return None
+        if self.align_corners:
+            if self.out > 1:
+                return None
+            return f"{sizes}: align_corners takes the first position alone; align_corners=False would do"
+        if self.scale is None or math.isclose(self.scale * self.out, self.n, rel_tol=1e-9):
+            return None
+        return (
+            f"{sizes}, which scale factor {1 / self.scale:g} does not give exactly; "
+            "size=, or recompute_scale_factor=True, would do"
+        )
+
+    def shift_fault(self) -> str | None:
+        sizes = f"{self.n} positions become {self.out}"
+        if self.n == self.out:
+            return None
+        if self.n % self.out and self.out % self.n:
+            return f"{sizes}, which is no whole factor"
+        if self.align_corners:
+            return f"{sizes} with align_corners, which is no whole factor inside"
+        if self.scale is not None and not math.isclose(self.scale * self.out, self.n, rel_tol=1e-9):
+            return f"{sizes}, which scale factor {1 / self.scale:g} does not give exactly"
+        return None
+
+    def _multiples(self) -> list[int]:
+        below = self.out // self.n * self.n
+        return [size for size in (below, below + self.n) if size]
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Padding that no convolution or pooling reads directly; negative padding crops."""
+
+    n: int
+    left: int
+    right: int
+
+    @property
+    def out(self) -> int:
+        return self.n + self.left + self.right
+
+    @property
+    def step(self) -> Fraction:
+        return Fraction(1)
+
+    def mirror_fault(self) -> str | None:
+        if self.left == self.right:
+            return None
+        return f"padding {self.left} and {self.right} on {self.n} positions: the sides differ; equal ones would do"
+
+    def shift_fault(self) -> str | None:
+        return f"{self.n} positions become {self.out}" if self.out != self.n else None
+
+
+@dataclass(frozen=True)
+class Flattened:
+    """Positions become channels of a linear layer, which is a convolution with a kernel as large as its input."""
+
+    n: int
+    out: int = 1
+
+    @property
+    def step(self) -> Fraction | None:
+        return None
+
+    def mirror_fault(self) -> str | None:
+        return None
+
+    def shift_fault(self) -> str | None:
+        return f"{self.n} positions become channels, which a shift permutes" if self.n > 1 else None
+
+
+Axis = Union[Windows, Transposed, Adaptive, Resampled, Padded, Flattened]
