@@ -1,1 +1,5 @@
-"""What a model's symmetry looks like: of its filters, of its features, of its predictions."""
+"""What the symmetry of a model looks like: `equivariance_report`, where mirrors and shifts stop being exact."""
+
+from .equivariance import EquivarianceReport, LayerEquivariance, equivariance_report
+
+__all__ = ["EquivarianceReport", "LayerEquivariance", "equivariance_report"]

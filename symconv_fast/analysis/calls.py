@@ -108,7 +108,6 @@ class Call:
     def _resampled_on_circle(self, x: Tensor) -> Tensor:
         crops = []
         for i, axis in enumerate(self.axes):
-            # Two positions of the coarser side are as far as any kernel reaches.
             assert isinstance(axis, Resampled)
             wide, crop = _margins(axis)
             x = _around(x, i - self.ndim, -wide, axis.n + 2 * wide)
@@ -121,11 +120,10 @@ class Call:
 
 
 def _margins(axis: Resampled) -> tuple[int, int]:
-    if axis.align_corners or axis.n == axis.out:
+    """Whole steps of both sizes, at least two positions of either: as far as any kernel reaches."""
+    if axis.align_corners or axis.shift_fault() is not None:
         return 0, 0
-    if axis.out % axis.n == 0:
-        return 2, 2 * (axis.out // axis.n)
-    return (2 * (axis.n // axis.out), 2) if axis.n % axis.out == 0 else (0, 0)
+    return 2 * axis.step.numerator, 2 * axis.step.denominator
 
 
 def _around(x: Tensor, dim: int, start: int, length: int) -> Tensor:
@@ -271,9 +269,12 @@ def _resampling(func: Any, name: str, x: Tensor, b: dict[str, Any], ndim: int) -
         return None
     names = [key for key in ("scales_d", "scales_h", "scales_w", "scales") if key in b]
     factors = tuple(b[key] for key in names)[-ndim:]
-    mode = ("nearest-exact" if "exact" in name else "nearest") if "nearest" in name else "linear"
+    if "nearest" in name:
+        mode = "nearest-exact" if "exact" in name else "nearest"
+    else:
+        mode = "antialias" if name.endswith("_aa") else "cubic" if "cubic" in name else "linear"
     corners = bool(b.get("align_corners"))
-    middle = () if mode != "linear" else (corners,)
+    middle = (corners,) if "align_corners" in b else ()
 
     def resize(y: Tensor, sizes: Sequence[int]) -> Tensor:
         return func(y, sizes, *middle, *factors)
@@ -357,5 +358,7 @@ _READERS: dict[str, Callable[[Any, str, Tensor, dict[str, Any], int], Call | Non
     "amax": _reduction,
 }
 _READERS |= {f"{kind}_pad{n}d": _padding for kind in ("reflection", "replication") for n in (1, 2, 3)}
-_READERS |= {f"max_pool{n}d_with_indices": _pooling for n in (2, 3)} | {f"avg_pool{n}d": _pooling for n in (2, 3)}
+_READERS |= {f"max_pool{n}d_with_indices": _pooling for n in (2, 3)} | {
+    f"avg_pool{n}d": _pooling for n in (2, 3)
+}
 _READERS |= {f"{kind}{n}d": _adaptive for kind in ("_adaptive_avg_pool", "adaptive_max_pool") for n in (2, 3)}

@@ -71,7 +71,9 @@ class Windows:
         if self.n % self.stride:
             near = " or ".join(str(size) for size in (whole, whole + self.stride) if size)
             return f"{self.n} positions are no multiple of the stride {self.stride}; {near} are"
-        return f"{self.n} positions become {self.out} at a stride of {self.stride}, not {self.n // self.stride}"
+        return (
+            f"{self.n} positions become {self.out} at a stride of {self.stride}, not {self.n // self.stride}"
+        )
 
     def _reads_alike(self) -> bool:
         """Do mirrored windows read mirrored positions, as small inputs allow where padding counts for nothing?"""
@@ -117,15 +119,15 @@ class Windows:
         ways = []
         near = [size for side in (-1, 1) for size in self._exact_sizes(side)]
         if near:
-            ways.append(f"{' or '.join(map(str, sorted(near)))} positions here would do")
+            ways.append(f"{' or '.join(map(str, near))} positions here would do")
         try:
             found = exact_padding(self.n, self.kernel, self.stride, self.dilation)
         except ValueError:
             found = None
         if found and self.kind != "slice" and (self.kind == "convolution" or found[0] <= self.extent // 2):
-            ways.append(f"padding {found[0]} on both sides would do")
+            ways.append(f"padding {found[0]} on both sides would do{' too' if near else ''}")
         elif self.left == self.right:
-            ways.append("no padding that is alike on both sides would" + (" either" if not near else ""))
+            ways.append("no equal padding would")
         return ", ".join(ways)
 
     def _exact_sizes(self, side: int) -> list[int]:
@@ -196,7 +198,7 @@ class Resampled:
     n: int
     out: int
     mode: str
-    """"nearest", "nearest-exact", or "linear" for everything that weighs neighbours."""
+    """"nearest", "nearest-exact", "linear" (in 1 to 3 dims), "cubic" or "antialias"."""
     align_corners: bool
     scale: float | None
     """Positions of the input a position of the output, where a scale factor was given; else n / out is."""
@@ -209,46 +211,51 @@ class Resampled:
         """What "nearest" reads. torch computes it in float32, which decides where a position is a whole number."""
         scale = torch.tensor(self.n / self.out if self.scale is None else self.scale, dtype=torch.float32)
         at = torch.arange(self.out, dtype=torch.float32) + (0.5 if self.mode == "nearest-exact" else 0.0)
-        found = (at * scale).floor().long().clamp(max=self.n - 1)
-        if self.mode == "nearest":
-            if self.out == self.n:
-                return torch.arange(self.n)
-            if self.out == 2 * self.n:
-                return torch.arange(self.out) // 2
-        return found
+        return (at * scale).floor().long().clamp(max=self.n - 1)
 
     def mirror_fault(self) -> str | None:
         sizes = f"{self.n} positions become {self.out}"
-        if self.mode != "linear":
+        if self.mode.startswith("nearest"):
             at = self._positions()
             if torch.equal(at.flip(0), self.n - 1 - at):
                 return None
             near = " or ".join(str(out) for out in self._multiples())
             return f"{sizes}: the nearest positions lie to one side; {near} of the output would do"
-        if self.n == 1 or self.n == self.out:
+        if self.n == 1 or self._copies():
             return None
+        if self.align_corners and self.mode == "antialias":
+            return f"{sizes}: antialias with align_corners is off the centre; align_corners=False would do"
         if self.align_corners:
             if self.out > 1:
                 return None
             return f"{sizes}: align_corners takes the first position alone; align_corners=False would do"
-        if self.scale is None or math.isclose(self.scale * self.out, self.n, rel_tol=1e-9):
+        if self._fills():
             return None
         return (
-            f"{sizes}, which scale factor {1 / self.scale:g} does not give exactly; "
+            f"{sizes}, which scale factor {self._factor():g} does not give exactly; "
             "size=, or recompute_scale_factor=True, would do"
         )
 
     def shift_fault(self) -> str | None:
         sizes = f"{self.n} positions become {self.out}"
-        if self.n == self.out:
+        if self.n == 1 or self._copies():
             return None
-        if self.n % self.out and self.out % self.n:
-            return f"{sizes}, which is no whole factor"
         if self.align_corners:
-            return f"{sizes} with align_corners, which is no whole factor inside"
-        if self.scale is not None and not math.isclose(self.scale * self.out, self.n, rel_tol=1e-9):
-            return f"{sizes}, which scale factor {1 / self.scale:g} does not give exactly"
+            return f"{sizes} with align_corners: positions are {self.n - 1} / {self.out - 1} apart"
+        if not self._fills():
+            return f"{sizes}, which scale factor {self._factor():g} does not give exactly"
         return None
+
+    def _copies(self) -> bool:
+        """torch leaves an input of the size wanted alone, whatever its scale factor, in these modes."""
+        return self.n == self.out and (self.mode in ("linear", "antialias") or self.align_corners)
+
+    def _factor(self) -> float:
+        return 1 / self.scale if self.scale else self.out / self.n
+
+    def _fills(self) -> bool:
+        """Does the scale factor given lead from the whole input to the whole output?"""
+        return self.scale is None or math.isclose(self.scale * self.out, self.n, rel_tol=1e-9)
 
     def _multiples(self) -> list[int]:
         below = self.out // self.n * self.n
@@ -277,7 +284,9 @@ class Padded:
         return f"padding {self.left} and {self.right} on {self.n} positions: the sides differ; equal ones would do"
 
     def shift_fault(self) -> str | None:
-        return f"{self.n} positions become {self.out}" if self.out != self.n else None
+        if self.left == self.right == 0:
+            return None
+        return f"{self.n} positions become {self.out}" if self.out != self.n else f"crops {self.n} positions"
 
 
 @dataclass(frozen=True)

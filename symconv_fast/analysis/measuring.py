@@ -113,7 +113,9 @@ def measure(model: nn.Module, inputs: Sequence[Any], ndim: int, transforms: Sequ
             moved = [way.of_input(x) for x in inputs]
             if transform == "shift":
                 reference: list[tuple[Tensor, Jump]] = []
-                _follow(base, model, inputs, ndim, lambda row, out: reference.append((out, row.jump)), circle=True)
+                _follow(
+                    base, model, inputs, ndim, lambda row, out: reference.append((out, row.jump)), circle=True
+                )
                 pairs = iter(reference)
                 _follow(base, model, moved, ndim, _keep("geometry", way, pairs), circle=True)
             else:
@@ -142,7 +144,12 @@ def _keep(what: str, way: Comparison, pairs: Iterator[tuple[Tensor, Jump]] | Non
         if row.kind == "flattened" and what == "geometry" and way.dims:
             found = error(output, plain)
         if what == "model" and row.ties is not None and way.dims:
-            found = min(found, way.error(output.index_select(-way.ndim - 1, _partners(row.ties, way, output)), plain, row.jump))
+            found = min(
+                found,
+                way.error(
+                    output.index_select(-way.ndim - 1, _partners(row.ties, way, output)), plain, row.jump
+                ),
+            )
         getattr(row, what)[way.transform] = found
 
     return keep
@@ -182,14 +189,16 @@ def _record(
     leaves = [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
     one = (Fraction(1),) * ndim
     outputs = [
-        Measured("output", "", "output", (), (), (), getattr(x, "_symconv_jump", one), x.clone()) for x in leaves
+        Measured("output", "", "output", (), (), (), getattr(x, "_symconv_jump", one), x.clone())
+        for x in leaves
     ]
     for row in rows:
         if row.token in absorbed - recorder.read_otherwise:
             row.kind = "absorbed"
     jumps = [row.jump for row in (*rows, *outputs)]
     total = tuple(
-        math.lcm(1, *(Fraction(jump[i]).numerator for jump in jumps if jump[i] != math.inf)) for i in range(ndim)
+        math.lcm(1, *(Fraction(jump[i]).numerator for jump in jumps if jump[i] != math.inf))
+        for i in range(ndim)
     )
     return Measurement(rows, outputs, total, recorder.random)
 
@@ -203,7 +212,8 @@ def _alone(call: Call, output: Tensor, transform: str, ndim: int) -> float:
         return error(found, output if flat else output.flip(dims))
     steps = [Fraction(1, 1) if axis.step is None else axis.step for axis in call.axes]
     outs = [0 if axis.step is None else step.denominator for axis, step in zip(call.axes, steps)]
-    if all(step.numerator % axis.n == 0 for axis, step in zip(call.axes, steps)):
+    still = [step.numerator % axis.n == 0 for axis, step in zip(call.axes, steps)]
+    if all(still) or any(axis.shift_fault() for axis, same in zip(call.axes, still) if same):
         return math.nan
     dims = tuple(range(-ndim, 0))
     found = call.on_circle(call.source.roll([step.numerator for step in steps], dims))
@@ -236,3 +246,14 @@ def _follow(
     leaves = [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
     for row, output in zip(base.outputs, leaves):
         keep(row, output)
+
+
+def exact_everywhere(model: nn.Module, inputs: Sequence[Any], ndim: int, mirrors: Sequence[str]) -> bool:
+    """Is the geometry of every layer and output exact for these mirrors?"""
+    base = _record(model, Names(model), inputs, ndim, ())
+    for letter in mirrors:
+        way = Comparison(letter, ndim, base.total)
+        _follow(base, model, [way.of_input(x) for x in inputs], ndim, _keep("geometry", way), mirror=way.dims)
+    return all(
+        row.geometry[letter] <= row.tolerance for row in (*base.rows, *base.outputs) for letter in mirrors
+    )

@@ -49,8 +49,9 @@ class Names:
     def here(self, operation: str) -> tuple[str, str]:
         """The name of the innermost module, and its class where it has no children; else the operation."""
         module = self.running[-1] if self.running else self.model
-        leaf = next(module.children(), None) is None
-        return self.names.get(module) or "(model)", type(module).__name__ if leaf else operation
+        leaf = next(module.children(), None) is None and module is not self.model
+        shown = operation.removeprefix("_").removesuffix("_with_indices")
+        return self.names.get(module) or "(model)", type(module).__name__ if leaf else shown
 
 
 class Recorder(TorchDispatchMode):
