@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from .equivariance import equivariance_report
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; the exit status is as in the help."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    torch.manual_seed(given.seed)
     try:
         report = equivariance_report(
             _load(given.model),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -123,7 +124,8 @@ def _margins(axis: Resampled) -> tuple[int, int]:
     """Whole steps of both sizes, at least two positions of either: as far as any kernel reaches."""
     if axis.align_corners or axis.shift_fault() is not None:
         return 0, 0
-    return 2 * axis.step.numerator, 2 * axis.step.denominator
+    step = Fraction(axis.n, axis.out)
+    return 2 * step.numerator, 2 * step.denominator
 
 
 def _around(x: Tensor, dim: int, start: int, length: int) -> Tensor:
@@ -195,10 +197,10 @@ def _convolution(func: Any, name: str, x: Tensor, b: dict[str, Any], ndim: int) 
         return activate(y, activation) if activation else y
 
     def repeat(y: Tensor, dims: Sequence[int]) -> Tensor:
-        return finish(run(y, weight.flip(dims) if dims else weight, padding, extra))
+        return finish(run(y, weight.flip(tuple(dims)) if dims else weight, padding, extra))
 
     kernel = tuple(weight.shape[2:])
-    settings = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    settings: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
     if transposed:
         settings |= {"output_padding": extra, "bare": lambda y: run(y, weight, none, none), "finish": finish}
     else:
@@ -259,7 +261,13 @@ def _adaptive(func: Any, name: str, x: Tensor, b: dict[str, Any], ndim: int) -> 
 def _reduction(func: Any, name: str, x: Tensor, b: dict[str, Any], ndim: int) -> Call | None:
     """A mean or a maximum over all positions."""
     dims = {dim % x.dim() for dim in b["dim"] or ()}
-    if x.dim() != ndim + 2 or dims != set(range(2, ndim + 2)):
+    spatial = set(range(x.dim() - ndim, x.dim()))
+    # torch pools 1-D inputs as 2-D ones of one row.
+    if (
+        x.dim() < ndim + 2
+        or not dims >= spatial
+        or any(dim < 2 or x.shape[dim] > 1 for dim in dims - spatial)
+    ):
         return None
     return _call("adaptive", x, ndim, {}, lambda y, _: func(y, b["dim"], b["keepdim"]))
 
@@ -341,7 +349,7 @@ def _view(func: Any, name: str, x: Tensor, b: dict[str, Any], ndim: int) -> Call
 
     def repeat(y: Tensor, dims: Sequence[int]) -> Tensor:
         # A linear layer with mirrored weights sees as much as one with its own that is given the map mirrored back.
-        return func((y.flip(dims) if dims else y).contiguous(), size)
+        return func((y.flip(tuple(dims)) if dims else y).contiguous(), size)
 
     return _call("flattened", x, ndim, {}, repeat)
 

@@ -1,9 +1,10 @@
-"""`equivariance_report`: in which layers of a model mirrors and shifts stop being exact, why, and which sizes keep them."""
+"""`equivariance_report`: where in a model mirrors and shifts stop being exact, why, and at which sizes not."""
 
 from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +12,7 @@ from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..checks import ints
 from ..tables import Table
@@ -181,13 +183,14 @@ def equivariance_report(
       compared as they are and with the orbits' members exchanged, and the smaller error counts.
 
     The mirrors are h (the last axis), v and z. The shift is the least that every layer can follow: the least common
-    multiple of the strides up to each layer; by less than its stride no layer can shift. The copy that is measured is in
-    eval mode and float64, on the model's device (on the CPU where that has no float64).
+    multiple of the strides up to each layer; by less than its stride no layer can shift. A copy is measured, in eval
+    mode and float64, on the model's device (on the CPU where that has no float64).
 
     Args:
         model: any module; it is neither changed nor run. Operations are seen where torch dispatches them, functional
             calls included.
-        input_size: spatial size, such as 224 (on all axes) or (224, 160); or an example: a tensor (N, C, *spatial), or
+        input_size: spatial size, such as 224 (on all axes, as many as the first layer named ...1d to ...3d has) or
+            (224, 160); or an example: a tensor (N, C, *spatial), or
             the model's arguments as a tuple, of which those with as many dims as the first are transformed.
         transforms: out of "h", "v", "z", "shift"; by default all that the dims allow.
         channels: of the input, with a size; by default `in_channels` of the first convolution, or 3.
@@ -294,8 +297,8 @@ def _search(
         ]
         if not exact_everywhere(twin, resized(inputs, [int(n or 0) for n in at]), ndim, mirrors):
             notes.append(
-                f"at {_times(at)}, the nearest size {word} that all layers of the table are exact at, the model is not: "
-                "something else than these loses it"
+                f"at {_times(at)}, the nearest size {word} at which all layers of the table are exact, the model is "
+                "not: something else than these loses it"
             )
             mirrored = {t: _without(pair, side) for t, pair in mirrored.items()}
     shifted = {LETTERS[ndim - 1 - i]: pair for i, pair in enumerate(near.get("shift", []))}
@@ -321,7 +324,7 @@ def _check_model(model: object) -> None:
                 "made from"
             )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise ValueError(
                 f"{name} is not initialised yet; run the model once, so that lazy layers know their sizes"
             )
@@ -350,7 +353,8 @@ def _inputs(model: nn.Module, given: Any, channels: int | None, seed: int) -> tu
     convs = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     sizes = ints(given, "input_size")
     if not isinstance(given, Sequence):
-        sizes *= len(convs[0].kernel_size) if convs else 2
+        named = (re.search(r"([123])d$", type(module).__name__) for module in model.modules())
+        sizes *= next((int(match[1]) for match in named if match), 2)
     if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
         raise ValueError(f"input_size={given!r} must be 1 to 3 positive ints, such as 224 or (224, 160)")
     if channels is None:

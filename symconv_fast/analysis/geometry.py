@@ -1,20 +1,19 @@
 """What one operation does along one axis: whether it commutes with a mirror and with shifts, and if not, why.
 
-Sizes and settings decide that, not the filters. Each class answers the same four questions: `mirror_fault` (None where
-the operation is exact, else a sentence), `shift_fault` (on a circle, for shifts by whole strides), `step` (positions
-of the input from one position of the output to the next) and the sizes `n` and `out`.
+Sizes and settings decide that, not the filters.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Union
+from typing import cast
 
 import torch
 
-from ..nn.exact import exact_padding, is_exact, unread
+from ..nn.exact import Pair, exact_padding, is_exact, unread
 
 Read = tuple[frozenset[int], int]
 
@@ -26,8 +25,37 @@ def _balanced(n: int, kernel: int, stride: int, left: int, right: int, dilation:
     return left == right - unread(n + left + right, kernel, stride, 0, dilation)
 
 
+class Axis(ABC):
+    """One axis of an operation: `n` positions of the input, without padding, and `out` of the output."""
+
+    n: int
+    out: int
+
+    def mirror_fault(self) -> str | None:
+        """Why a mirror of the input does not mirror the output, or None if it does, with mirrored filters."""
+        return self._mirror_fault()
+
+    def shift_fault(self) -> str | None:
+        """The same for a shift by `step` of an input whose ends join, and whose padding is the other end."""
+        return self._shift_fault()
+
+    @property
+    def step(self) -> Fraction | None:
+        """Positions of the input from one position of the output to the next; None if there is just one."""
+        return self._step()
+
+    @abstractmethod
+    def _mirror_fault(self) -> str | None: ...
+
+    @abstractmethod
+    def _shift_fault(self) -> str | None: ...
+
+    @abstractmethod
+    def _step(self) -> Fraction | None: ...
+
+
 @dataclass(frozen=True)
-class Windows:
+class Windows(Axis):
     """A convolution, pooling or slice with a step: window i starts at i * stride - left."""
 
     kind: str
@@ -51,11 +79,10 @@ class Windows:
         """Padding on the right that the last window reaches; negative if it ends before the input does."""
         return (self.out - 1) * self.stride + self.extent - self.n - self.left
 
-    @property
-    def step(self) -> Fraction:
+    def _step(self) -> Fraction | None:
         return Fraction(self.stride)
 
-    def mirror_fault(self) -> str | None:
+    def _mirror_fault(self) -> str | None:
         # `ceil_mode` may add a window that the padding does not fill, or leave out one that starts in the padding.
         right = self.covered if self.ceil_mode else self.right
         if _balanced(self.n, self.kernel, self.stride, self.left, right, self.dilation):
@@ -64,7 +91,7 @@ class Windows:
             return None
         return self._sentence()
 
-    def shift_fault(self) -> str | None:
+    def _shift_fault(self) -> str | None:
         if self.out * self.stride % self.n == 0:
             return None
         whole = self.n // self.stride * self.stride
@@ -121,7 +148,7 @@ class Windows:
         if near:
             ways.append(f"{' or '.join(map(str, near))} positions here would do")
         try:
-            found = exact_padding(self.n, self.kernel, self.stride, self.dilation)
+            found = cast(Pair, exact_padding(self.n, self.kernel, self.stride, self.dilation))
         except ValueError:
             found = None
         if found and self.kind != "slice" and (self.kind == "convolution" or found[0] <= self.extent // 2):
@@ -141,7 +168,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Transposed:
+class Transposed(Axis):
     """A transposed convolution: tap k of position i adds to output i * stride + k * dilation - left."""
 
     n: int
@@ -152,11 +179,10 @@ class Transposed:
     dilation: int
     output_padding: int
 
-    @property
-    def step(self) -> Fraction:
+    def _step(self) -> Fraction | None:
         return Fraction(1, self.stride)
 
-    def mirror_fault(self) -> str | None:
+    def _mirror_fault(self) -> str | None:
         if self.output_padding == 0:
             return None
         better = "" if (self.dilation * (self.kernel - 1)) % 2 else ", with an even kernel for the same size"
@@ -165,34 +191,33 @@ class Transposed:
             f"output_padding=0 would do{better}"
         )
 
-    def shift_fault(self) -> str | None:
+    def _shift_fault(self) -> str | None:
         if self.out % (self.n * self.stride) == 0:
             return None
         return f"{self.n} positions become {self.out}, not {self.n} * {self.stride}"
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Axis):
     """Adaptive pooling: window i is floor(i n / out) to ceil((i + 1) n / out), which a mirror takes to out-1-i."""
 
     n: int
     out: int
 
-    @property
-    def step(self) -> Fraction | None:
+    def _step(self) -> Fraction | None:
         return None if self.out == 1 else Fraction(self.n, self.out)
 
-    def mirror_fault(self) -> str | None:
+    def _mirror_fault(self) -> str | None:
         return None
 
-    def shift_fault(self) -> str | None:
+    def _shift_fault(self) -> str | None:
         if self.n % self.out == 0:
             return None
         return f"{self.n} positions are no multiple of {self.out}: the windows are of different widths"
 
 
 @dataclass(frozen=True)
-class Resampled:
+class Resampled(Axis):
     """Interpolation: output i reads around position scale * i, or scale * (i + 1/2) - 1/2."""
 
     n: int
@@ -203,8 +228,7 @@ class Resampled:
     scale: float | None
     """Positions of the input a position of the output, where a scale factor was given; else n / out is."""
 
-    @property
-    def step(self) -> Fraction:
+    def _step(self) -> Fraction | None:
         return Fraction(self.n, self.out)
 
     def _positions(self) -> torch.Tensor:
@@ -213,7 +237,7 @@ class Resampled:
         at = torch.arange(self.out, dtype=torch.float32) + (0.5 if self.mode == "nearest-exact" else 0.0)
         return (at * scale).floor().long().clamp(max=self.n - 1)
 
-    def mirror_fault(self) -> str | None:
+    def _mirror_fault(self) -> str | None:
         sizes = f"{self.n} positions become {self.out}"
         if self.mode.startswith("nearest"):
             at = self._positions()
@@ -236,7 +260,7 @@ class Resampled:
             "size=, or recompute_scale_factor=True, would do"
         )
 
-    def shift_fault(self) -> str | None:
+    def _shift_fault(self) -> str | None:
         sizes = f"{self.n} positions become {self.out}"
         if self.n == 1 or self._copies():
             return None
@@ -263,7 +287,7 @@ class Resampled:
 
 
 @dataclass(frozen=True)
-class Padded:
+class Padded(Axis):
     """Padding that no convolution or pooling reads directly; negative padding crops."""
 
     n: int
@@ -271,40 +295,36 @@ class Padded:
     right: int
 
     @property
-    def out(self) -> int:
+    def out(self) -> int:  # type: ignore[override]
+        """Positions with the padding."""
         return self.n + self.left + self.right
 
-    @property
-    def step(self) -> Fraction:
+    def _step(self) -> Fraction | None:
         return Fraction(1)
 
-    def mirror_fault(self) -> str | None:
+    def _mirror_fault(self) -> str | None:
         if self.left == self.right:
             return None
         return f"padding {self.left} and {self.right} on {self.n} positions: the sides differ; equal ones would do"
 
-    def shift_fault(self) -> str | None:
+    def _shift_fault(self) -> str | None:
         if self.left == self.right == 0:
             return None
         return f"{self.n} positions become {self.out}" if self.out != self.n else f"crops {self.n} positions"
 
 
 @dataclass(frozen=True)
-class Flattened:
+class Flattened(Axis):
     """Positions become channels of a linear layer, which is a convolution with a kernel as large as its input."""
 
     n: int
     out: int = 1
 
-    @property
-    def step(self) -> Fraction | None:
+    def _step(self) -> Fraction | None:
         return None
 
-    def mirror_fault(self) -> str | None:
+    def _mirror_fault(self) -> str | None:
         return None
 
-    def shift_fault(self) -> str | None:
+    def _shift_fault(self) -> str | None:
         return f"{self.n} positions become channels, which a shift permutes" if self.n > 1 else None
-
-
-Axis = Union[Windows, Transposed, Adaptive, Resampled, Padded, Flattened]

@@ -42,6 +42,7 @@ class Measured:
 
     @property
     def tolerance(self) -> float:
+        """The error up to which the output counts as exact."""
         return TOLERANCE.get(self.output.dtype, TOLERANCE[torch.float64])
 
 
@@ -76,12 +77,13 @@ class Comparison:
         self.dims = () if transform == "shift" else (mirror_dim(transform),)
 
     def of_input(self, x: Any) -> Any:
+        """An argument of the model, transformed if it has spatial dims."""
         if not isinstance(x, Tensor) or x.dim() != self.ndim + 2:
             return x
         return self.of_features(x, (Fraction(1),) * self.ndim)
 
     def of_features(self, x: Tensor, jump: Jump) -> Tensor | None:
-        """None where the shift is no whole number of positions there."""
+        """An output that the transform of the input should give; None where a shift is no whole number of positions."""
         if x.dim() < self.ndim + 2:
             return x
         if self.dims:
@@ -92,6 +94,7 @@ class Comparison:
         return x.roll([int(s) for s in shifts], list(range(-self.ndim, 0)))
 
     def error(self, found: Tensor, plain: Tensor, jump: Jump) -> float:
+        """Of the output for the transformed input, given that for the input; NaN where it cannot be told."""
         expected = self.of_features(plain, jump)
         return math.nan if expected is None else error(found, expected)
 
@@ -112,16 +115,18 @@ def measure(model: nn.Module, inputs: Sequence[Any], ndim: int, transforms: Sequ
                 continue
             moved = [way.of_input(x) for x in inputs]
             if transform == "shift":
-                reference: list[tuple[Tensor, Jump]] = []
-                _follow(
-                    base, model, inputs, ndim, lambda row, out: reference.append((out, row.jump)), circle=True
-                )
-                pairs = iter(reference)
-                _follow(base, model, moved, ndim, _keep("geometry", way, pairs), circle=True)
+                reference = _circular_outputs(base, model, inputs, ndim)
+                _follow(base, model, moved, ndim, _keep("geometry", way, iter(reference)), circle=True)
             else:
                 _follow(base, model, moved, ndim, _keep("geometry", way), mirror=way.dims)
             _follow(base, model, moved, ndim, _keep("model", way))
     return base
+
+
+def _circular_outputs(base: Measurement, model: nn.Module, inputs: Sequence[Any], ndim: int) -> list[Tensor]:
+    outputs: list[Tensor] = []
+    _follow(base, model, inputs, ndim, lambda row, output: outputs.append(output.clone()), circle=True)
+    return outputs
 
 
 def _moves_nothing(total: Sequence[int], inputs: Sequence[Any], ndim: int) -> bool:
@@ -135,21 +140,15 @@ def _fill(base: Measurement, transform: str, value: float) -> None:
         row.geometry[transform] = row.model[transform] = value
 
 
-def _keep(what: str, way: Comparison, pairs: Iterator[tuple[Tensor, Jump]] | None = None) -> Any:
-    """Stores the error of each output in the row that it belongs to."""
+def _keep(what: str, way: Comparison, references: Iterator[Tensor] | None = None) -> Any:
+    """Stores the error of each output, in the row that it belongs to and under `what`."""
 
     def keep(row: Measured, output: Tensor) -> None:
-        plain = row.output if pairs is None else next(pairs)[0]
-        found = math.nan if output is None else way.error(output, plain, row.jump)
-        if row.kind == "flattened" and what == "geometry" and way.dims:
-            found = error(output, plain)
+        plain = row.output if references is None else next(references)
+        found = way.error(output, plain, row.jump)
         if what == "model" and row.ties is not None and way.dims:
-            found = min(
-                found,
-                way.error(
-                    output.index_select(-way.ndim - 1, _partners(row.ties, way, output)), plain, row.jump
-                ),
-            )
+            exchanged = output.index_select(-way.ndim - 1, _partners(row.ties, way, output))
+            found = min(found, way.error(exchanged, plain, row.jump))
         getattr(row, what)[way.transform] = found
 
     return keep
@@ -206,7 +205,7 @@ def _record(
 def _alone(call: Call, output: Tensor, transform: str, ndim: int) -> float:
     """The error of one operation by itself, on what it is given in the model; NaN where a shift cannot show it."""
     if transform != "shift":
-        dims = (mirror_dim(transform),)
+        dims: tuple[int, ...] = (mirror_dim(transform),)
         found = call.mirrored(call.source.flip(dims), dims)
         flat = call.kind == "flattened" or output.dim() < call.input.dim()
         return error(found, output if flat else output.flip(dims))

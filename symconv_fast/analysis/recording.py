@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .calls import Call, padding_call, read, remember_padding
 
@@ -62,6 +61,7 @@ class Recorder(TorchDispatchMode):
         watch: called with the call, its output and the operator's name.
         mirror: dims, from the end, along which convolution kernels are mirrored.
         circle: padding comes from the other end of the input.
+        shapes_only: what leaves shapes alone is not computed. On the meta device that takes most of the time.
     """
 
     def __init__(
@@ -71,9 +71,11 @@ class Recorder(TorchDispatchMode):
         *,
         mirror: Sequence[int] = (),
         circle: bool = False,
+        shapes_only: bool = False,
     ) -> None:
         super().__init__()
         self.ndim, self.watch, self.mirror, self.circle = ndim, watch, mirror, circle
+        self.shapes_only = shapes_only
         self.random: set[str] = set()
         self.read_otherwise: set[object] = set()
         """Tokens of paddings that something other than a convolution, pooling or padding reads."""
@@ -95,12 +97,14 @@ class Recorder(TorchDispatchMode):
             self.random.add(func._schema.name.partition("::")[2])
         call = read(func, args, kwargs, self.ndim)
         if call is None:
-            output = func(*args, **kwargs)
+            shape_kept = _shape_kept(func, args, kwargs) if self.shapes_only else None
+            output = func(*args, **kwargs) if shape_kept is None else shape_kept
             if func is torch.ops.aten.unsqueeze.default:
                 _carry_padding(args[0], output, args[1])
             else:
                 self._note_reading((args, kwargs))
-            self._spread(output, (args, kwargs))
+            if not self.shapes_only:
+                self._spread(output, (args, kwargs))
             return output
         return self._see(call, func._schema.name.partition("::")[2], lambda: func(*args, **kwargs))
 
@@ -108,14 +112,15 @@ class Recorder(TorchDispatchMode):
         """`F.pad(mode="circular")`, which the dispatcher would see as many slices."""
 
         def repeat(y: Tensor) -> Tensor:
-            paused, self._paused = self._paused, True
-            try:
-                return F.pad(y, list(pad), mode="circular")
-            finally:
-                self._paused = paused
+            return F.pad(y, list(pad), mode="circular")
 
-        call = padding_call(x, pad, self.ndim, repeat) if x.dim() >= self.ndim + 1 else None
-        return repeat(x) if call is None else self._see(call, "pad", lambda: repeat(x))
+        # The mode is still on here, unlike in `__torch_dispatch__`.
+        self._paused = True
+        try:
+            call = padding_call(x, pad, self.ndim, repeat) if x.dim() >= self.ndim + 1 else None
+            return repeat(x) if call is None else self._see(call, "pad", lambda: repeat(x))
+        finally:
+            self._paused = False
 
     def _see(self, call: Call, name: str, compute: Callable[[], Any]) -> Any:
         if call.kind not in ("windows", "padded"):
@@ -144,16 +149,16 @@ class Recorder(TorchDispatchMode):
         return whole
 
     def _note_reading(self, inputs: Any) -> None:
-        for x in tree_leaves(inputs):
+        for x in _tensors(inputs):
             if hasattr(x, "_symconv_padded"):
                 self.read_otherwise.update(x._symconv_padded[3])
 
     def _spread(self, outputs: Any, inputs: Any) -> None:
         """The finest grid among the inputs is that of the output."""
-        jumps = [x._symconv_jump for x in tree_leaves(inputs) if hasattr(x, "_symconv_jump")]
+        jumps = [x._symconv_jump for x in _tensors(inputs) if hasattr(x, "_symconv_jump")]
         if jumps:
-            for output in tree_leaves(outputs):
-                if isinstance(output, Tensor) and not hasattr(output, "_symconv_jump"):
+            for output in _tensors(outputs):
+                if not hasattr(output, "_symconv_jump"):
                     output._symconv_jump = tuple(map(min, zip(*jumps)))  # type: ignore[attr-defined]
 
 
@@ -174,6 +179,33 @@ def _mode(input: Tensor, pad: Any, mode: str = "constant", value: Any = None) ->
 
 def _padded(input: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> tuple[Tensor, Any]:
     return input, pad
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """In arguments of an operator: tensors, and sequences and keywords of them."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(tuple(values.values()))
+
+
+def _shape_kept(func: Any, args: Any, kwargs: Any) -> Any:
+    """For an operation whose output has the shape of its inputs, such as x + y, a tensor of that shape; else None."""
+    name = func._schema.name.partition("::")[2]
+    if not args or not isinstance(args[0], Tensor):
+        return None
+    if name.endswith("_") and not name.startswith("resize") and len(func._schema.returns) == 1:
+        return args[0]
+    if "batch_norm" in name and "backward" not in name:
+        rest = [args[0].new_empty(0) for _ in func._schema.returns[1:]]
+        return (torch.empty_like(args[0]), *rest) if rest else torch.empty_like(args[0])
+    if torch.Tag.pointwise in func.tags and len(func._schema.returns) == 1:
+        shapes = [x.shape for x in _tensors((args, kwargs))]
+        return args[0].new_empty(torch.broadcast_shapes(*shapes))
+    return None
 
 
 def _first(output: Any) -> Tensor:

@@ -43,19 +43,19 @@ class Sizes:
 
     def __init__(self, model: nn.Module, inputs: Sequence[Any], ndim: int) -> None:
         self.ndim = ndim
-        self.model, self.inputs = model, list(inputs)
+        self.model, self.inputs, self.shapes_only = model, list(inputs), False
         try:
             meta = copy.deepcopy(model).to("meta")
             moved = [x.to("meta") if isinstance(x, Tensor) else x for x in inputs]
-            _axes(meta, moved, ndim)
+            _axes(meta, moved, ndim, True)
         except Exception:  # whatever a model does that needs numbers
             return
-        self.model, self.inputs = meta, moved
+        self.model, self.inputs, self.shapes_only = meta, moved, True
 
     def faults(self, sizes: Sequence[int]) -> dict[str, list[bool]] | None:
         """For "mirror" and "shift": is any operation inexact along each axis? None where the model cannot run."""
         try:
-            seen = _axes(self.model, resized(self.inputs, sizes), self.ndim)
+            seen = _axes(self.model, resized(self.inputs, sizes), self.ndim, self.shapes_only)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return None
         return {
@@ -87,7 +87,7 @@ class Sizes:
         }
 
 
-def _axes(model: nn.Module, inputs: Sequence[Any], ndim: int) -> list[tuple[Axis, ...]]:
+def _axes(model: nn.Module, inputs: Sequence[Any], ndim: int, shapes_only: bool) -> list[tuple[Axis, ...]]:
     """What each operation does along each axis; padding that a later one reads is part of that one."""
     seen: list[tuple[object, tuple[Axis, ...]]] = []
     absorbed: set[object] = set()
@@ -97,7 +97,7 @@ def _axes(model: nn.Module, inputs: Sequence[Any], ndim: int) -> list[tuple[Axis
             absorbed.update(call.absorbs)
         seen.append((call.token, call.axes))
 
-    recorder = Recorder(ndim, watch)
+    recorder = Recorder(ndim, watch, shapes_only=shapes_only)
     recorder.run(model, inputs)
     absorbed -= recorder.read_otherwise
     return [axes for token, axes in seen if token not in absorbed]
