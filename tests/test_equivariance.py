@@ -121,6 +121,23 @@ def test_uneven_padding_repairs_a_mismatch():
     ).exact
 
 
+def test_padding_that_more_than_a_convolution_reads():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pad, self.conv = nn.ZeroPad1d((0, 1)), nn.Conv1d(1, 2, 3, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            padded = self.pad(x)
+            return self.conv(padded), padded * 2
+
+    report = equivariance_report(Net(), 9, reach=3)
+    assert [row.layer for row in report.layers] == ["pad", "conv", "output", "output"]
+    assert [row.lost("h") for row in report.layers] == [True, False, False, True]
+    assert report.layers[0].exact["h"] is False
+    assert report.nearest == {"h": (None, None)}
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 7, 8])
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_pooling(n, ceil_mode):
