@@ -277,6 +277,33 @@ def test_functional_calls_are_seen():
     assert report.first_lost("h").type == "upsample_nearest1d"
 
 
+def test_exported_graphs_and_functions_of_tied_layers():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    graph = torch.export.export(net, (torch.randn(1, 1, 16, 17),)).module()
+    for t in ("h", "v"):
+        one, two = (equivariance_report(m, (16, 17), reach=0).first_lost(t) for m in (net, graph))
+        assert (one.geometry, one.reason) == (two.geometry, two.reason)
+    weight = torch.randn(2, CHANNELS, 3, 3, dtype=torch.float64)
+    tied = lambda x: sf.functional.symmetric_conv2d(x, weight, symmetry="h", stride=2)  # noqa: E731
+    (row,) = rows_of(tied, 9, 9)
+    assert max(row.geometry.values()) == row.geometry["shift"]
+    assert max(row.geometry["h"], row.geometry["v"], row.model["h"]) < 1e-12
+    assert row.model["v"] > 1e-2
+
+
+def test_numbers_that_decide_and_random_ones():
+    net = Function(lambda x: F.max_pool2d(x / x.abs().max().item(), 2))  # does not run on the meta device
+    assert equivariance_report(net, 9, reach=2).nearest == {"h": (8, 10), "v": (8, 10)}
+    report = equivariance_report(Function(lambda x: F.max_pool2d(F.dropout(x, 0.5, True), 2)), 8, reach=0)
+    assert "draws random numbers in eval mode (bernoulli_)" in report.notes[-1]
+
+
+def test_what_torch_compile_made_is_seen():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU())
+    report = equivariance_report(torch.compile(net), 8, reach=1)
+    assert report.first_lost("h").layer == "_orig_mod.0"
+
+
 def test_a_layer_that_loses_and_is_no_spatial_operation():
     net = nn.Sequential(conv(1, 2, 3), Function(lambda x: x[..., :-1]), conv(2, 2, 3))
     report = equivariance_report(net, 8)

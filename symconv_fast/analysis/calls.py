@@ -143,7 +143,7 @@ def bind(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, An
     return found
 
 
-def read(func: Any, args: Sequence[Any], kwargs: dict[str, Any], ndim: int) -> Call | None:
+def read(func: Any, args: Sequence[Any], kwargs: dict[str, Any], ndim: int, batch: int) -> Call | None:
     """The call of an operation with `ndim` spatial dims, or None for whatever leaves positions where they are."""
     name = func._schema.name.partition("::")[2]
     reader = _READERS.get(name)
@@ -155,6 +155,8 @@ def read(func: Any, args: Sequence[Any], kwargs: dict[str, Any], ndim: int) -> C
     x = bound.get("input", bound.get("self"))
     if not isinstance(x, Tensor) or x.dim() < ndim + 1:
         return None
+    if reader is _view and x.shape[0] != batch:
+        return None  # not a batch of maps: tokens, say, whose heads are joined
     return reader(func, name, x, bound, ndim)
 
 

@@ -216,7 +216,7 @@ def equivariance_report(
     twin = twin.to(device)
     inputs = [_moved(x, device) for x in inputs]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # that of the CPU alone, which is restored
         found = _measure(twin, inputs, ndim, names, size)
         layers = tuple(
             _layer(row, names, ndim) for row in (*found.rows, *found.outputs) if row.kind != "absorbed"

@@ -79,12 +79,13 @@ class Recorder(TorchDispatchMode):
         self.random: set[str] = set()
         self.read_otherwise: set[object] = set()
         """Tokens of paddings that something other than a convolution, pooling or padding reads."""
-        self._paused = False
+        self._paused, self._batch = False, 1
 
     def run(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
         """The model's output."""
         for x in inputs:
             if isinstance(x, Tensor) and x.dim() == self.ndim + 2:
+                self._batch = x.shape[0]
                 x._symconv_jump = (Fraction(1),) * self.ndim  # type: ignore[attr-defined]
         with torch.no_grad(), _eagerly(), _CircularPads(self), self:
             return model(*inputs)
@@ -93,9 +94,10 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in func.tags and "dropout" not in func._schema.name:
-            self.random.add(func._schema.name.partition("::")[2])
-        call = read(func, args, kwargs, self.ndim)
+        name = func._schema.name.partition("::")[2]
+        if torch.Tag.nondeterministic_seeded in func.tags and "scaled_dot_product" not in name:
+            self.random.add(name)  # attention has the tag for a dropout that is off in eval mode
+        call = read(func, args, kwargs, self.ndim, self._batch)
         if call is None:
             shape_kept = _shape_kept(func, args, kwargs) if self.shapes_only else None
             output = func(*args, **kwargs) if shape_kept is None else shape_kept
@@ -106,7 +108,7 @@ class Recorder(TorchDispatchMode):
             if not self.shapes_only:
                 self._spread(output, (args, kwargs))
             return output
-        return self._see(call, func._schema.name.partition("::")[2], lambda: func(*args, **kwargs))
+        return self._see(call, name, lambda: func(*args, **kwargs))
 
     def pad_around(self, x: Tensor, pad: Sequence[int]) -> Tensor:
         """`F.pad(mode="circular")`, which the dispatcher would see as many slices."""

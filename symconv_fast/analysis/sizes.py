@@ -28,14 +28,14 @@ def resized(inputs: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
     maps = [x for x in inputs if isinstance(x, Tensor) and x.dim() == ndim + 2]
     if len({x.shape[2:] for x in maps}) > 1:
         raise ValueError("inputs of several spatial sizes")
-    return [
-        torch.randn((*x.shape[:2], *sizes), dtype=x.dtype, device=x.device)
-        if isinstance(x, Tensor) and x.dim() == ndim + 2 and x.is_floating_point()
-        else x.new_zeros((*x.shape[:2], *sizes))
-        if isinstance(x, Tensor) and x.dim() == ndim + 2
-        else x
-        for x in inputs
-    ]
+    return [_resized(x, sizes) if isinstance(x, Tensor) and x.dim() == ndim + 2 else x for x in inputs]
+
+
+def _resized(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    shape = (*x.shape[:2], *sizes)
+    if x.is_meta or not x.is_floating_point():
+        return x.new_zeros(shape)
+    return torch.randn(shape, dtype=x.dtype).to(x.device)
 
 
 class Sizes:
