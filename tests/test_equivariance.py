@@ -275,13 +275,17 @@ def test_functional_calls_are_seen():
         ("conv", "Conv1d"), ("(model)", "upsample_nearest1d"), ("(model)", "max_pool2d"),
     ]  # fmt: skip
     assert report.first_lost("h").type == "upsample_nearest1d"
+    assert report.verdict().startswith(
+        "not exact at 10: first lost in upsample_nearest1d of (model) (10 positions"
+    )
+    assert "no other sizes were searched for" in report.verdict()
 
 
 def test_exported_graphs_and_functions_of_tied_layers():
     net = nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2)).eval()
     graph = torch.export.export(net, (torch.randn(1, 1, 16, 17),)).module()
     for t in ("h", "v"):
-        one, two = (equivariance_report(m, (16, 17), reach=0).first_lost(t) for m in (net, graph))
+        one, two = (equivariance_report(m, (16, 17), channels=1, reach=0).first_lost(t) for m in (net, graph))
         assert (one.geometry, one.reason) == (two.geometry, two.reason)
     weight = torch.randn(2, CHANNELS, 3, 3, dtype=torch.float64)
     tied = lambda x: sf.functional.symmetric_conv2d(x, weight, symmetry="h", stride=2)  # noqa: E731

@@ -84,9 +84,15 @@ class EquivarianceReport:
 
     @property
     def exact(self) -> bool:
-        """Is the geometry exact for every mirror that was asked for, or for shifts if no mirror was?"""
+        """Is the geometry exact for every mirror that was asked for, or for shifts if no mirror was?
+
+        What could not be measured, a shift by the whole input, is not.
+        """
         asked = self._mirrors() or self.transforms
-        return not any(self.first_lost(t) for t in asked)
+        return not any(self.first_lost(t) or self._unmeasured(t) for t in asked)
+
+    def _unmeasured(self, transform: str) -> bool:
+        return all(math.isnan(row.geometry[transform]) for row in self.layers)
 
     def first_lost(self, transform: str) -> LayerEquivariance | None:
         """The first layer up to which the geometry is not exact, or None.
@@ -124,17 +130,19 @@ class EquivarianceReport:
         along = "" if lost == list(mirrors) else f" along {', '.join(lost)}"
         why = row.reason.get(lost[0], OTHERWISE)
         near = _near({t: self.nearest[t] for t in lost if t in self.nearest}, self.reach)
-        return f"not exact at {size}{along}: first lost in {row.layer} ({why}); {near}"
+        return f"not exact at {size}{along}: first lost in {_where(row)} ({why}); {near}"
 
     def _verdict_of_shifts(self) -> str:
         by = f"shifts by multiples of {_times(self.shift)} on a circle"
         row = self.first_lost("shift")
         if row is None:
-            if all(math.isnan(r.geometry["shift"]) for r in self.layers):
+            if self._unmeasured("shift"):
                 return f"{by}: not measured, since {_times(self.input_size)} is no larger than that"
             return f"{by}: exact"
         why = row.reason.get("shift", OTHERWISE)
-        return f"{by}: not exact, first lost in {row.layer} ({why}); {_near(self.nearest_shift, self.reach)}"
+        return (
+            f"{by}: not exact, first lost in {_where(row)} ({why}); {_near(self.nearest_shift, self.reach)}"
+        )
 
     def table(self) -> Table:
         """A row a layer: sizes, what it breaks by itself, and the errors up to it."""
@@ -407,12 +415,17 @@ def _times(values: Sequence[Any]) -> str:
     return shown[0] if shown and len(set(shown)) == 1 else "x".join(shown) or "-"
 
 
+def _where(row: LayerEquivariance) -> str:
+    """The module; with the operator where that is not what the module is named for."""
+    return f"{row.type} of {row.layer}" if row.type and not row.type[0].isupper() else row.layer
+
+
 def _error(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1e}"
 
 
 def _near(pairs: Mapping[str, Near], reach: int) -> str:
-    if not pairs:
+    if not pairs or not reach:
         return "no other sizes were searched for"
     shown = {
         t: ", ".join(str(n) for n in pair if n is not None) or f"none within {reach}"
