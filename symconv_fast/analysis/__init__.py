@@ -1,17 +1,21 @@
 """What a model's symmetry looks like: of its filters, of its features, of its predictions."""
 
 from .consistency import Consistency, flip_consistency, shift_consistency
+from .equivariance import EquivarianceReport, LayerEquivariance, equivariance_report
 from .kernels import KernelSymmetry, SymmetryScore, kernel_symmetry
 from .null import SymmetryNull, symmetry_null
 from .profile import LayerSymmetry, SymmetryProfile, symmetry_profile
 
 __all__ = [
     "Consistency",
+    "EquivarianceReport",
     "KernelSymmetry",
+    "LayerEquivariance",
     "LayerSymmetry",
     "SymmetryNull",
     "SymmetryProfile",
     "SymmetryScore",
+    "equivariance_report",
     "flip_consistency",
     "kernel_symmetry",
     "shift_consistency",
