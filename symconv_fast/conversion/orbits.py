@@ -200,14 +200,14 @@ def _fill(bank: Bank, sequence: Sequence[_Segment], filters: Array, late: bool) 
 
 
 def improve(bank: Bank, order: Array) -> Array:
-    """Apply exchanges, assignments and new joinings until none lowers the loss."""
+    """Apply exchanges, assignments and new joinings until none lowers the loss; the result is canonical."""
     order, loss = order.copy(), bank.loss(order)
     while True:
         for step in (_swap, _assign, _rejoin):
             order = step(bank, order)
         reached = bank.loss(order)
         if reached >= loss - bank.small:
-            return order
+            return _canonical(bank, order)
         loss = reached
 
 
@@ -312,6 +312,8 @@ def arrange(bank: Bank, kicks: int) -> Array:
         found = min((improve(bank, order) for order in built), key=bank.loss)
         random = np.random.default_rng(0)
         for _ in range(kicks):
+            if bank.loss(found) <= bank.small:
+                break
             found = min(found, improve(bank, _kick(bank, found, random)), key=bank.loss)
     return _canonical(bank, found) if bank.loss(found) < loss - bank.small else given
 
