@@ -19,8 +19,8 @@ from ..ties import Segment, Ties, mirror
 _KICKS, _EFFORT = 64, 1024
 """Random disturbances of what was found: 64 for up to 16 filters, 8 for 128, 2 for 512 (groups count together)."""
 
-_GROUPS = 16
-"""Of a random layer as many groups are drawn: all are alike."""
+_DRAWN = 256
+"""Filters of a random layer: of more, as many of its groups are drawn, since all are alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,8 @@ def mirror_distances(filters: Tensor, ndim: int, dim: int = 0, groups: int = 1) 
     if not bool(largest.isfinite()):
         raise ValueError("filters hold NaN or infinity; give the finite weights of a trained layer")
     if largest > 0:
-        wide = wide / largest  # squares of what float64 holds must not overflow
+        # Squares of what float64 holds must not overflow; by a power of two nothing is rounded.
+        wide = torch.ldexp(wide, -torch.frexp(largest).exponent)
     if dim == 1:
         grouped = wide.unflatten(0, (groups, wide.shape[0] // groups)).transpose(1, 2)
     else:
@@ -187,8 +188,8 @@ def random_loss(shape: Sequence[int], ties: Ties, *, dim: int = 0, seed: int = 0
     """What matching alone buys: the lost energy of Gaussian filters of this size, matched as `match_filters` does it.
 
     Without matching they lose 1 - U/out_channels. A layer whose filters lose less than this has symmetries of its own.
-    Remembered for each shape and ties. Large layers get fewer draws (5 up to 128 filters, 2 above 256), and 16 of the
-    groups of a layer of more stand for all.
+    Remembered for each shape and ties. Large layers get fewer draws (5 up to 128 filters, 2 above 256), and of a
+    layer of many groups as many are drawn as have 256 filters together.
 
     Args:
         shape: of the filters, as for `mirror_distances`.
@@ -213,7 +214,7 @@ def random_loss(shape: Sequence[int], ties: Ties, *, dim: int = 0, seed: int = 0
 
 @lru_cache(maxsize=1024)
 def _random_loss(shape: tuple[int, ...], ties: Ties, dim: int, seed: int) -> RandomLoss:
-    groups = min(ties.groups, _GROUPS)
+    groups = min(ties.groups, max(1, _DRAWN * ties.groups // max(ties.out_channels, 1)))
     drawn = Ties(
         ties.ndim, groups, tuple(Segment(mask, rows // ties.groups * groups) for mask, rows in ties.segments)
     )
