@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,6 +53,8 @@ class Spaces:
     """Why the model could not be traced; all spaces are fixed then."""
     _rules: tuple[_Rule, ...] = field(default=(), repr=False)
     _names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _apart: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    """Layers whose weights `forward` takes the values of, besides calling the layers or instead of it."""
 
     def of(self, name: str) -> Space:
         """The space of the output channels of the layer `name`.
@@ -72,6 +74,10 @@ class Spaces:
         some = ", ".join(space.producers[0] for space in self.spaces[:3]) or "none"
         why = "is no layer with output channels of its own" if rule is None else "follows several spaces"
         raise KeyError(f"{name!r} {why}; such layers are, for example: {some}")
+
+    def apart(self, name: str) -> bool:
+        """Does `forward` compute with the weight of the layer `name`, besides calling it or instead of that?"""
+        return self._names.get(name, name) in self._apart
 
     def permute(self, model: nn.Module, orders: Mapping[Space, Tensor]) -> None:
         """Put the channels of spaces into other orders, in place: the model computes what it did.
@@ -107,8 +113,20 @@ class Spaces:
                         f"the model has {tensor.shape[dim]} channels where {len(order)} were found; it must be the "
                         "model of find_spaces, or a copy"
                     )
-            for tensor, dim, order in moves:
-                tensor.copy_(tensor.index_select(dim, order.to(tensor.device)))
+            _move(moves)
+
+
+def _move(moves: Sequence[tuple[Tensor, int, Tensor]]) -> None:
+    """Reorder each tensor along its dim, in place; where one refuses, all are as they were."""
+    done = 0
+    try:
+        for tensor, dim, order in moves:
+            tensor.copy_(tensor.index_select(dim, order.to(tensor.device)))
+            done += 1
+    except BaseException:
+        for tensor, dim, order in reversed(moves[:done]):
+            tensor.copy_(tensor.index_select(dim, order.argsort().to(tensor.device)))
+        raise
 
 
 def _check_order(space: Space, order: Tensor) -> None:
@@ -218,7 +236,8 @@ def _collect(model: nn.Module, flow: Flow, error: str | None) -> Spaces:
         for root, made, read in zip(roots, producers, readers)
     )
     aliases = {alias: names[module] for alias, module in model.named_modules(remove_duplicate=False)}
-    return Spaces(spaces, error, tuple(rules), aliases)
+    apart = frozenset(names[module] for module in flow.apart)
+    return Spaces(spaces, error, tuple(rules), aliases, apart)
 
 
 def _is_depthwise(module: nn.Module) -> bool:

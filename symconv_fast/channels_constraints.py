@@ -52,12 +52,14 @@ class Constraints:
     """What is found out about the layers of one model.
 
     `produced` has the space of each layer's output, `read` what each layer's inputs or own parameters follow.
+    `apart` are layers whose weights are used by other code than their own.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.partition = Partition()
         self.produced: dict[nn.Module, Block] = {}
         self.read: dict[nn.Module, Maps] = {}
+        self.apart: set[nn.Module] = set()
         self._foreign: dict[nn.Module, str] = {}
         self._spoiled: dict[nn.Module, str] = {}
         self._tensors: dict[str, Any] = {}

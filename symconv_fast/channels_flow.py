@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from .channels_calls import READ_ATTRIBUTES
 from .channels_functions import Functions
 from .channels_layers import Layers
 from .channels_maps import Foreign, Number, UnknownError, maps_in
@@ -45,8 +46,18 @@ class Flow(Layers, Functions):
 
     def _attribute(self, node: fx.Node) -> Any:
         tensor = self._tensors[str(node.target)]
-        for module in self._holders.get(id(tensor), ()):
+        holders = () if _is_about_type(node) else self._holders.get(id(tensor), ())
+        for module in holders:
             self.spoil(module, f"{node.target} is used apart from its layer")
+            if (
+                module._parameters.get("weight") is tensor and self.names[module]
+            ):  # the model is traced itself
+                self.apart.add(module)
         if isinstance(tensor, Tensor) and tensor.numel() == 1:
             return Number(rank=tensor.dim())
         return Foreign(f"combined with {node.target}", node)
+
+
+def _is_about_type(node: fx.Node) -> bool:
+    """Is no more asked of a tensor than what it is, such as `x.to(layer.weight.dtype)`?"""
+    return all(user.target is getattr and user.args[1] in READ_ATTRIBUTES for user in node.users)

@@ -52,6 +52,21 @@ def is_of_torch(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
+def has_hook(tensor: Tensor) -> bool:
+    """Does somebody look at its gradients?"""
+    return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
+def _is_writable(tensor: Tensor) -> bool:
+    """Can its values be changed in place? Not those of inference mode, nor where several lie in one place."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        return False
+    overlaps = tensor.layout == torch.strided and any(
+        step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride())
+    )
+    return not overlaps
+
+
 def why_spoiled(module: nn.Module) -> str | None:
     """Why the parameters of a layer cannot be permuted, whatever it is used for."""
     if isinstance(module, LazyModuleMixin):
@@ -63,10 +78,10 @@ def why_spoiled(module: nn.Module) -> str | None:
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if name not in _OWN:
             return f"with an attribute {name} that such a layer does not have"
-        if tensor is not None and (
-            tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
-        ):
+        if tensor is not None and has_hook(tensor):
             return f"with a hook on its {name}"
+        if tensor is not None and not _is_writable(tensor):
+            return f"with a {name} that cannot be written to"
     if module._modules:
         return f"with a submodule {next(iter(module._modules))}"
     return None

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from ..extras import need
-from .estimate import Call, cost_of
+from .estimate import Call, cost_of, count_parameters, present_cost
 from .plan import Matcher, Tie, arrange, convolution
 from .sites import Site
 from .wishes import fitted, keys_of
@@ -19,6 +19,11 @@ from .wishes import fitted, keys_of
 BUDGETS = ("parameters", "time", "lost_energy")
 GAIN = 1.02
 """Times as fast in a training step, by the estimate, below which a tie is not worth having."""
+
+_WHOLE = {"parameters": "parameters of the model", "time": "time of the convolutions"}
+
+_SCALE = 1e5
+"""What shares and energies are multiplied by for the solver, whose absolute tolerances are 1e-6."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +73,24 @@ def choose_ties(
     The energies of layers are added as shares of their own, so that each layer counts alike.
 
     Raises:
-        ValueError: no ties meet the budget; the message has the least that can be reached.
+        ValueError: no ties meet the budget; the message has the least that can be reached. Or filters have no values.
     """
     reasons: dict[Site, str] = {}
+    for site in sites:
+        if convolution(site).weight.is_meta:
+            raise ValueError(
+                f"symmetry='auto' needs the filters, and those of {site.name or 'the layer'} are on the meta device: "
+                "load the weights first, or name a tie, such as 'hv'"
+            )
     units: dict[Any, list[Site]] = defaultdict(list)
     for site in sites:
         units[matcher.space(site) or site].append(site)
     options = [_options(unit, matcher, calls, reasons) for unit in matcher.each(units.values())]
-    chosen = _solve(options, _totals(model, sites, calls), len(sites), budget, calls is not None)
+    chosen = _solve(options, _totals(model, calls), len(sites), budget, calls is not None)
     ties = {site: tie for option in chosen for site, tie in option.ties.items()}
     for site in sites:
         if site not in ties:
-            reasons.setdefault(site, f"left as it is: the budget {dict([budget])} is met without a tie here")
+            reasons.setdefault(site, f"the budget {dict([budget])} is met without a tie here")
     return {site: ties[site] for site in sites if site in ties}, {
         s: r for s, r in reasons.items() if s not in ties
     }
@@ -129,14 +140,11 @@ def _saved(site: Site, tie: Tie) -> int:
     return conv.weight.numel() // ties.out_channels * (ties.out_channels - ties.unique)
 
 
-def _totals(
-    model: nn.Module, sites: Sequence[Site], calls: Mapping[nn.Module, Sequence[Call]] | None
-) -> dict[str, float]:
-    """What shares are shares of: the model's parameters, and the seconds of its convolutions in torch."""
-    seconds = 0.0
-    if calls is not None:
-        seconds = sum(cost_of(convolution(s), None, calls.get(s.conv, ())).ordinary_step for s in sites)
-    return {"parameters": float(sum(p.numel() for p in model.parameters())), "time": seconds}
+def _totals(model: nn.Module, calls: Mapping[nn.Module, Sequence[Call]] | None) -> dict[str, float]:
+    """What shares are shares of: the model's parameters, and the seconds of its convolutions as they are."""
+    costs = [present_cost(conv, made) for conv, made in (calls or {}).items()]
+    seconds = sum(cost.step for cost in costs if cost is not None)
+    return {"parameters": float(count_parameters(model)), "time": seconds}
 
 
 def _solve(
@@ -159,6 +167,11 @@ def _solve(
         objective, row, low, high = -saved[goal] / totals[goal], lost / max(1, layers), -np.inf, limit
     else:
         whole = totals[name]
+        if not 0 < whole < np.inf:
+            raise ValueError(
+                f"budget={{{name!r}: {limit}}} limits what there is none of, or no estimate: the {_WHOLE[name]}; "
+                "limit another quantity"
+            )
         # Ties that lose as much are told apart by what they save.
         objective = lost - 1e-6 * saved[name] / whole
         row, low, high = saved[name] / whole, 1 - limit, np.inf
@@ -166,8 +179,10 @@ def _solve(
         if most < low:
             raise ValueError(
                 f"budget={{{name!r}: {limit}}} cannot be met: with the most ties there are, {1 - most:.3f} of the "
-                f"{'parameters' if name == 'parameters' else 'time of the convolutions'} is left; give at least that"
+                f"{_WHOLE[name]} is left; give at least that"
             )
+    if not flat:
+        return []
     optimize = need("scipy.optimize", "symmetry='auto'")
     one_each = np.zeros((len(options), len(flat)))
     start = 0
@@ -175,13 +190,14 @@ def _solve(
         one_each[i, start : start + len(unit)] = 1
         start += len(unit)
     solved = optimize.milp(
-        objective,
+        objective * _SCALE,
         integrality=np.ones(len(flat)),
         bounds=optimize.Bounds(0, 1),
         constraints=[
             optimize.LinearConstraint(one_each, 1, 1),
-            optimize.LinearConstraint(row[None], low - 1e-9, high + 1e-9),
+            optimize.LinearConstraint(row[None] * _SCALE, (low - 1e-12) * _SCALE, (high + 1e-12) * _SCALE),
         ],
+        options={"mip_rel_gap": 0.0},
     )
     if solved.x is None:
         raise ValueError(f"budget={{{name!r}: {limit}}} cannot be met: {solved.message}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import nn
@@ -31,10 +31,16 @@ def computes_weight(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
-def give(new: nn.Module, layer: nn.Module, pick: Callable[[Any], Any] = lambda value: value) -> None:
+def give(
+    new: nn.Module,
+    layer: nn.Module,
+    pick: Callable[[Any], Any] = lambda value: value,
+    parts: Collection[str] = (),
+) -> None:
     """Everything of `layer` that is not the convolution itself, each part as `pick` returns it.
 
-    By default the very objects are taken: what the handle of a hook removes it from is a dict of the layer's.
+    By default the very objects are taken: what the handle of a hook removes it from is a dict of the layer's. `parts`
+    are submodules that the layer consists of.
     """
     for name in _HOOKS:
         setattr(new, name, pick(getattr(layer, name)))
@@ -45,7 +51,7 @@ def give(new: nn.Module, layer: nn.Module, pick: Callable[[Any], Any] = lambda v
             new.__dict__.setdefault(name, pick(value))
     for kind in ("_modules", "_buffers", "_parameters"):
         for name, value in getattr(layer, kind).items():
-            own = name in ("weight", "bias", "parametrizations") or _is_source(layer, name)
+            own = name in ("weight", "bias", "parametrizations", *parts) or _is_source(layer, name)
             if not own and not hasattr(new, name):
                 getattr(new, kind)[name] = pick(value)
                 new._non_persistent_buffers_set.update(layer._non_persistent_buffers_set & {name})

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
 
+from ..channels_trace import is_plain
+from ..checks import SUPPORTED_DTYPES
 from ..explanation import explain
-from ..modules import _settings, _Symmetric
+from ..modules import _settings, _Symmetric, still
 from ..problem import suggests_channels_last
 from ..symmetry import Symmetry
 from .sites import TIED
@@ -82,11 +85,16 @@ def record_calls(
     """
     calls: dict[nn.Module, list[Call]] = defaultdict(list)
 
-    def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor):
-            calls[module].append(Call(inputs[0].shape, inputs[0].stride(), inputs[0].dtype))
+    def record(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = inputs[0] if inputs else named.get("input")
+        if isinstance(x, Tensor):
+            calls[module].append(Call(x.shape, x.stride(), x.dtype))
 
-    handles = [layer.register_forward_pre_hook(record) for layer in layers]
+    handles = [
+        layer.register_forward_pre_hook(record, with_kwargs=True)
+        for layer in layers
+        if not isinstance(layer, torch.jit.ScriptModule)
+    ]
     modes = {module: module.training for module in model.modules()}
     positional, named = _as_arguments(example_input)
     try:
@@ -141,6 +149,23 @@ def cost_of(conv: _ConvNd, symmetry: Symmetry | None, calls: Iterable[Call]) -> 
             )
         )
     return total(found)
+
+
+def present_cost(conv: nn.Module, calls: Iterable[Call]) -> Cost | None:
+    """Of a layer as it is, tied or not; None where it computes something else than its sizes tell."""
+    base = next((base for base in type(conv).__mro__ if base in TIED), None)
+    lazy = isinstance(conv, (LazyModuleMixin, torch.jit.ScriptModule))
+    if base is None or lazy or not isinstance(conv, _ConvNd) or not is_plain(conv, base):
+        return None
+    with still(conv):
+        if conv.weight.dtype not in SUPPORTED_DTYPES:
+            return None
+        return cost_of(conv, conv.symmetry if isinstance(conv, _Symmetric) else None, calls)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Values of its parameters; torch's lazy ones have none yet."""
+    return sum(0 if nn.parameter.is_lazy(p) else p.numel() for p in module.parameters())
 
 
 def meta_layer(conv: _ConvNd, symmetry: Symmetry | None) -> _Symmetric[Any]:

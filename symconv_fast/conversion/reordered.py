@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..modules import _Symmetric
 from .carry import give
 from .matching import reorder_filters
 
@@ -18,13 +19,14 @@ def _filters(conv: _ConvNd, order: Tensor) -> Tensor:
     return reorder_filters(conv.weight.detach(), order, 1 if conv.transposed else 0, conv.groups)
 
 
-@torch.no_grad()
-def reorder_outputs(conv: _ConvNd, order: Tensor) -> None:
-    """Output channel i of `conv` becomes its old channel `order[i]`, in place."""
-    order = order.to(conv.weight.device)
-    conv.weight.copy_(_filters(conv, order))
+def reorder_outputs(conv: _ConvNd, order: Tensor) -> _ConvNd:
+    """`conv` with its old channel `order[i]` as output channel i: another layer, with parameters of its own."""
+    order, new = order.to(conv.weight.device), copy.copy(conv)
+    new._parameters = dict(conv._parameters)
+    new.weight = nn.Parameter(_filters(conv, order), conv.weight.requires_grad)
     if conv.bias is not None:
-        conv.bias.copy_(conv.bias.index_select(0, order))
+        new.bias = nn.Parameter(conv.bias.detach().index_select(0, order), conv.bias.requires_grad)
+    return new
 
 
 class ChannelOrder(nn.Module):
@@ -49,15 +51,42 @@ class ChannelOrder(nn.Module):
         return f"{self.index.numel()} channels"
 
 
+_SETTINGS = "in_channels out_channels kernel_size stride padding dilation transposed output_padding groups padding_mode"
+
+
 class Reordered(nn.Sequential):
     """A tied convolution and the order that its output channels had in the model: `conv`, then `order`.
 
     `convert` puts it where it cannot undo a permutation of output channels in what reads them; `to_torch` makes an
-    ordinary convolution of both.
+    ordinary convolution of both. To code that looks at the layer it is like that ordinary one: it has its sizes,
+    `weight` and `bias`, and takes what it takes. The parameters are those of `convolution`.
     """
 
     def __init__(self, conv: _ConvNd, index: Tensor) -> None:
         super().__init__(OrderedDict(conv=conv, order=ChannelOrder(index, len(conv.kernel_size))))
+        self.__dict__.update((name, getattr(conv, name)) for name in _SETTINGS.split())
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As the layer is called, transposed ones with their `output_size`."""
+        output: Tensor = self.order(self.conv(input, *args, **kwargs))
+        return output
+
+    @property
+    def weight(self) -> Tensor:
+        """The ordinary filters in the order of the outputs, computed with each reading; differentiable."""
+        conv = self._tied
+        weight = conv.expanded_weight()
+        return reorder_filters(weight, self.index, 1 if conv.transposed else 0, conv.groups)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of every output channel, or None; computed too."""
+        bias = self._tied.expanded_bias()
+        return None if bias is None else bias.index_select(0, self.index)
+
+    @property
+    def _tied(self) -> _Symmetric[Any]:
+        return cast("_Symmetric[Any]", self.convolution)
 
     @property
     def convolution(self) -> _ConvNd:
@@ -81,7 +110,7 @@ def join_orders(model: nn.Module) -> nn.Module:
             conv.weight = nn.Parameter(weight, conv.weight.requires_grad)
             if conv.bias is not None:
                 conv.bias = nn.Parameter(conv.bias.detach()[index], conv.bias.requires_grad)
-            give(conv, module)
+            give(conv, module, parts=("conv", "order"))
             joined[module] = conv
     replace_modules(model, joined)
     return joined.get(model, model)
@@ -89,7 +118,8 @@ def join_orders(model: nn.Module) -> nn.Module:
 
 def _is_hooked(module: nn.Module) -> bool:
     """Hooks see the channels as the layer itself has them."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
 
 
 def replace_modules(model: nn.Module, replaced: Mapping[nn.Module | None, nn.Module]) -> None:

@@ -16,7 +16,8 @@ class LayerReport:
     `lost` is ‖w − tied‖² / ‖w‖² of the nearest tied filters, 0 to 1, and `lost_random` what random filters of the same
     size lose when they are matched in the same way. `order` says how filters came into orbits: "matched" (the
     permutation is undone in what reads them), "matched, index" (by an index on the output), or "as given".
-    Parameters are those of weight and bias. `cost` needs an `example_input`.
+    Parameters are those of weight and bias. `calls` and `cost` need an `example_input`: how often the model called the
+    layer, and what that takes; None for layers that compute something of their own.
     """
 
     name: str
@@ -29,6 +30,7 @@ class LayerReport:
     parameters_before: int = 0
     parameters: int = 0
     cost: Cost | None = None
+    calls: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class ConversionReport:
 
     @property
     def cost(self) -> Cost | None:
-        """Of all convolutions together, those left alone included; None without an `example_input`."""
+        """Of all convolutions together that have one, those left alone included; None without an `example_input`."""
         costs = [layer.cost for layer in self.layers if layer.cost is not None]
         return total(costs) if costs else None
 
@@ -63,7 +65,7 @@ class ConversionReport:
 
     def table(self) -> Table:
         """A row for each convolution, one for all of them, and in the notes what the figures mean."""
-        timed = self.cost is not None
+        timed = any(layer.calls is not None for layer in self.layers)
         columns = ["layer|", "type|", "tie|", "filters|", "lost", "random", "parameters", "before"]
         columns += ["MACs", "before", "forward", "step"] if timed else []
         rows = [_row(layer, timed) for layer in self.layers]
@@ -85,7 +87,7 @@ class ConversionReport:
         after = sum(layer.parameters for layer in self.layers)
         mean = f"{self.lost:.3f}" if self.tied else ""
         row = ["all convolutions", "", "", "", mean, "", f"{after:,}", f"{before:,}"]
-        return row + (_costs(self.cost) if timed else [])
+        return row + (_costs(self.cost, "-") if timed else [])
 
     def _explained(self, timed: bool) -> list[str]:
         if not self.tied:
@@ -112,12 +114,12 @@ def _row(layer: LayerReport, timed: bool) -> list[str]:
     row.append(layer.order if tied else f"left alone: {layer.reason}")
     row += [f"{layer.lost:.3f}", _number(layer.lost_random)] if tied else ["", ""]
     row += [f"{layer.parameters:,}", f"{layer.parameters_before:,}"]
-    return row + (_costs(layer.cost) if timed else [])
+    return row + (_costs(layer.cost, "-" if layer.calls else "not called") if timed else [])
 
 
-def _costs(cost: Cost | None) -> list[str]:
+def _costs(cost: Cost | None, otherwise: str) -> list[str]:
     if cost is None:
-        return ["not called", "", "", ""]
+        return [otherwise, "", "", ""]
     ratios = [f"{r:.2f}" if not math.isnan(r) else "-" for r in (cost.forward_ratio, cost.step_ratio)]
     return [f"{cost.macs:,}", f"{cost.ordinary_macs:,}", *ratios]
 

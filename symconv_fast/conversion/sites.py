@@ -15,6 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from ..channels_trace import has_hook
+from ..checks import SUPPORTED_DTYPES
 from ..holders import modules_held
 from ..modules import (
     SymmetricConv1d,
@@ -81,10 +83,13 @@ def _is_convolution(module: nn.Module) -> bool:
 def _read_skip(skip: Skip, names: list[str]) -> Callable[[str, nn.Module], bool]:
     if callable(skip):
         return skip
+    wrong = TypeError(f"skip={skip!r} must be names such as 'features.0' or 'head.*', or a function")
+    if not isinstance(skip, Iterable):
+        raise wrong
     patterns = [skip] if isinstance(skip, str) else list(skip)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"skip={skip!r} must be names such as 'features.0' or 'head.*', or a function")
+            raise wrong
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(
                 f"skip has {pattern!r}, which no convolution is called; there are {', '.join(names[:8])}"
@@ -127,6 +132,11 @@ def _why_not(module: nn.Module, min_channels: int) -> str | None:
         return f"{type(module).__qualname__} has a forward or attributes of its own"
     if getattr(module, "qconfig", None) is not None:
         return "prepared for quantisation; convert before that"
+    if module.weight.dtype not in SUPPORTED_DTYPES:
+        return f"{str(module.weight.dtype)[6:]} filters cannot be tied"
+    for name, parameter in module._parameters.items():
+        if parameter is not None and has_hook(parameter):
+            return f"a hook on its {name} sees gradients; remove it first"
     if max(module.kernel_size) == 1:
         return "one tap: nothing to mirror"
     if min(module.in_channels, module.out_channels) < min_channels:

@@ -16,7 +16,7 @@ from ..problem import memory_format, suggests_channels_last
 from ..symmetry import SymmetryWarning
 from . import budget as budgets
 from .carry import give
-from .estimate import Call, Cost, cost_of, record_calls
+from .estimate import Call, Cost, cost_of, count_parameters, present_cost, record_calls
 from .plan import Decision, Matcher, arrange, convolution
 from .reordered import Reordered, reorder_outputs, replace_modules
 from .report import ConversionReport, LayerReport
@@ -83,6 +83,7 @@ def convert(
         ModuleNotFoundError: matching needs rustworkx, and "auto" scipy: `pip install 'symconv_fast[analysis]'`.
     """
     _check(model, symmetry, match, min_channels, budget)
+    _check_flags(keep_norm=keep_norm, inplace=inplace, progress=progress)
     limit = budgets.check_budget(budget, example_input is not None)
     find_sites(model, min_channels, skip)  # raises before anything is copied
     if inplace and type(model) in TIED:
@@ -93,13 +94,19 @@ def convert(
         model = copy.deepcopy(model)
     sites = find_sites(model, min_channels, skip)
     calls = None if example_input is None else _record(model, example_input, sites)
-    decisions, spaces = _decide(model, sites, symmetry, (match, progress), calls, limit)
-    before = _size(model)
-    costs = {site: _cost(decisions[site], calls) for site in sites}
-    made = _replace(model, [decisions[site] for site in sites], spaces, keep_norm)
+    spaces = _unless_unbatched(find_spaces(model), calls)
+    sites = [_unless_apart(site, spaces) for site in sites]
+    matcher = Matcher(spaces if match else None, match == "followed", progress)
+    decisions = _decide(model, sites, symmetry, matcher, calls, limit)
+    before = count_parameters(model)
+    costs = {
+        site: (None if calls is None else len(calls.get(site.conv, ())), _cost(decisions[site], calls))
+        for site in sites
+    }
+    made = _replace(model, [decisions[site] for site in sites], matcher.spaces, keep_norm)
     rows = tuple(_row(decisions[site], made.get(site.conv), costs[site]) for site in sites)
     result: Any = made.get(model, model)
-    return result, ConversionReport(rows, before, _size(result), _notes(spaces))
+    return result, ConversionReport(rows, before, count_parameters(result), _notes(matcher.spaces))
 
 
 def _check(model: Any, symmetry: Any, match: Any, min_channels: Any, budget: Any) -> None:
@@ -108,32 +115,54 @@ def _check(model: Any, symmetry: Any, match: Any, min_channels: Any, budget: Any
             f"model={type(model).__name__} must be a torch.nn.Module, such as torchvision's resnet18()"
         )
     check_wish(symmetry)
-    if match not in (True, False, "followed"):
+    if not isinstance(match, bool) and match != "followed":
         raise ValueError(f"match={match!r} must be True, False or 'followed'")
     if isinstance(min_channels, bool) or not isinstance(min_channels, int):
         raise TypeError(f"min_channels={min_channels!r} must be an int, such as 16")
+    if min_channels < 0:
+        raise ValueError(f"min_channels={min_channels!r} must be 0 or more, such as 16")
     if budget is not None and symmetry != "auto":
         raise ValueError(f"budget={budget!r} is for symmetry='auto', got symmetry={symmetry!r}")
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}={value!r} must be True or False")
 
 
 def _record(model: nn.Module, example_input: Any, sites: Sequence[Site]) -> Calls:
     return record_calls(model, example_input, [site.conv for site in sites])
 
 
+def _unless_unbatched(spaces: Spaces, calls: Calls | None) -> Spaces:
+    """As they are; but dims that are counted from the front are others where inputs have no batch."""
+    for conv, some in (calls or {}).items():
+        ndim = len(getattr(conv, "kernel_size", ()))
+        if spaces.error is None and any(len(call.shape) == ndim + 1 for call in some):
+            return replace(spaces, error="the model is called on inputs without a batch")
+    return spaces
+
+
+def _unless_apart(site: Site, spaces: Spaces) -> Site:
+    """A site that is left alone where other code computes with the filters, of which a tied layer has fewer."""
+    if site.reason is None and spaces.apart(site.name):
+        return replace(site, reason="the model computes with its weight, apart from calling it")
+    return site
+
+
 def _decide(
     model: nn.Module,
     sites: Sequence[Site],
     symmetry: Any,
-    matching: tuple[bool | str, bool],
+    matcher: Matcher,
     calls: Calls | None,
     limit: tuple[str, float],
-) -> tuple[dict[Site, Decision], Spaces | None]:
+) -> dict[Site, Decision]:
     """What becomes of each site; nothing is changed."""
     decisions = {site: Decision(site, reason=site.reason) for site in sites}
     able = [site for site in sites if site.reason is None]
     _check_values(able)
-    match, progress = matching
-    matcher = Matcher(find_spaces(model) if match else None, match == "followed", progress)
     if symmetry == "auto":
         ties, reasons = budgets.choose_ties(model, able, matcher, calls, limit)
     else:
@@ -142,7 +171,7 @@ def _decide(
         reasons = {site: reason for site, reason in found.items() if isinstance(reason, str)}
     decisions.update((site, Decision(site, reason=reason)) for site, reason in reasons.items())
     decisions.update((decision.site, decision) for decision in arrange(matcher, ties))
-    return decisions, matcher.spaces
+    return decisions
 
 
 def _check_values(sites: Sequence[Site]) -> None:
@@ -155,11 +184,6 @@ def _check_values(sites: Sequence[Site]) -> None:
             )
 
 
-def _size(module: nn.Module) -> int:
-    """Values of its parameters; torch's lazy ones have none yet."""
-    return sum(0 if nn.parameter.is_lazy(p) else p.numel() for p in module.parameters())
-
-
 def _cost(decision: Decision, calls: Calls | None) -> Cost | None:
     """Of a site after the conversion; None where the model was not run, or does not call it, or it cannot be told."""
     conv = decision.site.conv
@@ -167,7 +191,7 @@ def _cost(decision: Decision, calls: Calls | None) -> Cost | None:
         return None
     if decision.tie is not None:
         return cost_of(convolution(decision.site), decision.tie[0], calls[conv])
-    return cost_of(convolution(decision.site), None, calls[conv]) if type(conv) in TIED else None
+    return present_cost(conv, calls[conv])
 
 
 def _replace(
@@ -178,12 +202,21 @@ def _replace(
     for decision in decisions:
         if decision.through == "graph" and decision.order is not None:
             orders[decision.space] = decision.order
-    if spaces is not None and orders:
-        spaces.permute(model, {space: order for space, order in orders.items() if space is not None})
+    known = {space: order for space, order in orders.items() if space is not None}
+    if spaces is not None and known:
+        spaces.permute(model, known)
     made: dict[nn.Module | None, nn.Module] = {}
+    try:
+        for decision in decisions:
+            if decision.tie is not None:
+                made[decision.site.conv] = _tied(decision, orders.get(decision.space), keep_norm)
+    except BaseException:
+        if spaces is not None and known:
+            spaces.permute(model, {space: order.argsort() for space, order in known.items()})
+        raise
     for decision in decisions:
         if decision.tie is not None:
-            made[decision.site.conv] = _tied(decision, orders.get(decision.space), keep_norm)
+            give(made[decision.site.conv], decision.site.conv)
     replace_modules(model, made)
     return made
 
@@ -197,30 +230,29 @@ def _tied(decision: Decision, space_order: Tensor | None, keep_norm: bool) -> nn
     if decision.through == "index":
         assert decision.order is not None
         order = decision.order if space_order is None else space_order.argsort()[decision.order]
-        reorder_outputs(conv, order)
+        conv = reorder_outputs(conv, order)
         index = order.argsort().to(conv.weight.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SymmetryWarning)  # the report says it
         layer: Any = TIED[type(conv)].from_conv(conv, decision.tie[0], keep_norm=keep_norm)
     layer.weight.data = layer.weight.data.contiguous(memory_format=last)
-    new = layer if index is None else Reordered(layer, index).train(conv.training)
-    give(new, conv)
-    return new
+    return layer if index is None else Reordered(layer, index).train(conv.training)
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:
     return memory_format(weight.dim() - 2, suggests_channels_last(weight))
 
 
-def _row(decision: Decision, new: nn.Module | None, cost: Cost | None) -> LayerReport:
+def _row(decision: Decision, new: nn.Module | None, called: tuple[int | None, Cost | None]) -> LayerReport:
     conv = decision.site.conv
     row = LayerReport(
         decision.site.name,
         type(conv).__name__,
         None,
         decision.reason,
-        parameters_before=_size(conv),
-        cost=cost,
+        parameters_before=count_parameters(conv),
+        calls=called[0],
+        cost=called[1],
     )
     if decision.tie is None or new is None:
         return replace(row, parameters=row.parameters_before)
@@ -231,7 +263,7 @@ def _row(decision: Decision, new: nn.Module | None, cost: Cost | None) -> LayerR
         lost=decision.lost,
         lost_random=decision.lost_random,
         order=order,
-        parameters=_size(new),
+        parameters=count_parameters(new),
     )
 
 
@@ -239,5 +271,5 @@ def _notes(spaces: Spaces | None) -> tuple[str, ...]:
     if spaces is None or spaces.error is None:
         return ()
     return (
-        f"torch.fx cannot follow the model, so that no permutation is undone in what reads it: {spaces.error}",
+        f"Channels cannot be followed, so that no permutation is undone in what reads them: {spaces.error}",
     )

@@ -38,7 +38,10 @@ def wanted(symmetry: Wish, site: Site) -> tuple[Symmetry, Ties] | str:
         if given is None:
             return "symmetry(name, conv) gave None"
         try:
-            return _resolve(Symmetry(given, ndim=len(conv.kernel_size)), conv)
+            tie = Symmetry(given, ndim=len(conv.kernel_size))
+            if not tie.counts:
+                raise ValueError("it ties nothing; return None to leave the layer alone")
+            return _resolve(tie, conv)
         except (ValueError, TypeError) as error:
             raise type(error)(f"symmetry(name={site.name!r}, conv) gave {given!r}: {error}") from None
     if isinstance(symmetry, str):
