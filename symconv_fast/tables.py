@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Table:
     """Cells are text as it is shown; a column whose name ends with "|" is of text, all others are of numbers.
 
-    `str()` is plain text of whatever width it needs; `rich.print(table)` draws it in colour; `notes` follow the rows,
-    a line each.
+    `str()` is plain text of whatever width it needs; `rich.print(table)` draws it in colour and folds text where the
+    terminal is narrow; `notes` follow the rows, a line each.
     """
 
     title: str
@@ -39,8 +39,9 @@ class Table:
         drawn.caption = "\n".join(map(escape, self.notes)) or None
         drawn.caption_justify = "left"
         for name in self.columns:
+            text = name.endswith("|")
             drawn.add_column(
-                name.rstrip("|"), justify="left" if name.endswith("|") else "right", no_wrap=True
+                name.rstrip("|"), justify="left" if text else "right", no_wrap=not text, overflow="fold"
             )
         for row in self.rows:
             drawn.add_row(*map(escape, row))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from collections.abc import Callable
 from itertools import product
@@ -647,7 +648,7 @@ def test_the_report_tells_layers_of_unknown_cost_from_those_not_called() -> None
         parametrizations.weight_norm(nn.Conv2d(8, 8, 3)),
     ]
     model = nn.Sequential(*layers, nn.ModuleDict({"idle": nn.Conv2d(8, 8, 3)}))
-    model[3].forward = nn.Identity()  # type: ignore[method-assign]
+    model[3].forward = lambda x: x
     _, report = convert(model, "h", min_channels=1, example_input=torch.zeros(1, 8, 12, 12))
     assert [layer.calls for layer in report.layers] == [1, 1, 1, 0]
     assert [layer.cost and layer.cost.ordinary_macs for layer in report.layers] == [
@@ -705,3 +706,46 @@ def test_auto_where_nothing_can_be_tied() -> None:
 def test_more_bad_input(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         convert(stack(), **{"min_channels": 1, "symmetry": "h", **arguments})
+
+
+@pytest.mark.usefixtures("no_random_filters")
+def test_code_that_asks_for_the_types_of_its_layers() -> None:
+    class Asking(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self:
+                x = layer(x) * (2 if isinstance(layer, nn.Conv2d) else 1)
+            return x
+
+    model = Asking(*stack()).double().eval()
+    x = torch.randn(1, 2, 9, 9, dtype=torch.float64)
+    before = list(model)
+    tied, report = convert(model, "h", min_channels=1)
+    assert [layer.order for layer in report.layers] == ["matched", "as given"]
+    assert "asks for the types" in report.notes[0]
+    assert distance(revert(tied)(x), tied(x)) < 1e-12
+    assert list(model) == before
+    assert not convert(stack(), "h", min_channels=1)[1].notes
+
+
+@pytest.mark.usefixtures("no_random_filters")
+@pytest.mark.parametrize("timed", [False, True])
+def test_the_report_is_legible_on_a_narrow_terminal(timed: bool) -> None:
+    from rich.console import Console
+
+    names = {"features_of_the_image": nn.Conv2d(64, 1024, 3), "head": nn.Conv2d(1024, 64, 3)}
+    model = nn.Sequential()
+    for name, layer in names.items():
+        model.add_module(name, layer)
+    x = torch.zeros(8, 64, 60, 60) if timed else None
+    _, report = convert(model, "h", match=False, skip="head", example_input=x)
+    console = Console(width=80, record=True, color_system=None, file=io.StringIO())
+    console.print(report)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    cells = [cell for layer in report.layers for cell in (layer.parameters, layer.parameters_before)]
+    cells += [cost.ordinary_macs for layer in report.layers if (cost := layer.cost) is not None]
+    assert len(cells) == (6 if timed else 4)
+    assert all(f"{cell:,}" in text for cell in cells)
+    for word in ("skip", "'h'", "all", "random ones"):
+        assert word in text

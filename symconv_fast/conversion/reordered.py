@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..channels_calls import is_layer
+from ..channels_trace import CannotTraceError, trace
 from ..modules import _Symmetric
 from .carry import give
 from .matching import reorder_filters
@@ -68,7 +70,7 @@ class Reordered(nn.Sequential):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the layer is called, transposed ones with their `output_size`."""
-        output: Tensor = self.order(self.conv(input, *args, **kwargs))
+        output: Tensor = self[1](self[0](input, *args, **kwargs))
         return output
 
     @property
@@ -128,3 +130,35 @@ def replace_modules(model: nn.Module, replaced: Mapping[nn.Module | None, nn.Mod
         for name, child in module._modules.items():
             if child in replaced:
                 module._modules[name] = replaced[child]
+
+
+class _StandIn(nn.Module):
+    """What has all that a convolution has, and is none."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Never run: it stands in a graph."""
+        raise NotImplementedError
+
+
+def asks_for_types(model: nn.Module, layers: Iterable[nn.Module]) -> bool:
+    """Does the code of a model that torch.fx can trace do something else where `layers` are no convolutions?
+
+    Such as `if isinstance(layer, nn.Conv2d)` in a loop over layers, which a `Reordered` does not fulfil.
+    """
+    stands: dict[nn.Module | None, nn.Module] = {}
+    for layer in layers:
+        stand = stands[layer] = _StandIn.__new__(_StandIn)
+        stand.__dict__ = layer.__dict__
+    before = [str(traced.graph) for traced in trace(model, is_layer)]
+    replace_modules(model, stands)
+    try:
+        return before != [str(traced.graph) for traced in trace(model, _is_layer_or_stand)]
+    except CannotTraceError:
+        return True
+    finally:
+        back: dict[nn.Module | None, nn.Module] = {stand: layer for layer, stand in stands.items() if layer}
+        replace_modules(model, back)
+
+
+def _is_layer_or_stand(module: nn.Module) -> bool:
+    return isinstance(module, _StandIn) or is_layer(module)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ..tables import Table
 from .estimate import Cost, total
+
+if TYPE_CHECKING:
+    import rich.console
+
+_COSTS = (8, 9, 10, 11)
+"""The columns of the table that need an `example_input`."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class ConversionReport:
 
     def table(self) -> Table:
         """A row for each convolution, one for all of them, and in the notes what the figures mean."""
-        timed = any(layer.calls is not None for layer in self.layers)
+        timed = self._timed
         columns = ["layer|", "type|", "tie|", "filters|", "lost", "random", "parameters", "before"]
         columns += ["MACs", "before", "forward", "step"] if timed else []
         rows = [_row(layer, timed) for layer in self.layers]
@@ -74,6 +82,22 @@ class ConversionReport:
 
     def __str__(self) -> str:
         return str(self.table())
+
+    def __rich__(self) -> rich.console.Group:
+        """For `rich.print`: the table, in two where costs are known, so that terminals are wide enough for them."""
+        from rich.console import Group
+
+        whole = self.table()
+        if not self._timed:
+            return Group(whole)
+        first = [i for i in range(len(whole.columns)) if i not in (1, *_COSTS)]
+        return Group(
+            _picked(replace(whole, notes=()), first), _picked(replace(whole, title=""), [0, *_COSTS])
+        )
+
+    @property
+    def _timed(self) -> bool:
+        return any(layer.calls is not None for layer in self.layers)
 
     def _title(self) -> str:
         share = self.parameters / self.parameters_before if self.parameters_before else 1.0
@@ -106,6 +130,12 @@ class ConversionReport:
                 "MACs of one forward pass; forward and step: estimated times as fast as torch's layers."
             )
         return notes
+
+
+def _picked(table: Table, places: Sequence[int]) -> Table:
+    """Some columns of a table."""
+    rows = [[row[i] for i in places] for row in table.rows]
+    return replace(table, columns=[table.columns[i] for i in places], rows=rows)
 
 
 def _row(layer: LayerReport, timed: bool) -> list[str]:

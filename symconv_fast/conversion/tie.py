@@ -18,7 +18,7 @@ from . import budget as budgets
 from .carry import give
 from .estimate import Call, Cost, cost_of, count_parameters, present_cost, record_calls
 from .plan import Decision, Matcher, arrange, convolution
-from .reordered import Reordered, reorder_outputs, replace_modules
+from .reordered import Reordered, asks_for_types, reorder_outputs, replace_modules
 from .report import ConversionReport, LayerReport
 from .sites import TIED, Site, Skip, find_sites
 from .wishes import Wish, check_wish, wanted
@@ -97,6 +97,7 @@ def convert(
     spaces = _unless_unbatched(find_spaces(model), calls)
     sites = [_unless_apart(site, spaces) for site in sites]
     matcher = Matcher(spaces if match else None, match == "followed", progress)
+    notes = _prefer_followed(model, sites, matcher)
     decisions = _decide(model, sites, symmetry, matcher, calls, limit)
     before = count_parameters(model)
     costs = {
@@ -106,7 +107,7 @@ def convert(
     made = _replace(model, [decisions[site] for site in sites], matcher.spaces, keep_norm)
     rows = tuple(_row(decisions[site], made.get(site.conv), costs[site]) for site in sites)
     result: Any = made.get(model, model)
-    return result, ConversionReport(rows, before, count_parameters(result), _notes(matcher.spaces))
+    return result, ConversionReport(rows, before, count_parameters(result), (*_notes(matcher.spaces), *notes))
 
 
 def _check(model: Any, symmetry: Any, match: Any, min_channels: Any, budget: Any) -> None:
@@ -142,6 +143,19 @@ def _unless_unbatched(spaces: Spaces, calls: Calls | None) -> Spaces:
         if spaces.error is None and any(len(call.shape) == ndim + 1 for call in some):
             return replace(spaces, error="the model is called on inputs without a batch")
     return spaces
+
+
+def _prefer_followed(model: nn.Module, sites: Sequence[Site], matcher: Matcher) -> tuple[str, ...]:
+    """No index where the model would take its layer for no convolution, and a note that says so."""
+    able = [site.conv for site in sites if site.reason is None and site.name]
+    if matcher.followed or matcher.spaces is None or matcher.spaces.error is not None:
+        return ()
+    matcher.followed = asks_for_types(model, able)
+    if not matcher.followed:
+        return ()
+    return (
+        "The model asks for the types of its layers, so that filters without a followed order lie as they did.",
+    )
 
 
 def _unless_apart(site: Site, spaces: Spaces) -> Site:
