@@ -587,3 +587,52 @@ def test_spaces_are_plain_data() -> None:
 def test_a_graph_module_is_a_model() -> None:
     traced = fx.symbolic_trace(two_convs())
     assert fixed_of(traced) == [None, None, "model output"]
+
+
+def test_apart_is_what_computes_with_a_weight() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(4, 4, 3) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x.to(self.a.weight.dtype)) * self.b.weight.square().mean()
+            return self.c(self.b(x)) + self.c.bias.view(1, -1, 1, 1)
+
+    spaces = find_spaces(Reads())
+    assert [spaces.apart(name) for name in "abc"] == [False, True, False]
+    assert spaces.of("a").fixed is not None  # read by b, whose weight must stay
+    assert not find_spaces(nn.Conv2d(4, 4, 3)).apart("")
+
+
+def test_weights_that_cannot_be_written_to_fix_their_space() -> None:
+    for other in (torch.randn(8, 1, 3, 3).expand(8, 8, 3, 3), None):
+        model = nn.Sequential(
+            nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)
+        )
+        if other is None:
+            with torch.inference_mode():
+                other = torch.randn(8, 8, 3, 3)
+        model[2].weight = nn.Parameter(other, requires_grad=False)
+        spaces = find_spaces(model)
+        assert "cannot be written to" in str(spaces.of("0").fixed)
+        assert "cannot be written to" in str(spaces.of("2").fixed)
+
+
+def test_a_permutation_that_fails_half_way_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    spaces = find_spaces(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    original, done = Tensor.copy_, []
+
+    def copy_(self: Tensor, other: Tensor) -> Tensor:
+        done.append(self)
+        if len(done) == 4:
+            raise MemoryError
+        return original(self, other)
+
+    monkeypatch.setattr(Tensor, "copy_", copy_)
+    with pytest.raises(MemoryError):
+        spaces.permute(model, {spaces.of("0"): torch.arange(8).roll(3)})
+    assert len(done) == 7
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

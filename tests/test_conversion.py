@@ -749,3 +749,35 @@ def test_the_report_is_legible_on_a_narrow_terminal(timed: bool) -> None:
     assert all(f"{cell:,}" in text for cell in cells)
     for word in ("skip", "'h'", "all", "random ones"):
         assert word in text
+
+
+def kept_weight() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3))
+    model.regularised = {"conv": [model[0].weight]}
+    return model
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_parameter_in_a_list_leaves_its_layer_alone(inplace: bool) -> None:
+    tied, report = convert(kept_weight(), "h", min_channels=1, inplace=inplace)
+    assert "regularised holds it" in str(report.layers[0].reason)
+    assert tied.regularised["conv"][0] is tied[0].weight
+
+
+def test_lazy_layers_get_their_sizes_from_the_example() -> None:
+    model = nn.Sequential(nn.LazyConv2d(8, 3), nn.BatchNorm2d(8), nn.LazyConv2d(8, 3))
+    tied, report = convert(model, "h", min_channels=1, example_input=torch.randn(2, 4, 9, 9))
+    assert [type(module).__name__ for module in revert(tied)] == ["Conv2d", "BatchNorm2d", "Conv2d"]
+    assert [layer.symmetry for layer in report.layers] == ["'h'", "'h'"]
+    assert report.cost is not None
+    assert report.cost.ordinary_macs == 2 * report.cost.macs
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = stack()
+    model.output = model(torch.zeros(1, 2, 9, 9))  # a tensor with a graph
+    with pytest.raises(
+        TypeError, match=r"model=Sequential cannot be copied \(RuntimeError.*; use inplace=True"
+    ):
+        convert(model, "h", min_channels=1)
+    assert convert(model, "h", min_channels=1, inplace=True)[1].tied

@@ -38,6 +38,8 @@ TIED: dict[type[_ConvNd], type[_Symmetric[Any]]] = {
 }
 """The tied class of each of torch's."""
 
+_OF_MODULES = frozenset(vars(nn.Module()))
+
 Skip = Union[Iterable[str], Callable[[str, nn.Module], bool]]
 
 
@@ -62,7 +64,7 @@ def find_sites(model: nn.Module, min_channels: int, skip: Skip) -> list[Site]:
             f"model={type(model).__name__} has no convolutions (nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d)"
         )
     skips = _read_skip(skip, [name for name, _ in found])
-    elsewhere = dict(_bound_elsewhere(model))
+    elsewhere = {**dict(_parameters_held(model)), **dict(_bound_elsewhere(model))}
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     sites = []
     for name, module in found:
@@ -115,6 +117,30 @@ def _bound_elsewhere(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         elif type(module).__module__.startswith("torch.ao.nn.intrinsic"):
             for child in module.children():
                 yield child, f"fused into {type(module).__name__}; convert before fusing"
+
+
+def _parameters_held(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Modules with parameters that lists and other containers in attributes hold as well, and which do."""
+    holders: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(module)
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in _OF_MODULES:
+                where = f"{name}.{key}".lstrip(".")
+                for tensor in _tensors_in(value):
+                    for holder in holders.get(id(tensor), ()):
+                        yield holder, f"more than a parameter of its own: {where} holds it"
+
+
+def _tensors_in(value: object, depth: int = 0) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, set, dict)) and depth < 4:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item, depth + 1)
 
 
 def _why_not(module: nn.Module, min_channels: int) -> str | None:

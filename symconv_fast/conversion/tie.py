@@ -65,7 +65,8 @@ def convert(
             activations; False takes the nearest tied filters.
         example_input: a tensor, a tuple of arguments or a dict of named ones, that the model is run on once, in eval
             mode. With it the report has multiply-accumulates and the speed that the dispatch expects, and "auto"
-            leaves layers alone that would not be faster.
+            leaves layers alone that would not be faster. Inputs without a batch are noticed by it alone: without it,
+            dims that `forward` counts from the front are taken for those of a batch (N, C, *spatial).
         budget: for "auto", one of {"parameters": 0.5} (at most that share of the model's parameters is left; the
             default), {"time": 0.5} (of the estimated time of its convolutions in a training step; needs
             `example_input`) and {"lost_energy": 0.3} (the mean over the convolutions; saves most within it).
@@ -77,9 +78,11 @@ def convert(
         replaced are in it with the reason.
 
     Raises:
-        TypeError: `model` is no module, `symmetry` nothing of the above, or `inplace` with a convolution by itself.
+        TypeError: `model` is no module or cannot be copied, `symmetry` is nothing of the above, an argument is of
+            another type, or `inplace` with a convolution by itself.
         ValueError: the model has no convolutions, filters are not finite, `symmetry` has unknown keys, a function gave
-            what does not fit its layer, `skip` fits no layer, or the budget cannot be met.
+            what does not fit its layer, `skip` fits no layer, the budget cannot be met, or "auto" is to tie layers on
+            the meta device. A model that is changed in place is then as it was.
         ModuleNotFoundError: matching needs rustworkx, and "auto" scipy: `pip install 'symconv_fast[analysis]'`.
     """
     _check(model, symmetry, match, min_channels, budget)
@@ -91,9 +94,11 @@ def convert(
             f"inplace=True cannot make another object of {type(model).__name__}; use the result instead"
         )
     if not inplace:
-        model = copy.deepcopy(model)
-    sites = find_sites(model, min_channels, skip)
-    calls = None if example_input is None else _record(model, example_input, sites)
+        model = _copied(model)
+    calls = None
+    if example_input is not None:
+        calls = _record(model, example_input, find_sites(model, min_channels, skip))
+    sites = find_sites(model, min_channels, skip)  # lazy layers have their sizes by now
     spaces = _unless_unbatched(find_spaces(model), calls)
     sites = [_unless_apart(site, spaces) for site in sites]
     matcher = Matcher(spaces if match else None, match == "followed", progress)
@@ -130,6 +135,15 @@ def _check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}={value!r} must be True or False")
+
+
+def _copied(model: Model) -> Model:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise TypeError(
+            f"model={type(model).__name__} cannot be copied ({type(error).__name__}: {error}); use inplace=True"
+        ) from error
 
 
 def _record(model: nn.Module, example_input: Any, sites: Sequence[Site]) -> Calls:
