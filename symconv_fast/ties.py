@@ -66,6 +66,13 @@ def parity_parts(rows: Tensor, mask: int) -> dict[int, Tensor]:
     return parts
 
 
+def _size_of_values(filters: Tensor) -> Tensor:
+    """The largest absolute value, or 1 of zeros: divided by it, squares neither overflow nor vanish."""
+    wide = filters.detach().to(torch.promote_types(filters.dtype, torch.float32))
+    largest = wide.abs().amax() if wide.numel() else wide.new_zeros(())
+    return torch.where(largest > 0, largest, 1.0)
+
+
 class Segment(NamedTuple):
     """All orbits of a layer that share a tie: the tie and the number of rows of the reduced weight."""
 
@@ -189,16 +196,17 @@ class Ties:
         rows = self._reduce(filters, dim, reflect=True, mean=True)
         if not keep_norm:
             return rows
-        kept = self._reduce(self._energies(filters, dim), 0, reflect=False, mean=True)
-        own = self._energies(rows, dim)
+        size = _size_of_values(filters)
+        kept = self._reduce(self._energies(filters, dim, size), 0, reflect=False, mean=True)
+        own = self._energies(rows, dim, size)
         scale = torch.where(own > 0, kept / own, 1.0).sqrt()
         if dim == 1:  # all input channels of a group share a row
             scale = scale.view(self.groups, -1).repeat_interleave(rows.shape[0] // self.groups, 0)
         return (rows * scale.reshape(*scale.shape, *[1] * (rows.dim() - scale.dim()))).to(rows.dtype)
 
-    def _energies(self, filters: Tensor, dim: int) -> Tensor:
-        """The squared norm of each filter, or of each row: one value for each of them, over all groups."""
-        squares = filters.to(torch.promote_types(filters.dtype, torch.float32)).square()
+    def _energies(self, filters: Tensor, dim: int, size: Tensor) -> Tensor:
+        """The squared norm of each filter, or of each row, in units of `size`: one value each, over all groups."""
+        squares = (filters.to(torch.promote_types(filters.dtype, torch.float32)) / size).square()
         if dim == 0:
             return squares.flatten(1).sum(1)
         grouped = squares.unflatten(0, (self.groups, squares.shape[0] // self.groups))
@@ -210,6 +218,7 @@ class Ties:
         Random filters lose 1 - U / out_channels in the mean: half for a pair, 3/4 for a quadruple.
         """
         wide = filters.detach().to(torch.promote_types(filters.dtype, torch.float32))
+        wide = wide / _size_of_values(wide)
         whole = float(wide.square().sum())
         if whole == 0:
             return 0.0

@@ -781,3 +781,15 @@ def test_a_model_that_cannot_be_copied() -> None:
     ):
         convert(model, "h", min_channels=1)
     assert convert(model, "h", min_channels=1, inplace=True)[1].tied
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e22, 1e30])
+@pytest.mark.parametrize("keep_norm", [True, False])
+def test_filters_whose_squares_overflow_or_vanish(scale: float, keep_norm: bool) -> None:
+    conv = nn.Conv2d(4, 8, 3, bias=False)
+    big = copy.deepcopy(conv)
+    big.weight.data *= scale
+    results = [convert(c, "h", min_channels=1, match=False, keep_norm=keep_norm) for c in (conv, big)]
+    (tied, report), (tied_big, report_big) = results
+    torch.testing.assert_close(tied_big.weight / scale, tied.weight)
+    assert math.isclose(report.lost, report_big.lost, rel_tol=1e-5)
