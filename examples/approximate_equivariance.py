@@ -228,8 +228,8 @@ def main(given: Sequence[str] | None = None) -> list[Outcome]:
         data = common.digits(options.quick)
         results.say(
             f"Is this digit mirrored? Networks of pairs of filters that take the larger result of each pair, on "
-            f"{len(data.images):,} digits and their mirror images, for {options.epochs} epochs, seeds 0 to "
-            f"{options.seeds - 1}. The sizes differ by columns of background.\n"
+            f"{len(data.images):,} digits and their mirror images, for {common.epochs(options.epochs)}, "
+            f"{common.seeds(options.seeds)}. The sizes differ by columns of background.\n"
         )
         sizes, width = ((28, 29), 4) if options.quick else (SIZES, 16)
         outcomes = compare(data, sizes, width, options.seeds, options.epochs)

@@ -209,6 +209,16 @@ def percent(shares: Sequence[float]) -> str:
     return f"{100 * statistics.mean(shares):.1f}{deviation} %"
 
 
+def epochs(count: int) -> str:
+    """In words: "1 epoch", "6 epochs"."""
+    return f"{count} epoch" + "s" * (count > 1)
+
+
+def seeds(count: int) -> str:
+    """In words: "seed 0", "seeds 0 to 2"."""
+    return "seed 0" if count == 1 else f"seeds 0 to {count - 1}"
+
+
 def arguments(description: str, **defaults: int) -> argparse.ArgumentParser:
     """The options of an example; `defaults` are whole numbers of its own, such as epochs=6."""
     parser = argparse.ArgumentParser(description=description)

@@ -1,5 +1,5 @@
 # A trained ordinary network converted into a tied one: what is left of it, and what further training brings back.
-"""Trains an ordinary network, converts it with `symconv_fast.convert`, trains it further, and compares with a new start.
+"""Trains an ordinary network, converts it with `symconv_fast.convert`, trains on, and compares with a new start.
 
     python examples/convert_trained.py [--quick] [--markdown] [--seeds 2] [--epochs 4] [--further 2]
 
@@ -82,7 +82,7 @@ def ways(width: int, epochs: int, further: int) -> dict[str, Way]:
         for words, match in (("converted, matched", True), ("converted, as they lie", False)):
             found[f"{name}, {words}"] = Way(tie, words, further, epochs, partial(converted, tie, match))
         for total in (further, epochs + further):
-            words = f"from scratch, {total} epochs"
+            words = f"from scratch, {common.epochs(total)}"
             found[f"{name}, {words}"] = Way(tie, words, total, 0, partial(scratch, tie))
     return found
 
@@ -183,9 +183,10 @@ def closing(found: dict[str, Way], further: int) -> str:
     pair = " and ".join
     return (
         f"Converted and matched, the networks of pairs and of quadruples read {pair(after)} % right once the norms are "
-        f"renewed, and {pair(ends)} % after {further} epochs of further training; new networks reach {pair(starts)} % "
-        f"in as many epochs, and {pair(longs)} % in as many as both trainings together. Conversion is a starting point "
-        "for training, not a free lunch: matched filters of deep layers lose nearly what random filters lose."
+        f"renewed, and {pair(ends)} % after {common.epochs(further)} of further training; new networks reach "
+        f"{pair(starts)} % in as many epochs, and {pair(longs)} % in as many as both trainings together. Conversion is "
+        "a starting point for training, not a free lunch: matched filters of deep layers lose nearly what random ones "
+        "lose."
     )
 
 
@@ -230,10 +231,10 @@ def main(given: Sequence[str] | None = None) -> dict[str, Way]:
         found = ways(width, options.epochs, options.further)
         about = measure.provenance()
         results.say(
-            f"An ordinary network, trained on {len(data.images):,} digits for {options.epochs} epochs, is converted and "
-            f"trained for {options.further} more; tested on {len(data.test_images):,} others. {about['device']}, "
-            f"{about['threads']} threads, torch {about['torch']}, {str(about['date'])[:10]}, seeds 0 to "
-            f"{options.seeds - 1}.\n"
+            f"An ordinary network, trained on {len(data.images):,} digits for {common.epochs(options.epochs)}, is "
+            f"converted and trained for {options.further} more; tested on {len(data.test_images):,} others. "
+            f"{about['device']}, {about['threads']} threads, torch {about['torch']}, {str(about['date'])[:10]}, "
+            f"{common.seeds(options.seeds)}.\n"
         )
         ordinary = compare(found, data, width, options.seeds, options.epochs)
         results.table(table(found, ordinary, options.epochs))

@@ -142,9 +142,9 @@ def closing(layers: list[Layer], found: dict[str, tuple[Tensor, KernelSymmetry]]
     theirs = sum(one.percentile > UNUSUAL for _, one in found.values())
     return (
         f"Of {len(runs)} layers (all seeds) {before} are more symmetric than 95 % of Gaussian kernels when new and "
-        f"{after} after training, and so are {theirs} of {len(found)} of the face detectors: chance would make it one in "
-        "20. S is a property of the mean kernel: it says that a layer favours no direction, not that its filters are "
-        "mirror images of each other, so that what a tie costs is a question for training."
+        f"{after} after training, and so are {theirs} of {len(found)} of the face detectors: chance would make it one "
+        "in 20. S is a property of the mean kernel: it says that a layer favours no direction, not that its filters "
+        "are mirror images of each other, so that what a tie costs is a question for training."
     )
 
 
@@ -186,8 +186,8 @@ def main(
         results = common.Results("symmetry_profile", options)
         data = common.digits(options.quick)
         results.say(
-            f"An ordinary network learns {len(data.images):,} digits for {options.epochs} epochs, seeds 0 to "
-            f"{options.seeds - 1}: how symmetric are the mean kernels of its layers?\n"
+            f"An ordinary network learns {len(data.images):,} digits for {common.epochs(options.epochs)}, "
+            f"{common.seeds(options.seeds)}: how symmetric are the mean kernels of its layers?\n"
         )
         layers = follow(data, 8 if options.quick else 64, options.seeds, options.epochs)
         results.table(trained_table(layers))

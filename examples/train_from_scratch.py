@@ -197,9 +197,9 @@ def main(given: Sequence[str] | None = None) -> dict[str, Network]:
         about = measure.provenance()
         results.say(
             f"The same network with ordinary and with tied filters, trained on {len(data.images):,} digits for "
-            f"{options.epochs} epochs, tested on {len(data.test_images):,} others. {about['device']}, "
+            f"{common.epochs(options.epochs)}, tested on {len(data.test_images):,} others. {about['device']}, "
             f"{about['threads']} threads, torch {about['torch']}, float32, channels_last, {str(about['date'])[:10]}, "
-            f"seeds 0 to {options.seeds - 1}.\n"
+            f"{common.seeds(options.seeds)}.\n"
         )
         compare(nets, data, options.seeds, options.epochs, seconds=0.1 if options.quick else 4.0)
         results.table(table(nets))
