@@ -181,6 +181,7 @@ def draw(nets: dict[str, Network], plt: Any) -> Any:
         axis.plot(at, statistics.mean(percents), marker, color=colours[net.tie], label=name)
     axis.set_xlim(left=0)
     axis.set_xlabel("weights (times are in doubt)" if doubtful else "milliseconds a training step")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.set_ylabel("test digits read right, %\n(lines: seeds; axis cut)")
     axis.legend()
     return figure
