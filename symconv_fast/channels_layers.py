@@ -1,0 +1,114 @@
+"""What layers of torch do with the channels of what they are called with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from . import channels_maps as maps_
+from .channels_calls import is_tied, kind_of
+from .channels_constraints import Constraints
+from .channels_maps import Foreign, Maps, UnknownError, maps_in
+
+
+class Layers(Constraints):
+    """Calls of modules: each `_run_*` is one of the kinds of `channels_calls.MODULES`."""
+
+    def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a node that calls a layer."""
+        module = self._modules[str(node.target)]
+        name, kind = str(node.target), kind_of(module)
+        given = args or tuple(kwargs.values())
+        value, rest = (given[0], given[1:]) if given else (None, ())
+        if (
+            kind is None
+            or not isinstance(value, (Maps, Foreign))
+            or maps_in((rest, kwargs) if args else rest)
+        ):
+            self._out_of_reach(module)
+            raise UnknownError(f"{type(module).__name__} {name}")
+        what, ndim = kind
+        if isinstance(value, Maps) and ndim and (value.ndim != ndim or value.flat):
+            wanted = 0 if what == "batch_norm" and ndim == 1 else ndim
+            if value.ndim != wanted:
+                self.fix([value], f"{type(module).__name__} {name} on other dims")
+                value = Foreign(f"{type(module).__name__} {name} on other dims", node)
+        return getattr(self, f"_run_{what}")(module, name, value, node)
+
+    def _out_of_reach(self, module: nn.Module) -> None:
+        """It is called in a way that is not followed."""
+        self.spoil(module, f"{self.names[module]} is called in a way that is not followed")
+
+    def _run_unary(self, module: nn.Module, name: str, value: Any, node: fx.Node) -> Any:
+        return value
+
+    def _run_pool(self, module: nn.Module, name: str, value: Any, node: fx.Node) -> Any:
+        if getattr(module, "return_indices", False):
+            raise UnknownError(f"indices of {type(module).__name__} {name}")
+        return value
+
+    def _run_resize(self, module: nn.Module, name: str, value: Any, node: fx.Node) -> Any:
+        if isinstance(value, Maps) and not value.ndim:
+            raise UnknownError(f"{type(module).__name__} {name} on other dims")
+        return value
+
+    def _run_flatten(self, module: Any, name: str, value: Any, node: fx.Node) -> Any:
+        if isinstance(value, Foreign):
+            return value
+        return maps_.flatten(value, module.start_dim, module.end_dim)
+
+    def _run_prelu(self, module: Any, name: str, value: Any, node: fx.Node) -> Any:
+        return value if module.num_parameters == 1 else self._own(module, module.num_parameters, value)
+
+    def _run_batch_norm(self, module: Any, name: str, value: Any, node: fx.Node) -> Any:
+        return self._own(module, module.num_features, value)
+
+    def _run_instance_norm(self, module: Any, name: str, value: Any, node: fx.Node) -> Any:
+        return self._own(module, module.num_features, value)
+
+    def _own(self, module: nn.Module, channels: int, value: Any) -> Any:
+        """A layer with parameters for each channel."""
+        if isinstance(value, Maps) and not (value.batched and _fits(value, channels)):
+            self._out_of_reach(module)
+            raise UnknownError(f"{type(module).__name__} {self.names[module]} of {channels} channels")
+        self.follow(module, value)
+        return value
+
+    def _run_linear(self, module: Any, name: str, value: Any, node: fx.Node) -> Any:
+        if isinstance(value, Maps) and (value.ndim or not _fits(value, module.in_features)):
+            self.fix([value], f"Linear {name} of {module.in_features} features")
+            value = Foreign(f"Linear {name} of {module.in_features} features", node)
+        self.follow(module, value)
+        block = self.produce(module, module.out_features)
+        batched = isinstance(value, Maps) and value.batched
+        return Maps((block,), 0, batched=batched, origin=value.origin if batched else None)
+
+    def _run_conv(self, module: Any, name: str, value: Any, node: fx.Node) -> Any:
+        """Depthwise filters follow their input; else the output has channels of its own."""
+        grouped, tied = module.groups > 1, is_tied(module)
+        if isinstance(value, Maps) and value.total != module.in_channels:
+            self.fix([value], f"{name} of {module.in_channels} channels")
+            value = Foreign(f"{name} of {module.in_channels} channels", node)
+        if grouped and not tied and module.groups == module.in_channels == module.out_channels:
+            if isinstance(value, Maps):
+                self.follow(module, value)
+                return value
+            self._foreign.setdefault(module, f"depthwise convolution {name} of others: {value.why}")
+            self.follow(module, value)
+            return value
+        block = self.produce(module, module.out_channels)
+        if grouped:
+            self.partition.fix(block.space, f"grouped convolution {name}")
+            if isinstance(value, Maps):
+                self.fix([value], f"grouped convolution {name}")
+        else:
+            self.follow(module, value)
+        if tied:
+            self.partition.fix(block.space, "tied already")
+        return Maps((block,), len(module.kernel_size), origin=value.origin)
+
+
+def _fits(value: Maps, channels: int) -> bool:
+    """Are these its channels, or, flattened, its channels at each of some positions?"""
+    return channels % value.total == 0 and channels > 0 if value.flat else channels == value.total
