@@ -266,7 +266,8 @@ class Results:
     def table(self, table: Table) -> None:
         """Print a table: as Markdown, in colour where it is read on a screen, or as text."""
         if self.options.markdown:
-            shown = "\n\n".join(filter(None, (table.title, table.markdown(), "\n".join(table.notes))))
+            notes = "\n".join(f"- {note}" for note in table.notes)
+            shown = "\n\n".join(filter(None, (table.title, table.markdown(), notes)))
             print(shown + "\n", flush=True)
         else:
             shown = str(table)

@@ -146,8 +146,9 @@ def closing(nets: dict[str, Network]) -> str:
     old, *tied = (nets[name] for name in (ORDINARY, *TIED))
     right = [100 * statistics.mean(net.accuracy) for net in (old, *tied)]
     fewer = [f"{old.parameters / net.parameters:.1f}" for net in tied]
-    sure = [net.rows["step"]["ratio"] for net in tied if not noise.doubt(net.rows["step"])]
-    faster = f" and train {' and '.join(f'{ratio:.1f}' for ratio in sure)} times as fast" if sure else ""
+    steps = [net.rows["step"] for net in tied]
+    ratios = " and ".join(f"{row['ratio']:.1f}" for row in steps)
+    faster = "" if any(map(noise.doubt, steps)) else f" and train {ratios} times as fast"
     return (
         f"Pairs and quadruples read {right[1]:.1f} and {right[2]:.1f} % right, ordinary filters {right[0]:.1f} %"
         f"{differs([net.accuracy for net in (old, *tied)])}; they store {' and '.join(fewer)} times fewer weights"
