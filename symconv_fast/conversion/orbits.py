@@ -11,7 +11,8 @@ of the energy of its n filters when all are replaced by copies of their mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -81,21 +82,21 @@ class Bank:
         return total
 
     def costs(self, order: Array) -> Array:
-        """(N, N): what filter i in place p has part in the loss of the orbit there, all others staying in place."""
+        """(places, filters): what a filter has part in the loss of the orbit there, if all others stay in place."""
         costs = np.zeros((self.count, self.count))
         for segment in self.tied:
             n, filters = len(segment.members), order[segment.places]
+            alone = (1 - 1 / n) * self.energies
             for a, g in enumerate(segment.members):
-                near = sum(
-                    self.products[(g ^ h) - 1][:, filters[:, b]]
-                    for b, h in enumerate(segment.members)
-                    if b != a
-                )
-                costs[:, segment.places[:, a]] = (1 - 1 / n) * self.energies[:, None] - 2 / n * near
+                near = np.zeros((len(filters), self.count))
+                for b, h in enumerate(segment.members):
+                    if a != b:
+                        near += self.products[(g ^ h) - 1][filters[:, b]]
+                costs[segment.places[:, a]] = alone - 2 / n * near
         return costs
 
 
-# --- building ----------------------------------------------------------------------------------------------------------
+# --- building -------------------------------------------------------------------------------------------------------
 
 
 def _flags(mask: int) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -151,44 +152,51 @@ def _pair_up(bank: Bank, blocks: Array, group: tuple[int, ...], wider: tuple[int
     return result
 
 
-def _build(
-    bank: Bank, pool: Array, segment: _Segment, chain: tuple[tuple[int, ...], ...], late: bool
-) -> Array:
-    """Orbits (rows, members) of a segment from the filters in `pool`, doubled along a chain of subgroups.
+def _build(bank: Bank, pool: Array, segment: _Segment, late: bool) -> Iterator[Array]:
+    """Orbits (rows, members) of a segment from the filters in `pool`, doubled along each chain of subgroups.
 
     Where filters are left over, `late` leaves them out of the last joining instead of the first.
     """
-    blocks, rows = pool[:, None], len(segment.places)
-    for group, wider in zip(chain, chain[1:]):
-        needed = rows * (len(segment.members) // len(wider))
-        count = len(blocks) // 2 if late and len(wider) < len(segment.members) else needed
-        blocks = _pair_up(bank, blocks, group, wider, count)
-    columns = [chain[-1].index(g) for g in segment.members]
-    return blocks[:, columns]
+    size, rows = len(segment.members), len(segment.places)
+    made: dict[tuple[tuple[int, ...], ...], Array] = {((0,),): pool[:, None]}
+    for chain in _flags(segment.mask):
+        for length in range(2, len(chain) + 1):
+            if chain[:length] not in made:  # chains have their beginnings in common
+                blocks, (group, wider) = made[chain[: length - 1]], chain[length - 2 : length]
+                kept = late and len(wider) < size
+                count = len(blocks) // 2 if kept else rows * (size // len(wider))
+                made[chain[:length]] = _pair_up(bank, blocks, group, wider, count)
+        yield made[chain][:, [chain[-1].index(g) for g in segment.members]]
 
 
 def starts(bank: Bank) -> Iterator[Array]:
-    """Orders to begin with: segments of the largest orbits first, each along every chain of subgroups."""
-    segments = sorted(bank.tied, key=lambda s: -len(s.members))
-    loose = len(bank.free) > 0 or len(segments) > 1
-    for late in (False, True) if loose and len(segments[0].members) > 2 else (False,):
-        for chain in _flags(segments[0].mask):
-            yield _fill(bank, segments, chain, late)
+    """Orders to begin with: the segments one after another, the first along every chain of subgroups.
+
+    The largest orbits come first, and up to three segments in every other sequence too.
+    """
+    segments = sorted(bank.tied, key=lambda segment: -len(segment.members))
+    sequences = permutations(segments) if len(segments) <= 3 else iter([segments])
+    for sequence in sequences:
+        loose = len(bank.free) > 0 or len(sequence) > 1
+        for late in (False, True) if loose and len(sequence[0].members) > 2 else (False,):
+            for filters in _build(bank, np.arange(bank.count), sequence[0], late):
+                yield _fill(bank, sequence, filters, late)
 
 
-def _fill(bank: Bank, segments: list[_Segment], chain: tuple[tuple[int, ...], ...], late: bool) -> Array:
+def _fill(bank: Bank, sequence: Sequence[_Segment], filters: Array, late: bool) -> Array:
+    """An order whose first segment has these filters, and the others the best that are built of what is left."""
     order, pool = np.empty(bank.count, np.int64), np.arange(bank.count)
-    for segment in segments:
-        chains = [chain] if segment is segments[0] else list(_flags(segment.mask))
-        built = [_build(bank, pool, segment, c, late) for c in chains]
-        best = min(built, key=lambda filters: float(bank.orbit_losses(segment, filters).sum()))
-        order[segment.places] = best
-        pool = np.setdiff1d(pool, best)
+    for segment in sequence:
+        if segment is not sequence[0]:
+            built = _build(bank, pool, segment, late)
+            filters = min(built, key=lambda found: float(bank.orbit_losses(segment, found).sum()))
+        order[segment.places] = filters
+        pool = np.setdiff1d(pool, filters)
     order[bank.free] = pool
     return order
 
 
-# --- improving ---------------------------------------------------------------------------------------------------------
+# --- improving ------------------------------------------------------------------------------------------------------
 
 
 def improve(bank: Bank, order: Array) -> Array:
@@ -225,7 +233,7 @@ def _swap(bank: Bank, order: Array) -> Array:
 
 def _gains_of_swaps(bank: Bank, order: Array) -> Array:
     """(N, N): by how much the loss falls if the filters in two places are exchanged."""
-    costs = bank.costs(order)[order]  # of the filter now in place p, in place q
+    costs = bank.costs(order)[:, order]  # in place p, of the filter that is now in place q
     now = costs.diagonal()
     gains = now[:, None] + now[None] - costs - costs.T
     for segment in bank.tied:
@@ -243,14 +251,13 @@ def _assign(bank: Bank, order: Array) -> Array:
     """Take one filter from each orbit, and all free ones, and put them back where the sum of losses is least."""
     solve = need("scipy.optimize", "matching filters into orbits").linear_sum_assignment
     for turn in range(max(len(segment.members) for segment in bank.tied)):
-        places = [segment.places[:, turn % len(segment.members)] for segment in bank.tied]
-        chosen = np.concatenate([*places, bank.free])
-        costs = bank.costs(order)[np.ix_(order[chosen], chosen)]
+        one_each = [segment.places[:, turn % len(segment.members)] for segment in bank.tied]
+        chosen = np.concatenate([*one_each, bank.free])
+        costs = bank.costs(order)[np.ix_(chosen, order[chosen])]
         before = costs.trace()
-        taken, given = solve(costs)
-        if costs[taken, given].sum() < before - bank.small:
-            filters = order[chosen]
-            order[chosen[given]] = filters[taken]
+        places, filters = solve(costs)
+        if costs[places, filters].sum() < before - bank.small:
+            order[chosen[places]] = order[chosen][filters]
     return order
 
 
@@ -284,11 +291,16 @@ def _halves(mask: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         yield tuple(g for g in members if parity_sign(parity, g) == 1), members
 
 
-# --- the whole ---------------------------------------------------------------------------------------------------------
+# --- the whole -------------------------------------------------------------------------------------------------------
 
 
-def arrange(bank: Bank) -> Array:
-    """The order of least loss that is found; the given one where nothing found is better."""
+def arrange(bank: Bank, kicks: int) -> Array:
+    """The order of least loss that is found; the given one where nothing found is better.
+
+    Args:
+        bank: the filters.
+        kicks: how many times what was found is disturbed at random, and improved again.
+    """
     given = np.arange(bank.count)
     loss = bank.loss(given)
     if not bank.tied or loss <= bank.small:
@@ -296,9 +308,23 @@ def arrange(bank: Bank) -> Array:
     if len(bank.tied) == 1 and len(bank.tied[0].members) == 2:
         found = next(starts(bank))  # one exact matching
     else:
-        built = sorted(starts(bank), key=bank.loss)[:_IMPROVED]
-        found = min((improve(bank, order) for order in [*built, given]), key=bank.loss)
+        built = sorted([*starts(bank), given], key=bank.loss)[:_IMPROVED]
+        found = min((improve(bank, order) for order in built), key=bank.loss)
+        random = np.random.default_rng(0)
+        for _ in range(kicks):
+            found = min(found, improve(bank, _kick(bank, found, random)), key=bank.loss)
     return _canonical(bank, found) if bank.loss(found) < loss - bank.small else given
+
+
+def _kick(bank: Bank, order: Array, random: np.random.Generator) -> Array:
+    """The filters of a few orbits, and as many free ones, in random places among themselves."""
+    rows = np.unique(bank.row[np.concatenate([segment.places[:, 0] for segment in bank.tied])])
+    rows = random.permutation(rows)[: max(3, len(rows) // 8)]
+    free = random.permutation(bank.free)[: len(rows)]
+    places = np.concatenate([np.flatnonzero(np.isin(bank.row, rows)), free])
+    kicked = order.copy()
+    kicked[places] = order[random.permutation(places)]
+    return kicked
 
 
 def _canonical(bank: Bank, order: Array) -> Array:

@@ -44,7 +44,10 @@ def cheapest_pairs(costs: Array, count: int) -> Array:
     dummies = items - 2 * count
     graph.add_nodes_from(range(items + dummies))
     graph.extend_from_weighted_edge_list(list(zip(first.tolist(), second.tolist(), weights.tolist())))
-    graph.extend_from_weighted_edge_list([(i, items + k, 0) for i in range(items) for k in range(dummies)])
+    # Any weight would do for what all perfect matchings have as many of; the search is quickest with the largest.
+    graph.extend_from_weighted_edge_list(
+        [(i, items + k, _STEPS) for i in range(items) for k in range(dummies)]
+    )
     matching = rustworkx.max_weight_matching(graph, max_cardinality=True, weight_fn=int)
     pairs = sorted((min(pair), max(pair)) for pair in matching if max(pair) < items)
     return np.array(pairs, np.int64).reshape(count, 2)
