@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..checks import DtypeError, ShapeError, check_is_tensor
 from ..tables import Table
-from .null import axis_mask
+from .arguments import axis_mask
 from .views import Chunks, Mirror, Shifts, Views
 
 Compare = Callable[[Tensor, Tensor], Tensor]
@@ -283,15 +283,15 @@ def _output(output: Any, select: Callable[[Any], Tensor] | None, samples: int) -
 def _check_arguments(model: Any, loader: Any, *functions: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise TypeError(
+            f"loader must give batches, but {type(loader).__name__} gives samples; give DataLoader(dataset)"
+        )
     if isinstance(loader, (Tensor, str, Mapping)) or not isinstance(loader, Iterable):
         hint = (
             "[x] for a single batch x" if isinstance(loader, Tensor) else "a DataLoader or a list of batches"
         )
         raise TypeError(f"loader must give batches, got {type(loader).__name__}; give {hint}")
-    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
-        raise TypeError(
-            f"loader must give batches, but {type(loader).__name__} gives samples; give DataLoader(dataset)"
-        )
     for name, function in zip(("compare", "select_input", "select_output"), functions):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a function, got {type(function).__name__}")

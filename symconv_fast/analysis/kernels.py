@@ -15,8 +15,8 @@ from ..checks import DtypeError, ShapeError
 from ..conversion.expand import _compute_weight
 from ..modules import still
 from ..tables import Table
-from .null import SymmetryNull, integer, score, symmetry_null, transformations
-from .null import mirrored_taps as _mirrored_taps
+from .arguments import integer
+from .null import SymmetryNull, mirrored_taps, score, symmetry_null, transformations
 
 _LETTERS = "hvz"
 
@@ -148,7 +148,7 @@ def kernel_symmetry(
         identity = include_identity and axis is None
         null = symmetry_null(shape, axis=axis, include_identity=identity, samples=samples, seed=seed)
         sources = (
-            transformations(shape) if axis is None else _mirrored_taps(shape, 1 << _LETTERS.index(axis))[None]
+            transformations(shape) if axis is None else mirrored_taps(shape, 1 << _LETTERS.index(axis))[None]
         )
         return SymmetryScore(float(score(flat, sources, identity)[0]), null)
 
@@ -164,7 +164,8 @@ def is_convolution(module: nn.Module) -> bool:
 def _is_quantised(module: nn.Module) -> bool:
     """A convolution of torch.ao's quantised modules: its `weight` is a method."""
     sizes = ("in_channels", "out_channels", "kernel_size")
-    return callable(getattr(module, "weight", None)) and all(hasattr(module, name) for name in sizes)
+    # The class is asked, since a parametrization computes a weight that is read, and may change its state.
+    return callable(getattr(type(module), "weight", None)) and all(hasattr(module, name) for name in sizes)
 
 
 def _filters(given: Any, spatial_dims: int | None) -> tuple[Tensor, int]:
@@ -228,9 +229,10 @@ def _mean_kernel(filters: Tensor, spatial: int) -> NDArray[np.float64]:
         raise _refused(
             "not finite", ValueError, "the filters must be finite, but they hold NaN or infinite values"
         )
-    mean = wide.mean(0) / (scale or 1.0)
+    wide = wide / (scale or 1.0)
+    mean = wide.mean(0)
     # Independent filters of this size have a mean of norm `expected`; what is left of an exact 0 is their rounding.
-    expected = float(wide.norm()) / (scale or 1.0) / len(wide)
+    expected = float(wide.norm()) / len(wide)
     if float(mean.norm()) <= 4 * torch.finfo(filters.dtype).eps * expected:
         raise _refused(
             "mean is 0", ValueError, "the mean kernel of the filters is 0: it has no direction to measure"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import permutations, product
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import ShapeError, ints
-from ..ties import BIT
+from .arguments import axis_mask, integer
 
 _MOST_SAMPLES, _FEWEST_SAMPLES = 20_000, 1_000
 _GATHERED = 1 << 28
@@ -86,39 +84,6 @@ def symmetry_null(
     return _null(shape, mask, bool(include_identity), samples, seed)
 
 
-def integer(value: Any, name: str, *, least: int, most: int | None = None) -> int:
-    """The argument `name` as an int.
-
-    Raises:
-        ValueError: it is below `least` or above `most`. TypeError: it is no int; bool is none here.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be an int, such as {name}={least}")
-    if number < least or (most is not None and number > most):
-        bounds = f"at least {least}" if most is None else f"{least} to {most}"
-        raise ValueError(f"{name}={number} must be {bounds}")
-    return number
-
-
-def axis_mask(axis: Any, ndim: int) -> int:
-    """The mask of `axis`, letters of the mirrored axes of a kernel or of an input.
-
-    Raises:
-        ValueError: it names no axis, one twice, or one that `ndim` dims have not. TypeError: it is no text.
-    """
-    if not isinstance(axis, str):
-        raise TypeError(f"axis must be letters, such as 'h', got {axis!r}")
-    letters = "hvz"[:ndim]
-    if not axis or set(axis) - set(letters) or len(set(axis)) < len(axis):
-        valid = ", ".join(letters)
-        raise ValueError(f"axis={axis!r} is not valid with {ndim} spatial dims; valid letters: {valid}")
-    return sum(BIT[letter] for letter in axis)
-
-
 @lru_cache(maxsize=256)
 def _null(
     shape: tuple[int, ...], mask: int | None, identity: bool, samples: int | None, seed: int
@@ -152,7 +117,8 @@ def score(
     kernels: NDArray[np.float64], sources: NDArray[np.intp], identity: bool = False
 ) -> NDArray[np.float64]:
     """S of each column of `kernels` (taps, n), none of which is 0, under the transformations K -> K[sources[i]]."""
-    unit = kernels / np.sqrt(np.square(kernels).sum(0))
+    unit = kernels / np.abs(kernels).max(0)  # squares of these neither overflow nor vanish
+    unit /= np.sqrt(np.square(unit).sum(0))
     distances = np.zeros(kernels.shape[1])
     for source in sources:
         distances += np.sqrt(np.square(unit[source] - unit).sum(0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import ShapeError, ints
-from .null import axis_mask, integer
+from .arguments import axis_mask, integer
 
 Chunks = Iterable[tuple[Tensor, Tensor]]
 """Pairs of outputs that are compared with one another, some samples at a time, in the order of the samples."""
@@ -112,6 +112,7 @@ class Shifts:
         self._offsets = torch.from_numpy(drawn)
         self.equal_offsets = (self.equal_offsets or 0) + int((drawn[:, 0] == drawn[:, 1]).all(1).sum())
         self._size = size if self._circular else tuple(n - shift for n, shift in zip(size, most))
+        self._overlap = all(2 * shift < n for n, shift in zip(size, most))
         views = [torch.stack([self._shift(*pair) for pair in zip(x, drawn[:, i].tolist())]) for i in (0, 1)]
         return views[0], views[1]
 
@@ -139,6 +140,11 @@ class Shifts:
                 f"outputs of size {tuple(first.shape[-dims:])} for inputs of size {self._size} have no position for "
                 "each pixel of a shift; give map_output, for example one that interpolates them to that size first"
             )
+        if not self._circular and not self._overlap:
+            raise ShapeError(
+                f"crops of size {self._size} may share no position; with outputs at every position max_shift must be "
+                "below half of the input's size"
+            )
         chunks = [self._common(a, b, o) for a, b, o in zip(first, second, self._offsets.tolist())]
         return chunks, sum(a.shape[-dims:].numel() for a, _ in chunks)
 
@@ -149,11 +155,6 @@ class Shifts:
             return first.roll(offsets[0], dims)[None], second.roll(offsets[1], dims)[None]
         start = [max(a, b) for a, b in zip(*offsets)]
         length = [min(a, b) + n - s for a, b, n, s in zip(*offsets, self._size, start)]
-        if min(length) < 1:
-            raise ShapeError(
-                f"crops of size {self._size} at the offsets {offsets[0]} and {offsets[1]} share no position; "
-                "max_shift must be below half of the input's size"
-            )
         parts = [
             window(output, [s - by for s, by in zip(start, own)], length)[None]
             for output, own in zip((first, second), offsets)
