@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from symconv_fast.analysis.kernels import KernelSymmetry, kernel_symmetry
+from symconv_fast.analysis import KernelSymmetry, kernel_symmetry
 from symconv_fast.tables import Table
 
 SHIPPED = {"P-Net": "pnet.pt", "R-Net": "rnet.pt", "O-Net": "onet.pt"}
@@ -141,10 +141,10 @@ def closing(layers: list[Layer], found: dict[str, tuple[Tensor, KernelSymmetry]]
     before, after = (sum(run[epoch].percentile > UNUSUAL for run in runs) for epoch in (0, -1))
     theirs = sum(one.percentile > UNUSUAL for _, one in found.values())
     return (
-        f"Of {len(runs)} layers (all seeds) {before} are more symmetric than 95 % of Gaussian kernels when new and "
-        f"{after} after training, and so are {theirs} of {len(found)} of the face detectors: chance would make it one "
-        "in 20. S is a property of the mean kernel: it says that a layer favours no direction, not that its filters "
-        "are mirror images of each other, so that what a tie costs is a question for training."
+        f"Of {len(runs)} mean kernels (all layers and seeds), {before} when new and {after} after training are more "
+        f"symmetric than 95 % of Gaussian kernels; of the face detectors {theirs} of {len(found)} are, where chance "
+        "would make it one in 20. S is a property of the mean: it says that a layer favours no direction, not that its "
+        "filters are mirror images of each other, so that what a tie costs is a question for training."
     )
 
 
