@@ -214,6 +214,7 @@ def draw(outcomes: list[Outcome], plt: Any) -> Any:
                 color=shades[outcome.size],
                 label=None if seed else f"{outcome.size} columns, {word}",
             )
+    axis.set_xticks(range(1, len(outcomes[0].curves[0]) + 1))
     axis.axhline(math.log(2), color="black", linewidth=0.8, linestyle=":", label="ln 2")
     axis.set_xlabel("epoch")
     axis.set_ylabel("training loss: is the image mirrored?")

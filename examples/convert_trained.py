@@ -1,22 +1,23 @@
 # A trained ordinary network converted into a tied one: what is left of it, and what further training brings back.
 """Trains an ordinary network, converts it with `symconv_fast.convert`, trains on, and compares with a new start.
 
-    python examples/convert_trained.py [--quick] [--markdown] [--seeds 2] [--epochs 4] [--further 2]
+    python examples/convert_trained.py [--quick] [--markdown] [--seeds 3] [--epochs 3] [--further 2]
 
 For pairs ("h") and for quadruples ("hv") there are four ways to a tied network:
 
 - converted, matched: filters are brought into the order in which their orbits lose least, then tied;
 - converted, as they lie: filters are tied in the order that they have;
-- from scratch, as many further epochs as those;
+- from scratch, as many epochs as the converted ones are trained further;
 - from scratch, as many epochs as the ordinary network and those together.
 
-Filters that were trained without ties are nearly as far from tied ones as random filters are, and what they had learned
-is mostly lost: the column "lost" has the share of their energy (squared norm) beside what random filters lose. So a
-conversion is a starting point for training. The statistics of batch norm no longer fit either; the column "norms
-renewed" is without training, but for statistics measured anew on 1,000 training images.
+Nobody made the filters of the ordinary network symmetric, so that tying changes what it computes. The column "lost" has
+the share of their energy (squared norm) that no filters with this tie have, and what random filters of the same size
+lose, matched in the same way. A conversion is a starting point for training. The statistics of batch norm no longer fit
+either: "norms renewed" is without training, but for statistics measured anew on 1,000 training images.
 
-Make the optimizer after the conversion. AdamW has the same rate as for ordinary weights here; SGD would want that of
-tied weights divided by the size of the orbit. Writes convert_trained.txt and .png to demo_output/.
+Make the optimizer after the conversion. What was trained before is trained further at a lower rate, so that this does
+not undo it. AdamW has the same rate as for ordinary weights; SGD would want that of tied weights divided by the size of
+the orbit. Writes convert_trained.txt and .png to demo_output/.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from __future__ import annotations
 import common  # isort: skip  (before torch: pins its threads)
 
 import copy
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +43,7 @@ from symconv_fast.tables import Table
 TIES = {"h": "pairs", "hv": "quadruples"}
 ORDINARY = "ordinary, trained further"
 RENEWED_ON = 1000  # training images for the statistics of batch norm
+FURTHER_RATE = common.RATE / 4  # of networks that were trained before
 
 
 @dataclass
@@ -121,7 +122,8 @@ def compare(found: dict[str, Way], data: common.Digits, width: int, seeds: int, 
                     way.at_once.append(common.accuracy(model, *test))
                     way.renewed.append(common.accuracy(renew(model, data.images), *test))
                 way.curves.append([])
-                learners[name] = common.Learner(model, way.epochs)
+                rate = FURTHER_RATE if way.before else common.RATE
+                learners[name] = common.Learner(model, way.epochs, rate)
 
             def note(epoch: int, learners: dict[str, common.Learner] = learners) -> None:
                 for name, learner in learners.items():
@@ -134,13 +136,10 @@ def compare(found: dict[str, Way], data: common.Digits, width: int, seeds: int, 
     return right
 
 
-def lost(way: Way) -> str:
-    """The mean share of energy lost over layers and seeds, and what random filters lose."""
+def losses(way: Way) -> tuple[float, float]:
+    """The share of energy lost and what random filters lose, mean over the tied layers and the seeds."""
     tied = [layer for report in way.reports for layer in report.tied]
-    if not tied:
-        return ""
-    random = [layer.lost_random for layer in tied if not math.isnan(layer.lost_random)]
-    return f"{statistics.mean(layer.lost for layer in tied):.2f} ({statistics.mean(random):.2f})"
+    return statistics.mean(layer.lost for layer in tied), statistics.mean(layer.lost_random for layer in tied)
 
 
 def table(found: dict[str, Way], ordinary: list[float], epochs: int) -> Table:
@@ -151,9 +150,10 @@ def table(found: dict[str, Way], ordinary: list[float], epochs: int) -> Table:
 
     rows = [["ordinary, when converted", "", f"{epochs}", "", "", "", common.percent(ordinary)]]
     for name, way in found.items():
+        lost = "{:.2f} ({:.2f})".format(*losses(way)) if way.reports else ""
         trained = f"{way.before} + {way.epochs}" if way.before else str(way.epochs)
         rows.append([
-            name, f"{way.parameters:,}", trained, lost(way), share(way.at_once), share(way.renewed),
+            name, f"{way.parameters:,}", trained, lost, share(way.at_once), share(way.renewed),
             share(way.accuracy),
         ])  # fmt: skip
     rows[0][1] = f"{found[ORDINARY].parameters:,}"
@@ -169,24 +169,19 @@ def table(found: dict[str, Way], ordinary: list[float], epochs: int) -> Table:
 
 def closing(found: dict[str, Way], further: int) -> str:
     """Two sentences that say what the numbers mean."""
+    ties = [[way for way in found.values() if way.tie == tie] for tie in TIES]
+    matched, given, short, long = zip(*ties)
 
-    def mean(values: list[float]) -> str:
-        return f"{100 * statistics.mean(values):.1f}"
+    def means(ways: Sequence[Way], what: str = "accuracy") -> str:
+        return " and ".join(f"{100 * statistics.mean(getattr(way, what)):.1f}" for way in ways) + " %"
 
-    after, ends, starts, longs = [], [], [], []
-    for name in TIES.values():
-        matched, _, short, long = (way for key, way in found.items() if key.startswith(name))
-        after.append(mean(matched.renewed))
-        ends.append(mean(matched.accuracy))
-        starts.append(mean(short.accuracy))
-        longs.append(mean(long.accuracy))
-    pair = " and ".join
+    mine, chance = zip(*map(losses, matched))
     return (
-        f"Converted and matched, the networks of pairs and of quadruples read {pair(after)} % right once the norms are "
-        f"renewed, and {pair(ends)} % after {common.epochs(further)} of further training; new networks reach "
-        f"{pair(starts)} % in as many epochs, and {pair(longs)} % in as many as both trainings together. Conversion is "
-        "a starting point for training, not a free lunch: matched filters of deep layers lose nearly what random ones "
-        "lose."
+        f"Matched pairs and quadruples read {means(matched, 'renewed')} right once the norms are renewed (as they lie: "
+        f"{means(given, 'renewed')}), and {means(matched)} after {common.epochs(further)} of further training, where "
+        f"new networks reach {means(short)} in as many epochs and {means(long)} in as many as both trainings together. "
+        f"Matching leaves {mine[0]:.2f} and {mine[1]:.2f} of the filters' energy lost, and of random filters "
+        f"{chance[0]:.2f} and {chance[1]:.2f}: a conversion is a starting point for training, not a free lunch."
     )
 
 
@@ -194,7 +189,7 @@ def draw(found: dict[str, Way], ordinary: list[float], epochs: int, plt: Any) ->
     """Accuracy of each way over the epochs of all its training, means of the seeds."""
     colours = common.colours()
     styles = {"converted, matched": "-", "converted, as they lie": "--"}
-    figure, axes = plt.subplots(1, len(TIES), figsize=(9, 4), sharey=True)
+    figure, axes = plt.subplots(1, len(TIES), figsize=(9, 5), sharey=True)
     for axis, (tie, name) in zip(axes, TIES.items()):
         for key, way in found.items():
             if way.tie not in ("", tie):
@@ -210,7 +205,8 @@ def draw(found: dict[str, Way], ordinary: list[float], epochs: int, plt: Any) ->
             f"{name}: weights {found[ORDINARY].parameters / way_of(found, tie).parameters:.1f} times fewer"
         )
         axis.set_xlabel("epochs of training in all")
-        axis.legend(loc="lower right")
+        axis.set_xticks(range(1, 1 + max(way.before + way.epochs for way in found.values())))
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15))
     axes[0].set_ylabel("test digits read right, %")
     return figure
 
@@ -222,7 +218,7 @@ def way_of(found: dict[str, Way], tie: str) -> Way:
 
 def main(given: Sequence[str] | None = None) -> dict[str, Way]:
     """Train, convert, train further, print, write."""
-    parser = common.arguments(str(__doc__).splitlines()[0], seeds=2, epochs=4, further=2)
+    parser = common.arguments(str(__doc__).splitlines()[0], seeds=3, epochs=3, further=2)
     options = common.parse(parser, given, seeds=1, epochs=1, further=1)
     with common.plain_errors("mlxtend", "matplotlib", "rich", "rustworkx"):
         results = common.Results("convert_trained", options)
