@@ -478,13 +478,58 @@ def test_subclasses_are_followed_if_they_compute_the_same() -> None:
             return super().forward(x).flip(1)
 
     model = nn.Sequential(Same(2, 4, 3), nn.ReLU(), Other(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
-    assert fixed_of(model)[0] is not None
-    assert fixed_of(model)[1] == "2.weight is used apart from its layer"
+    assert fixed_of(model) == [None, "operation flip", "model output"]
     model[2] = Same(4, 4, 3)
     assert fixed_of(model) == [None, None, "model output"]
     model[2] = nn.Conv2d(4, 4, 3)
     model[2].forward = lambda x: x.flip(1)
     assert fixed_of(model)[0] == "Conv2d 2"
+
+
+class NormAct(nn.BatchNorm2d):
+    """As several libraries have it: a norm of its own forward, with an activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return self.act(
+            F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps
+            )
+        )
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias, groups=self.groups)
+
+
+def test_subclasses_that_call_functions_with_their_parameters() -> None:
+    model = nn.Sequential(
+        Padded(2, 4, 3),
+        NormAct(4),
+        Padded(4, 4, 3, groups=4),
+        NormAct(4),
+        Padded(4, 6, 3),
+        nn.Conv2d(6, 2, 1),
+    )
+    assert [find_spaces(model).of(n).fixed for n in "0245"] == [None, None, None, "model output"]
+    model = zoo.randomise_norms(model).double()
+    assert_same(model, shuffled(model), torch.randn(3, 2, 6, 6, dtype=torch.float64))
+    assert int(model[1].num_batches_tracked) == 1
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), Standardised(4, 4, 3), nn.Conv2d(4, 2, 1))
+    spaces = find_spaces(model)
+    assert spaces.of("0").fixed == "operation conv2d"
+    assert "1.weight is used apart from its layer" in str(spaces.of("1").fixed)
 
 
 # --- permute -------------------------------------------------------------------------------------------------------
