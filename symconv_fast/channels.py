@@ -73,6 +73,27 @@ class Spaces:
         why = "is no layer with output channels of its own" if rule is None else "follows several spaces"
         raise KeyError(f"{name!r} {why}; such layers are, for example: {some}")
 
+    def points(self, space: Space) -> tuple[str, ...]:
+        """Layers whose output has the channels of `space` and no others: producers, and what acts on each channel."""
+        producers = {name for some in self.spaces for name in some.producers}
+        place = self.spaces.index(space)
+        own = {
+            rule.module
+            for rule in self._rules
+            if (rule.tensor, rule.dim, rule.repeat) == ("weight", 0, 1)
+            and [block.space for block in rule.blocks] == [place]
+            and rule.module not in producers
+        }
+        return (*space.producers, *(name for name in space.readers if name in own))
+
+    def flattened(self) -> tuple[tuple[str, str, int, int, int], ...]:
+        """Parameters that follow flattened maps: (layer, parameter, dim, channels, positions of each channel)."""
+        return tuple(
+            (rule.module, rule.tensor, rule.dim, sum(block.size for block in rule.blocks), rule.repeat)
+            for rule in self._rules
+            if rule.repeat > 1
+        )
+
     def permute(self, model: nn.Module, orders: Mapping[Space, Tensor]) -> None:
         """Put the channels of spaces into other orders, in place: the model computes what it did.
 
