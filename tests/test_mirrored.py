@@ -93,8 +93,10 @@ def test_a_network_that_is_its_own_mirror_image(norm: bool) -> None:
     assert rows["merged, aligned"].accuracy_barrier == 0
     assert rows["merged, not aligned"].loss != pytest.approx(rows["original"].loss, rel=1e-6)
     assert ("merged, aligned, reset" in rows) == norm
-    if not norm:  # nothing is left to repair
-        assert rows["merged, aligned, REPAIR"].loss == pytest.approx(rows["original"].loss, rel=1e-9)
+    if not norm:  # nothing is left to repair, but for statistics that differ from batch to batch
+        assert rows["merged, aligned, REPAIR"].loss == pytest.approx(rows["original"].loss, rel=1e-4)
+        one = match_mirrored(model, batches(1), progress=False).rows
+        assert one[-1].loss == pytest.approx(one[0].loss, rel=1e-9)
     assert report.mirror_error < 1e-12
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
     assert model.training

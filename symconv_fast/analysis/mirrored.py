@@ -20,7 +20,6 @@ from ..ties import BIT
 from .merging import (
     average,
     batch_norms,
-    is_convolution,
     mirror_filters,
     repair,
     repairable,
@@ -204,12 +203,12 @@ def _check(model: nn.Module, loader: Iterable[Any], axis: str) -> int:
     """The mask of the axes."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"match_mirrored needs a torch.nn.Module, got {type(model).__name__}")
-    convolutions = [m for m in model.modules() if is_convolution(m)]
-    if not convolutions:
+    dims = [len(m.kernel_size) for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    if not dims:
         raise ValueError(
             f"{type(model).__name__} has no convolution; without any there are no filters to mirror"
         )
-    ndim = max(len(m.kernel_size) for m in convolutions)
+    ndim = max(dims)
     keys = KEYS[ndim]
     if not isinstance(axis, str) or "".join(sorted(axis)) not in {"".join(sorted(key)) for key in keys}:
         raise ValueError(
