@@ -105,9 +105,13 @@ class Spaces:
             orders: for each space to change, (size,) integers: new channel i is what channel `order[i]` was.
 
         Raises:
-            KeyError: a space is none of these. ValueError: it is fixed, or its order is no permutation.
-                TypeError: an order is no Tensor.
+            KeyError: a space is none of these. ValueError: it is fixed, its order is no permutation, or the model is
+                another one. TypeError: an order is no Tensor, or `model` no module.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"permute needs a torch.nn.Module, got {type(model).__name__}; such as a whole model"
+            )
         places = {space: i for i, space in enumerate(self.spaces)}
         wanted = {}
         for space, order in orders.items():
@@ -162,7 +166,12 @@ def _index(rule: _Rule, wanted: Mapping[int, Tensor]) -> Tensor:
 
 def _tensors(model: nn.Module, rule: _Rule) -> list[Tensor]:
     """The tensor of a rule with its gradient, as far as they are there."""
-    module = model.get_submodule(rule.module)
+    try:
+        module = model.get_submodule(rule.module)
+    except AttributeError:
+        raise ValueError(
+            f"the model has no layer {rule.module}; it must be the model of find_spaces, or a copy"
+        ) from None
     tensor: Tensor | None = module._parameters.get(rule.tensor)
     if tensor is None:
         tensor = module._buffers.get(rule.tensor)

@@ -344,9 +344,9 @@ def test_shared_parameters_are_fixed() -> None:
     model = two_convs()
     model[4].weight.data = model[2].weight.data
     assert fixed_of(model)[:2] == ["2.weight is 4.weight as well"] * 2
-    model = two_convs()
-    model.extra = nn.ParameterList([model[2].bias])
-    assert fixed_of(nn.Sequential(*model[:5]))[:2] == [None, None]
+    model = Between()
+    model.others = nn.ParameterList([model.second.weight])
+    assert find_spaces(model).of("first").fixed == "second.weight is others.0 as well"
 
 
 def test_computed_parameters_are_fixed() -> None:
@@ -451,6 +451,27 @@ def test_layers_that_are_never_called_are_fixed() -> None:
     model = Between()
     model.unused = nn.Conv2d(1, 2, 1)
     assert find_spaces(model).of("unused").fixed == "unused is not called as a layer in forward"
+
+
+class Late(nn.Module):
+    """One of the two that are added is fixed before they meet."""
+
+    def __init__(self, fixed: str) -> None:
+        super().__init__()
+        self.a, self.b, self.end = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+        self.norm, self.fixed = nn.GroupNorm(2, 4), fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        c = self.norm({"a": a, "b": b}[self.fixed])
+        return self.end(a + b) + self.end(c).mean()
+
+
+@pytest.mark.parametrize("fixed", ["a", "b"])
+def test_what_joins_a_fixed_space_is_fixed(fixed: str) -> None:
+    spaces = find_spaces(Late(fixed))
+    assert spaces.of("a").producers == ("a", "b")
+    assert spaces.of("a").fixed == "GroupNorm norm"
 
 
 class Reuse(nn.Module):
@@ -620,6 +641,12 @@ def test_bad_arguments() -> None:
         spaces.permute(model, {spaces.of("4"): torch.randperm(4)})
     with pytest.raises(KeyError, match="is no space of this model"):
         spaces.permute(model, {Space(4, ("x",), (), None): torch.randperm(4)})
+    with pytest.raises(TypeError, match=r"permute needs a torch.nn.Module, got dict"):
+        spaces.permute({}, {})
+    with pytest.raises(
+        ValueError, match="the model has no layer 2; it must be the model of find_spaces, or a copy"
+    ):
+        spaces.permute(nn.Sequential(nn.Conv2d(2, 4, 3)), {spaces.of("0"): torch.randperm(4)})
     other = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3))
     with pytest.raises(ValueError, match="the model has 5 channels where 4 were found"):
         spaces.permute(other, {spaces.of("0"): torch.randperm(4)})

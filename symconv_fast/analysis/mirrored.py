@@ -237,7 +237,9 @@ class _Passes:
     def __call__(self, what: str) -> Iterator[Tensor]:
         """The inputs."""
         for batch in self._bar(what):
-            yield input_of(batch, self._device)
+            x = input_of(batch, self._device)
+            if x.numel():
+                yield x
 
     def score(self, evaluate: Evaluate | None, model: nn.Module, what: str) -> tuple[float, float]:
         """Loss and accuracy of a network in eval mode."""
