@@ -18,6 +18,7 @@ from ..symmetry import KEYS
 from ..tables import Table
 from ..ties import BIT
 from .merging import (
+    Goals,
     average,
     batch_norms,
     mirror_filters,
@@ -26,6 +27,14 @@ from .merging import (
     reset_batch_norm,
 )
 from .moments import Pair, compare, input_of
+
+_NETWORKS = {
+    "naive": "merged, not aligned",
+    "aligned": "merged, aligned",
+    "reset": "merged, aligned, reset",
+    "repaired": "merged, aligned, REPAIR",
+}
+"""Names of merged networks in the report."""
 
 Evaluate = Callable[[nn.Module, Any], tuple[float, float]]
 
@@ -165,38 +174,38 @@ def match_mirrored(
     mirrored = mirror_filters(original, mask, spaces, first)
     mirror_error = _mirror_error(original, mirrored, mask, first)
 
-    repaired_names = repairable(original, spaces)
     points = {space: spaces.points(space) for space in spaces.spaces}
-    names = dict.fromkeys([*(n for some in points.values() for n in some), *repaired_names])
+    rescaled = repairable(original, spaces)
+    names = dict.fromkeys([*(name for some in points.values() for name in some), *rescaled])
     pairs = compare(original, mirrored, names, lambda: passes("correlations"))
     orders, matches = _match(points, pairs, assign)
     naive = average(original, mirrored)
-    results = {
-        "original": passes.score(evaluate, original, "original"),
-        "mirrored": passes.score(evaluate, mirrored, "mirrored"),
-    }
     spaces.permute(mirrored, orders)
-    aligned = average(original, mirrored)
-    models: dict[str, nn.Module] = {"mirrored": mirrored, "naive": naive, "aligned": aligned}
-    results["merged, not aligned"] = passes.score(evaluate, naive, "merged, not aligned")
-    results["merged, aligned"] = passes.score(evaluate, aligned, "merged, aligned")
-    if batch_norms(aligned):
-        models["reset"] = copy.deepcopy(aligned)
-        reset_batch_norm(models["reset"], lambda: passes("reset"))
-        results["merged, aligned, reset"] = passes.score(evaluate, models["reset"], "reset")
-    models["repaired"] = copy.deepcopy(aligned)
-    goals = _goals(repaired_names, pairs, orders, spaces)
-    repair(models["repaired"], goals, spaces, lambda: passes("REPAIR"))
-    results["merged, aligned, REPAIR"] = passes.score(evaluate, models["repaired"], "REPAIR")
+    goals = _goals(rescaled, pairs, orders, spaces)
+    models = {"mirrored": mirrored, "naive": naive, **_merged(original, mirrored, goals, spaces, passes)}
+    scores = {key: passes.score(evaluate, net, key) for key, net in {"original": original, **models}.items()}
     return MirroredReport(
         axis=axis,
-        rows=_rows(results),
+        rows=_rows(scores),
         matches=matches,
         mirror_error=mirror_error,
         notes=tuple(_notes(original, goals, mirror_error)),
         orders=orders,
         models=models if keep_models else {},
     )
+
+
+def _merged(
+    original: nn.Module, mirrored: nn.Module, goals: Goals, spaces: Spaces, passes: _Passes
+) -> dict[str, nn.Module]:
+    """The mean of the two as it is, with batch norm reset where there is any, and repaired."""
+    models = {"aligned": average(original, mirrored)}
+    if batch_norms(original):
+        models["reset"] = copy.deepcopy(models["aligned"])
+        reset_batch_norm(models["reset"], lambda: passes("reset"))
+    models["repaired"] = copy.deepcopy(models["aligned"])
+    repair(models["repaired"], goals, spaces, lambda: passes("REPAIR"))
+    return models
 
 
 def _check(model: nn.Module, loader: Iterable[Any], axis: str) -> int:
@@ -335,10 +344,10 @@ def _rows(results: Mapping[str, tuple[float, float]]) -> tuple[MirroredRow, ...]
     (loss_a, right_a), (loss_b, right_b) = results["original"], results["mirrored"]
     loss, right = (loss_a + loss_b) / 2, (right_a + right_b) / 2
     return tuple(
-        MirroredRow(name, *found)
-        if name in ("original", "mirrored")
-        else MirroredRow(name, *found, found[0] - loss, right - found[1])
-        for name, found in results.items()
+        MirroredRow(_NETWORKS[key], *found, found[0] - loss, right - found[1])
+        if key in _NETWORKS
+        else MirroredRow(key, *found)
+        for key, found in results.items()
     )
 
 
