@@ -4,10 +4,10 @@ import sys as _sys
 from types import ModuleType as _ModuleType
 from typing import Literal as _Literal
 
-from . import functional, init, ops, settings
+from . import functional, init, nn, ops, settings
 from . import guards as _guards
 from ._version import __version__
-from .conversion import to_torch
+from .conversion import convert, revert, to_torch
 from .dispatch import backend
 from .explanation import explain
 from .modules import (
@@ -59,9 +59,12 @@ __all__ = [
     "SymmetryWarning",
     "__version__",
     "backend",
+    "convert",
     "explain",
     "functional",
     "init",
+    "nn",
     "ops",
+    "revert",
     "to_torch",
 ]

@@ -33,11 +33,15 @@ class Table:
         from rich.markup import escape
         from rich.table import Table as Drawn
 
-        drawn = Drawn(title=title and escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        drawn = Drawn(
+            title=title and escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         drawn.caption = "\n".join(map(escape, self.notes)) or None
         drawn.caption_justify = "left"
         for name in self.columns:
-            drawn.add_column(name.rstrip("|"), justify="left" if name.endswith("|") else "right", no_wrap=True)
+            drawn.add_column(
+                name.rstrip("|"), justify="left" if name.endswith("|") else "right", no_wrap=True
+            )
         for row in self.rows:
             drawn.add_row(*map(escape, row))
         return drawn

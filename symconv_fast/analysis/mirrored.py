@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from ..channels import Space, Spaces, find_spaces
 from ..extras import need
-from ..symmetry import KEYS
 from ..tables import Table
-from ..ties import BIT
+from .arguments import axis_mask
 from .merging import (
     Goals,
     average,
@@ -217,18 +216,13 @@ def _check(model: nn.Module, loader: Iterable[Any], axis: str) -> int:
         raise ValueError(
             f"{type(model).__name__} has no convolution; without any there are no filters to mirror"
         )
-    ndim = max(dims)
-    keys = KEYS[ndim]
-    if not isinstance(axis, str) or "".join(sorted(axis)) not in {"".join(sorted(key)) for key in keys}:
-        raise ValueError(
-            f"axis={axis!r} is not valid for convolutions of {ndim} dims; valid: {', '.join(keys)}"
-        )
+    mask = axis_mask(axis, max(dims))
     if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
         raise TypeError(
             f"loader is gone through several times, which a {type(loader).__name__} does not allow; give a DataLoader "
             "or a list of batches"
         )
-    return sum(BIT[letter] for letter in axis)
+    return mask
 
 
 class _Passes:

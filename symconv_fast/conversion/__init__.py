@@ -1,5 +1,10 @@
-"""Whole models into tied layers and back; see `symconv_fast.to_torch`."""
+"""Whole models into tied layers and back; see `symconv_fast.convert` and `symconv_fast.revert`."""
 
 from .expand import to_torch
+from .report import ConversionReport, LayerReport
+from .tie import convert
 
-__all__ = ["to_torch"]
+revert = to_torch
+"""The way back from `convert`: the same function as `to_torch`."""
+
+__all__ = ["ConversionReport", "LayerReport", "convert", "revert", "to_torch"]

@@ -12,26 +12,10 @@ from torch import nn
 
 from ..holders import modules_held
 from ..modules import _Conv, _Symmetric, still
+from .carry import computes_weight, give
+from .reordered import join_orders, replace_modules
 
 Model = TypeVar("Model", bound=nn.Module)
-
-_HOOKS = (
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_forward_hooks",
-    "_forward_hooks_always_called",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_is_full_backward_hook",
-)
-"""What nn.Module keeps of hooks around forward and backward."""
-
-_KNOWN = frozenset(
-    {"weight", "bias", "symmetry", "ties", "share_bias", "forward", "_conv_forward", "_compiled_call_impl"}
-    | vars(nn.Conv2d(1, 1, 1, device="meta")).keys()
-)
-"""Attributes of a tied layer that torch's layer has a value of its own for, or has no use for."""
 
 
 @overload
@@ -47,7 +31,8 @@ def to_torch(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Training mode, `requires_grad`, dtype, device, hooks around forward and backward, and attributes that were set on a
     layer carry over. A layer that is used in several places is replaced by one layer. Layers that share a parameter
     share it still, where it means the same filters or biases to them. Parametrizations and pruning are made permanent
-    in the new weights, with the value that they have in eval mode.
+    in the new weights, with the value that they have in eval mode. Where `convert` put an index on the output of a
+    layer, its filters are brought into that order and the index goes.
 
     Args:
         model: any module, one tied layer included.
@@ -66,7 +51,7 @@ def to_torch(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         raise TypeError(
             f"to_torch needs a torch.nn.Module, got {type(model).__name__}; for example a whole model"
         )
-    return _replace(model) if inplace else _copy(model)
+    return join_orders(_replace(model) if inplace else _copy(model))
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -79,7 +64,7 @@ def _copy(model: nn.Module) -> nn.Module:
     memo.update((id(layer), conv) for layer, conv in zip(layers, convs))
     result = copy.deepcopy(model, memo)
     for layer, conv in zip(layers, convs):
-        _give(conv, layer, lambda value: copy.deepcopy(value, memo))
+        give(conv, layer, lambda value: copy.deepcopy(value, memo))
     made = {module for conv in convs for module in conv.modules()}
     left = [name for name, m in result.named_modules() if isinstance(m, _Symmetric) and m not in made]
     left += [path for path, module in modules_held(result, found) if module in sources]
@@ -96,13 +81,9 @@ def _replace(model: nn.Module) -> nn.Module:
     _refuse_what_else_leads_to(set(layers), model)
     convs = _convert(layers, lambda parameter: parameter)
     replaced: dict[nn.Module | None, nn.Module] = dict(zip(layers, convs))
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            if child in replaced:
-                module._modules[name] = replaced[child]
+    replace_modules(model, replaced)
     for layer, conv in zip(layers, convs):
-        # What a handle removes a hook from is the dict itself.
-        _give(conv, layer, lambda value: value)
+        give(conv, layer)
     return replaced.get(model, model)
 
 
@@ -169,38 +150,12 @@ def _sources(layer: _Symmetric[Any], name: str) -> Iterator[nn.Parameter]:
     yield from (p for key, p in layer._parameters.items() if key.startswith(f"{name}_") and p is not None)
 
 
-def _computes_weight(hook: object) -> bool:
-    """Is this what torch's pruning and older normalisations have in place of a hook?"""
-    return type(hook).__module__.startswith("torch.nn.utils.")
-
-
 def _compute_weight(layer: _Symmetric[Any]) -> None:
     """Bring a weight up to date that such hooks compute, as the next call would; eval mode iterates nothing."""
     training, layer.training = layer.training, False
     try:
         for hook in layer._forward_pre_hooks.values():
-            if _computes_weight(hook):
+            if computes_weight(hook):
                 hook(layer, ())
     finally:
         layer.training = training
-
-
-def _give(conv: nn.Module, layer: _Symmetric[Any], pick: Callable[[Any], Any]) -> None:
-    """What is not of the convolution itself: hooks, and what users and tools set on it."""
-    for name in _HOOKS:
-        setattr(conv, name, pick(getattr(layer, name)))
-    for key in [key for key, hook in conv._forward_pre_hooks.items() if _computes_weight(hook)]:
-        del conv._forward_pre_hooks[key]
-    for name, value in vars(layer).items():
-        if name not in _KNOWN:
-            conv.__dict__.setdefault(name, pick(value))
-    for kind in ("_modules", "_buffers", "_parameters"):
-        for name, value in getattr(layer, kind).items():
-            if name != "parametrizations" and not _is_source(layer, name) and not hasattr(conv, name):
-                getattr(conv, kind)[name] = pick(value)
-                conv._non_persistent_buffers_set.update(layer._non_persistent_buffers_set & {name})
-
-
-def _is_source(layer: nn.Module, name: str) -> bool:
-    """Is it of torch's pruning or older normalisations, such as `weight_orig` where `weight` is computed?"""
-    return any(computed in vars(layer) and name.startswith(f"{computed}_") for computed in ("weight", "bias"))
