@@ -83,7 +83,6 @@ class Functions(Constraints):
             not isinstance(value, Maps)
             or maps_in((args[1:], others))
             or value.ndim != ndim
-            or value.flat
             or any(v is True for v in (*args[6:], kwargs.get("return_indices")))
         ):
             raise UnknownError(f"operation {name}")

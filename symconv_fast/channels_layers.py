@@ -54,7 +54,7 @@ class Layers(Constraints):
     def _run(self, what: str, ndim: int, module: nn.Module, value: Any, node: fx.Node) -> Any:
         """One call of a layer of known kind, which acts on `ndim` spatial dims if that is not 0."""
         name = self.names[module]
-        if isinstance(value, Maps) and ndim and (value.ndim != ndim or value.flat):
+        if isinstance(value, Maps) and ndim and value.ndim != ndim:
             wanted = 0 if what == "batch_norm" and ndim == 1 else ndim
             if value.ndim != wanted:
                 self.fix([value], f"{type(module).__name__} {name} on other dims")

@@ -265,8 +265,10 @@ def test_tracing_leaves_the_model_as_it_was() -> None:
     assert (model.calls, model.kept, set(vars(model))) == (0, [], attributes)
     assert torch.equal(rng, torch.get_rng_state())
     assert spaces.of("convs.0").fixed == "kept as kept"
-    # Both modes count: the sum is there in training alone.
-    assert spaces.of("convs.2").producers == ("convs.2", "other")
+    # Both modes count, whatever the model's is: the sum is there in training alone.
+    for mode in (None, False, True):
+        spaces = find_spaces(model if mode is None else model.train(mode))
+        assert spaces.of("convs.2").producers == ("convs.2", "other")
 
 
 def test_layers_that_are_never_called_are_fixed() -> None:

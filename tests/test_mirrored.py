@@ -11,14 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import symconv_fast as sf
 from symconv_fast.analysis import match_mirrored
 from symconv_fast.analysis.merging import average, mirror_filters, repair, repairable, reset_batch_norm
+from symconv_fast.analysis.mirrored import _goals, _match
 from symconv_fast.analysis.moments import Pair, compare
-from symconv_fast.channels import find_spaces
+from symconv_fast.channels import Space, Spaces, find_spaces
 
 
 def three_convs(width: int = 6, norm: bool = False, bias: bool = True) -> nn.Sequential:
@@ -102,14 +104,28 @@ def test_a_network_that_is_its_own_mirror_image(norm: bool) -> None:
     assert model.training
 
 
-def test_a_tied_lift_is_its_own_mirror_image_as_it_stands() -> None:
-    # The order of a tied layer is fixed: its mirror image has the members of each orbit exchanged, and is not aligned.
-    model = nn.Sequential(sf.SymmetricConv2d(2, 4, 3, padding=1, symmetry="h"), *three_convs(4)[1:]).double()
-    model[3] = nn.Conv2d(4, 4, 3, padding=1).double()
-    report = match_mirrored(model, batches(), progress=False)
+def test_a_tied_lift_is_its_own_mirror_image() -> None:
+    tied = sf.SymmetricConv2d(2, 4, 3, padding=1, symmetry="h", share_bias=True)
+    model = nn.Sequential(tied, *three_convs(4)[1:]).double()
+    report = match_mirrored(model, batches(), progress=False, keep_models=True)
     assert report.mirror_error < 1e-12
-    assert report.matches[0].fixed == "tied already"
-    assert report.matches[0].moved == 0
+    # The members of both orbits are exchanged.
+    order = next(order for space, order in report.orders.items() if space.producers == ("0",))
+    assert order.tolist() == [2, 3, 0, 1]
+    assert report.matches[0].correlation == pytest.approx(1)
+    assert torch.allclose(report.models["aligned"][0].weight, tied.expanded_weight())
+    assert isinstance(model[0], sf.SymmetricConv2d)
+
+
+def test_activations_in_place_change_nothing() -> None:
+    model, data = three_convs(5), batches()
+    expected = match_mirrored(model, data, progress=False)
+    for module in model:
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    report = match_mirrored(model, data, progress=False)
+    assert report.rows == expected.rows
+    assert report.matches == expected.matches
 
 
 @pytest.mark.parametrize(
@@ -143,6 +159,14 @@ def test_mirrored_filters_compute_the_network_of_mirrored_inputs(name: str, size
         assert float((mirrored(x) - model(x)).abs().max() / expected.abs().max()) > 1e-4
 
 
+def test_shared_filters_are_mirrored_once() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
+    model[1].weight = model[0].weight
+    mirrored = mirror_filters(model, 1, find_spaces(model), torch.zeros(1, 2, 9, 9))
+    assert torch.equal(mirrored[1].weight, model[1].weight.flip(-1))
+    assert mirrored[0].weight is mirrored[1].weight
+
+
 def test_where_mirroring_is_not_exact_the_report_says_so() -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 4)).double()
     report = match_mirrored(model, batches(size=8), progress=False)
@@ -166,27 +190,83 @@ def plain_features(weights: list[tuple[Tensor, Tensor]], x: Tensor) -> list[np.n
     return found
 
 
+class Residual(nn.Module):
+    """Two convolutions of one stream, whose outputs are best matched by the sum of both."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.end = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.end((x + self.second(x.relu())).relu().mean((2, 3)))
+
+
+def best_order(correlations: np.ndarray) -> list[int]:
+    count = len(correlations)
+    return list(
+        max(permutations(range(count)), key=lambda p: sum(correlations[i, p[i]] for i in range(count)))
+    )
+
+
 def test_matching_is_that_of_a_plain_computation() -> None:
-    model = three_convs(4)
-    data = batches()
+    model, data = three_convs(5), batches()
     convs = [m for m in model if isinstance(m, nn.Conv2d)]
     ours = [(m.weight.detach(), m.bias.detach()) for m in convs]
     theirs = [(w.flip(-1), b) for w, b in ours]
     x = torch.cat([batch[0] for batch in data])
     report = match_mirrored(model, data, progress=False)
-    spaces = find_spaces(model)
     for name, a, b, match in zip("036", plain_features(ours, x), plain_features(theirs, x), report.matches):
-        correlation = np.corrcoef(a, b)[:4, 4:]
-        best = max(permutations(range(4)), key=lambda p: sum(correlation[i, p[i]] for i in range(4)))
-        assert report.orders[spaces.of(name)].tolist() == list(best)
-        assert match.correlation == pytest.approx(
-            np.mean([correlation[i, best[i]] for i in range(4)]), abs=1e-12
-        )
-        assert match.before == pytest.approx(np.mean(np.diag(correlation)), abs=1e-12)
+        correlation = np.corrcoef(a, b)[:5, 5:]
+        best = best_order(correlation)
+        assert report.orders[find_spaces(model).of(name)].tolist() == best
+        assert match.correlation == pytest.approx(correlation[range(5), best].mean(), abs=1e-12)
+        assert match.before == pytest.approx(np.diag(correlation).mean(), abs=1e-12)
+
+
+def test_orders_say_where_partners_are() -> None:
+    # Permutations with a mirror image are mostly their own inverses, so that a network does not tell directions apart.
+    space, pair = Space(4, ("a",), ("b",), None), Pair()
+    a, order = torch.randn(50, 4, dtype=torch.float64), torch.tensor([1, 2, 0, 3])
+    b = torch.empty_like(a)
+    b[:, order] = a
+    pair.add(a, b)
+    orders, (match,) = _match({space: ("a",)}, {"a": pair}, linear_sum_assignment)
+    assert torch.equal(orders[space], order)
+    assert match.correlation == pytest.approx(1)
+    goals = _goals(["a"], {"a": pair}, orders, Spaces((space,)))
+    assert torch.allclose(goals["a"][0], a.mean(0))
+
+
+def test_a_stream_is_matched_by_the_sum_over_its_points() -> None:
+    singly = 0
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, data = Residual(5).double(), batches()
+        x = torch.cat([batch[0] for batch in data])
+        found = []
+        for flip in (False, True):
+            weights = [
+                m.weight.detach().flip(-1) if flip else m.weight.detach() for m in (model.first, model.second)
+            ]
+            first = F.conv2d(x, weights[0], model.first.bias.detach(), padding=1)
+            second = F.conv2d(first.relu(), weights[1], model.second.bias.detach(), padding=1)
+            found.append([y.transpose(0, 1).flatten(1).numpy() for y in (first, second)])
+        points = [np.corrcoef(a, b)[:5, 5:] for a, b in zip(*found)]
+        report = match_mirrored(model, data, progress=False)
+        order = report.orders[find_spaces(model).of("first")].tolist()
+        assert order == best_order(points[0] + points[1])
+        singly += order != best_order(points[0])
+    assert singly, "the first point alone says the same"
 
 
 def test_merged_networks_are_those_of_a_plain_computation() -> None:
-    model, data = three_convs(4), batches()
+    model, data = three_convs(5), batches()
+    nn.init.normal_(model[-1].weight, std=1000)
+    data = [
+        (x, model(x).argmax(1)) for x, _ in data
+    ]  # so that the two networks are right, and merged ones less so
     report = match_mirrored(model, data, progress=False, keep_models=True)
     orders = [report.orders[find_spaces(model).of(n)] for n in "036"]
     rows = {row.network: row for row in report.rows}
@@ -194,7 +274,7 @@ def test_merged_networks_are_those_of_a_plain_computation() -> None:
     def loss_of(permuted: bool) -> tuple[float, float]:
         before, weights = torch.arange(2), []
         for conv, order in zip((m for m in model if isinstance(m, nn.Conv2d)), orders):
-            order = order if permuted else torch.arange(4)
+            order = order if permuted else torch.arange(5)
             other = conv.weight.flip(-1)[order][:, before], conv.bias[order]
             weights.append(((conv.weight + other[0]) / 2, (conv.bias + other[1]) / 2))
             before = order
@@ -218,6 +298,7 @@ def test_merged_networks_are_those_of_a_plain_computation() -> None:
         assert row.loss_barrier == pytest.approx(row.loss - mean_loss)
         assert row.accuracy_barrier == pytest.approx(mean_accuracy - row.accuracy)
     assert {r.loss_barrier for r in ends} == {None}
+    assert max(row.accuracy_barrier for row in report.rows[2:]) > 0
 
 
 def test_a_residual_stream_has_one_permutation() -> None:

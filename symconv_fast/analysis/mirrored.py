@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..channels import Space, Spaces, find_spaces
+from ..conversion import to_torch
 from ..extras import need
 from ..tables import Table
 from .arguments import axis_mask
@@ -142,7 +143,8 @@ def match_mirrored(
       networks' means and standard deviations, then batch norm is reset.
 
     Args:
-        model: a network of convolutions that torch.fx can trace; it is not changed.
+        model: a network of convolutions that torch.fx can trace; it is not changed. Tied layers are taken as ordinary
+            ones with their expanded filters.
         loader: batches (input, target), several times from the start; inputs (N, C, *spatial). With `evaluate` the
             batches may be inputs alone, or longer tuples.
         axis: "h" mirrors the last dim (left and right), "v" the one before, "z" the one before that; or several.
@@ -162,13 +164,14 @@ def match_mirrored(
     """
     assign = need("scipy.optimize", "match_mirrored").linear_sum_assignment
     mask = _check(model, loader, axis)
-    spaces = find_spaces(model)
+    original = to_torch(model)  # tied layers as ordinary ones, whose order is free
+    spaces = find_spaces(original)
     if spaces.error is not None:
         raise ValueError(f"match_mirrored cannot permute channels of this model: {spaces.error}")
     if device is None:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     passes = _Passes(loader, torch.device(device), progress)
-    original = copy.deepcopy(model).to(device).eval()
+    original = original.to(device).eval()
     first = passes.first()
     mirrored = mirror_filters(original, mask, spaces, first)
     mirror_error = _mirror_error(original, mirrored, mask, first)
