@@ -37,6 +37,8 @@ class Layers(Constraints):
         value = given.pop("input", None)
         tensors = {k: v for k, v in given.items() if isinstance(v, (Maps, Foreign))}
         owners = [v.owner for v in tensors.values() if isinstance(v, Foreign) and v.owner is not None]
+        if not owners:
+            return None
         module = owners[0][0]
         if (
             not isinstance(value, (Maps, Foreign))
