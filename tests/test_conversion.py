@@ -17,7 +17,8 @@ from torch.nn.utils import parametrizations, prune
 import symconv_fast
 from symconv_fast import SymmetricConv1d, SymmetricConv2d, SymmetricConv3d, convert, revert
 from symconv_fast.channels import find_spaces
-from symconv_fast.conversion.matching import reorder_filters
+from symconv_fast.conversion import plan
+from symconv_fast.conversion.matching import RandomLoss, reorder_filters
 from symconv_fast.conversion.plan import Matcher, arrange, convolution
 from symconv_fast.conversion.reordered import Reordered
 from symconv_fast.conversion.sites import find_sites
@@ -34,7 +35,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "unet3d": (zoo.unet3d, (1, 1, 16, 16, 16)),
     "control_flow": (zoo.control_flow, (2, 3, 16, 16)),
 }
-TIES = {"unet3d": "hvz"}
+TIES = {"unet3d": "hvz", "densenet121": "h"}
+
+
+@pytest.fixture
+def no_random_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the column "random" of reports out, which takes as long as all matching together."""
+    unknown = RandomLoss(math.nan, math.nan, 1)
+    monkeypatch.setattr(plan, "random_loss", lambda *_, **__: unknown)
 
 
 def ready(name: str) -> tuple[nn.Module, Tensor]:
@@ -55,6 +63,7 @@ def stack() -> nn.Sequential:
     )
 
 
+@pytest.mark.usefixtures("no_random_filters")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_of_hidden_orbits_is_found_and_keeps_its_function(name: str) -> None:
     model, x = ready(name)
@@ -75,13 +84,12 @@ def test_a_model_of_hidden_orbits_is_found_and_keeps_its_function(name: str) -> 
     assert not any(isinstance(module, (_Symmetric, Reordered)) for module in revert(tied).modules())
 
 
+@pytest.mark.usefixtures("no_random_filters")
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("keep_norm", [True, pytest.param(False, marks=pytest.mark.full)])
-def test_converted_outputs_are_those_of_the_projected_filters_where_they_were(
-    name: str, keep_norm: bool
-) -> None:
+@pytest.mark.parametrize("pairs", [True, pytest.param(False, marks=pytest.mark.full)])
+def test_converted_outputs_are_those_of_the_projected_filters_where_they_were(name: str, pairs: bool) -> None:
     model, x = ready(name)
-    tie = TIES.get(name, "hv")
+    tie, keep_norm = ("h", True) if pairs else (TIES.get(name, "hv"), False)
     sites = [site for site in find_sites(model, 1, ()) if site.reason is None]
     found = {site: wanted(tie, site) for site in sites}
     ties = {site: each for site, each in found.items() if not isinstance(each, str)}

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from ..checks import SUPPORTED_DTYPES, DtypeError, ShapeError, check_is_tensor, ints
-from ..extras import need
 from ..ties import Segment, Ties, mirror
 
 _KICKS, _EFFORT = 64, 1024
 """Random disturbances of what was found: 64 for up to 16 filters, 8 for 128, 2 for 512 (groups count together)."""
 
-_GROUPS = 16
-"""Of a random layer as many groups are drawn: all are alike."""
+_DRAWN = 256
+"""Filters of a random layer: of more, as many of its groups are drawn, since all are alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +80,8 @@ def mirror_distances(filters: Tensor, ndim: int, dim: int = 0, groups: int = 1) 
     if not bool(largest.isfinite()):
         raise ValueError("filters hold NaN or infinity; give the finite weights of a trained layer")
     if largest > 0:
-        wide = wide / largest  # squares of what float64 holds must not overflow
+        # Squares of what float64 holds must not overflow; by a power of two nothing is rounded.
+        wide = torch.ldexp(wide, -torch.frexp(largest).exponent)
     if dim == 1:
         grouped = wide.unflatten(0, (groups, wide.shape[0] // groups)).transpose(1, 2)
     else:
@@ -132,7 +132,6 @@ def match_filters(distances: Distances, ties: Ties) -> Tensor:
         )
     if all(mask == 0 or rows == 0 for mask, rows in ties.segments):
         return torch.arange(ties.out_channels)
-    need("numpy", "matching filters into orbits")
     from .orbits import Bank, arrange
 
     products, energies = distances.products.numpy(), distances.energies.numpy()
@@ -176,28 +175,30 @@ class RandomLoss:
 
     mean: float
     spread: float
-    """The standard deviation between layers."""
+    """The standard deviation between layers; nan of one draw."""
     draws: int
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.spread:.3f} ({self.draws} draws)"
 
 
-def random_loss(shape: Sequence[int], ties: Ties, *, dim: int = 0, seed: int = 0) -> RandomLoss:
+def random_loss(
+    shape: Sequence[int], ties: Ties, *, dim: int = 0, seed: int = 0, draws: int | None = None
+) -> RandomLoss:
     """What matching alone buys: the lost energy of Gaussian filters of this size, matched as `match_filters` does it.
 
     Without matching they lose 1 - U/out_channels. A layer whose filters lose less than this has symmetries of its own.
-    Remembered for each shape and ties. Large layers get fewer draws (5 up to 128 filters, 2 above 256), and 16 of the
-    groups of a layer of more stand for all.
+    Remembered for each shape and ties. Of a layer of many groups as many are drawn as have 256 filters together.
 
     Args:
         shape: of the filters, as for `mirror_distances`.
         ties: of the tied layer.
         dim: the one along which the filters lie.
         seed: of a generator of its own.
+        draws: how many layers are drawn; by default 5 up to 128 filters, 3 up to 256 and 2 above.
 
     Raises:
-        ValueError: `shape` does not fit `ties`.
+        ValueError: `shape` does not fit `ties`, or `draws` is below 1.
     """
     if not isinstance(ties, Ties):
         raise TypeError(f"ties must be the Ties of a tied layer, such as layer.ties, got {ties!r}")
@@ -208,24 +209,27 @@ def random_loss(shape: Sequence[int], ties: Ties, *, dim: int = 0, seed: int = 0
             f"shape={sizes} with dim={dim!r} is not of filters for ties of ndim={ties.ndim}, groups={ties.groups}, "
             f"{ties.out_channels} filters, such as {(ties.out_channels, 16, *[3] * ties.ndim)} with dim=0"
         )
-    return _random_loss(sizes, ties, dim, seed)
+    if draws is None:
+        draws = 5 if ties.out_channels <= 128 else 3 if ties.out_channels <= 256 else 2
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws={draws!r} must be an int of at least 1, such as 5")
+    return _random_loss(sizes, ties, dim, seed, draws)
 
 
 @lru_cache(maxsize=1024)
-def _random_loss(shape: tuple[int, ...], ties: Ties, dim: int, seed: int) -> RandomLoss:
-    groups = min(ties.groups, _GROUPS)
+def _random_loss(shape: tuple[int, ...], ties: Ties, dim: int, seed: int, draws: int) -> RandomLoss:
+    groups = min(ties.groups, max(1, _DRAWN * ties.groups // max(ties.out_channels, 1)))
     drawn = Ties(
         ties.ndim, groups, tuple(Segment(mask, rows // ties.groups * groups) for mask, rows in ties.segments)
     )
     sizes = (shape[0] // ties.groups * groups, *shape[1:])
     generator = torch.Generator().manual_seed(seed)
-    draws = 5 if drawn.out_channels <= 128 else 3 if drawn.out_channels <= 256 else 2
     losses = []
     for _ in range(draws):
         filters = torch.randn(sizes, generator=generator, dtype=torch.float64)
         order = match_filters(mirror_distances(filters, ties.ndim, dim, groups), drawn)
         losses.append(drawn.lost_energy(reorder_filters(filters, order, dim, groups), dim))
-    spread = statistics.stdev(losses) * math.sqrt(groups / ties.groups)
+    spread = statistics.stdev(losses) * math.sqrt(groups / ties.groups) if draws > 1 else math.nan
     return RandomLoss(statistics.fmean(losses), spread, draws)
 
 

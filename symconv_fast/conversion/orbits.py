@@ -27,6 +27,9 @@ _SMALL = 1e-12
 _IMPROVED = 3
 """How many of the best starts are improved by exchanges."""
 
+_LARGE, _WORTH_A_ROUND = 128, 1e-3
+"""Above so many filters a round of improvement takes seconds: one that gained no such part of the loss is the last."""
+
 
 class _Segment(NamedTuple):
     """Orbits of one tie: its members, and the places (rows, members) of their filters."""
@@ -131,7 +134,7 @@ def _join(bank: Bank, blocks: Array, group: tuple[int, ...], wider: tuple[int, .
         between = np.zeros(best.shape)
         for a, g in enumerate(group):
             for b, h in enumerate(group):
-                between += bank.products[(g ^ h ^ shift) - 1][np.ix_(blocks[:, a], blocks[:, b])]
+                between += bank.products[(g ^ h ^ shift) - 1][blocks[:, a, None], blocks[None, :, b]]
         between = (between + between.T) / 2
         better = between > best
         best[better], mirrors[better] = between[better], shift
@@ -172,12 +175,13 @@ def _build(bank: Bank, pool: Array, segment: _Segment, late: bool) -> Iterator[A
 def starts(bank: Bank) -> Iterator[Array]:
     """Orders to begin with: the segments one after another, the first along every chain of subgroups.
 
-    The largest orbits come first, and up to three segments in every other sequence too.
+    The largest orbits come first, and up to three segments of a small layer in every other sequence too.
     """
+    small = bank.count <= _LARGE
     segments = sorted(bank.tied, key=lambda segment: -len(segment.members))
-    sequences = permutations(segments) if len(segments) <= 3 else iter([segments])
+    sequences = permutations(segments) if small and len(segments) <= 3 else iter([tuple(segments)])
     for sequence in sequences:
-        loose = len(bank.free) > 0 or len(sequence) > 1
+        loose = small and (len(bank.free) > 0 or len(sequence) > 1)
         for late in (False, True) if loose and len(sequence[0].members) > 2 else (False,):
             for filters in _build(bank, np.arange(bank.count), sequence[0], late):
                 yield _fill(bank, sequence, filters, late)
@@ -200,14 +204,13 @@ def _fill(bank: Bank, sequence: Sequence[_Segment], filters: Array, late: bool) 
 
 
 def improve(bank: Bank, order: Array) -> Array:
-    """Apply exchanges, assignments and new joinings until none lowers the loss."""
+    """Apply exchanges, assignments and new joinings until none lowers the loss; the result is canonical."""
     order, loss = order.copy(), bank.loss(order)
     while True:
-        for step in (_swap, _assign, _rejoin):
-            order = step(bank, order)
+        order = _rejoin(bank, _assign(bank, _swap(bank, order)))
         reached = bank.loss(order)
-        if reached >= loss - bank.small:
-            return order
+        if loss - reached <= max(bank.small, _WORTH_A_ROUND * loss if bank.count > _LARGE else 0.0):
+            return _canonical(bank, order)
         loss = reached
 
 
@@ -253,7 +256,7 @@ def _assign(bank: Bank, order: Array) -> Array:
     for turn in range(max(len(segment.members) for segment in bank.tied)):
         one_each = [segment.places[:, turn % len(segment.members)] for segment in bank.tied]
         chosen = np.concatenate([*one_each, bank.free])
-        costs = bank.costs(order)[np.ix_(chosen, order[chosen])]
+        costs = bank.costs(order)[chosen[:, None], order[chosen]]
         before = costs.trace()
         places, filters = solve(costs)
         if costs[places, filters].sum() < before - bank.small:
@@ -312,6 +315,8 @@ def arrange(bank: Bank, kicks: int) -> Array:
         found = min((improve(bank, order) for order in built), key=bank.loss)
         random = np.random.default_rng(0)
         for _ in range(kicks):
+            if bank.loss(found) <= bank.small:
+                break
             found = min(found, improve(bank, _kick(bank, found, random)), key=bank.loss)
     return _canonical(bank, found) if bank.loss(found) < loss - bank.small else given
 
@@ -319,7 +324,7 @@ def arrange(bank: Bank, kicks: int) -> Array:
 def _kick(bank: Bank, order: Array, random: np.random.Generator) -> Array:
     """The filters of a few orbits, and as many free ones, in random places among themselves."""
     rows = np.unique(bank.row[np.concatenate([segment.places[:, 0] for segment in bank.tied])])
-    rows = random.permutation(rows)[: max(3, len(rows) // 8)]
+    rows = random.permutation(rows)[: random.integers(2, max(4, len(rows) // 8) + 1)]
     free = random.permutation(bank.free)[: len(rows)]
     places = np.concatenate([np.flatnonzero(np.isin(bank.row, rows)), free])
     kicked = order.copy()

@@ -153,7 +153,7 @@ def _matched(joint: Sequence[Site], site: Site, tie: Tie, order: Tensor | None, 
     dim = 1 if conv.transposed else 0
     shape = list(conv.weight.shape)
     shape[1 - dim] = sum(convolution(other).weight.shape[1 - dim] for other in joint)
-    null = random_loss(tuple(shape), tie[1], dim=dim).mean
+    null = random_loss(tuple(shape), tie[1], dim=dim, draws=1).mean
     way = None if order is None else through
     return Decision(site, tie, None, order, way, _lost(site, tie[1], order), null)
 
