@@ -83,7 +83,6 @@ class Functions(Constraints):
             not isinstance(value, Maps)
             or maps_in((args[1:], others))
             or value.ndim != ndim
-            or value.flat
             or any(v is True for v in (*args[6:], kwargs.get("return_indices")))
         ):
             raise UnknownError(f"operation {name}")
@@ -177,7 +176,7 @@ class Functions(Constraints):
             return _pick(sizes, picked[0]) if picked else sizes
         return Number()
 
-    def _do_assert(self, node: fx.Node, *args: Any) -> Any:
+    def _do_assert(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
         raise UnknownError("an assertion about values")
 
     def _do_resize(self, node: fx.Node, input: Any, *args: Any, **kwargs: Any) -> Any:
