@@ -15,7 +15,7 @@ from channel_checks import assert_same, free_of, shuffled
 from torch import fx, nn
 
 from symconv_fast.channels import Space, find_spaces
-from symconv_fast.channels_constraints import Constraints
+from symconv_fast.channels.constraints import Constraints
 
 FUZZ = int(os.environ.get("SYMCONV_FAST_FUZZ", "30"))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..channels import Spaces
-from ..channels_trace import shared_tensors
+from ..channels.trace import shared_tensors
 from ..modules import _Symmetric
 from ..ties import mirror
 from .moments import Moments, channel_dim, rows_of

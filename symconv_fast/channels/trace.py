@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .modules import _Symmetric
+from ..modules import _Symmetric
 
 _WRAPPERS = frozenset(
     {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule"}

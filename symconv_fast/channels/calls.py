@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .channels_trace import is_plain
-from .modules import _Symmetric
+from ..modules import _Symmetric
+from .trace import is_plain
 
 _ACTIVATIONS = """
     ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Sigmoid LogSigmoid Hardsigmoid Hardswish Hardtanh Softplus

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .channels_calls import is_filtering, is_layer
-from .channels_flow import Flow
-from .channels_maps import Block
-from .channels_trace import CannotTraceError, shared_tensors, trace
+from .calls import is_filtering, is_layer
+from .flow import Flow
+from .maps import Block
+from .trace import CannotTraceError, shared_tensors, trace
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .channels_calls import OWN_FUNCTIONS
-from .channels_functions import Functions
-from .channels_layers import Layers
-from .channels_maps import Foreign, Number, UnknownError, maps_in, values_in
-from .channels_trace import Traced
+from .calls import OWN_FUNCTIONS
+from .functions import Functions
+from .layers import Layers
+from .maps import Foreign, Number, UnknownError, maps_in, values_in
+from .trace import Traced
 
 
 class Flow(Layers, Functions):

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from . import channels_maps as maps_
-from .channels_calls import (
+from . import maps as maps_
+from .calls import (
     FOREIGN_FUNCTIONS,
     FUNCTIONS,
     METHODS,
@@ -18,15 +18,15 @@ from .channels_calls import (
     is_arithmetic,
     name_of,
 )
-from .channels_constraints import Constraints
-from .channels_maps import Foreign, Maps, Number, Sizes, UnknownError, maps_in, values_in
-from .channels_trace import seen_by_hook
+from .constraints import Constraints
+from .maps import Foreign, Maps, Number, Sizes, UnknownError, maps_in, values_in
+from .trace import seen_by_hook
 
 _GETITEM = next(function for function, kind in FUNCTIONS.items() if kind == "getitem")
 
 
 class Functions(Constraints):
-    """Calls of functions and methods: each `_do_*` is one of the kinds of `channels_calls.FUNCTIONS`."""
+    """Calls of functions and methods: each `_do_*` is one of the kinds of `calls.FUNCTIONS`."""
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a node that calls a function or a method."""

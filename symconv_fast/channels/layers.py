@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from . import channels_maps as maps_
-from .channels_calls import OWN_FUNCTIONS, is_tied, kind_of
-from .channels_constraints import Constraints
-from .channels_maps import Foreign, Maps, UnknownError, maps_in
+from . import maps as maps_
+from .calls import OWN_FUNCTIONS, is_tied, kind_of
+from .constraints import Constraints
+from .maps import Foreign, Maps, UnknownError, maps_in
 
 
 class Layers(Constraints):
-    """Calls of modules: each `_run_*` is one of the kinds of `channels_calls.MODULES`."""
+    """Calls of modules: each `_run_*` is one of the kinds of `calls.MODULES`."""
 
     def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a node that calls a layer."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from .channels_calls import is_layer
-from .channels_maps import Block, Foreign, Maps
-from .channels_trace import why_spoiled
+from .calls import is_layer
+from .maps import Block, Foreign, Maps
+from .trace import why_spoiled
 
 
 class Partition:
