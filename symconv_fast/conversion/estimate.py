@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..channels_trace import is_plain
+from ..channels.trace import is_plain
 from ..checks import SUPPORTED_DTYPES
 from ..explanation import explain
 from ..modules import _settings, _Symmetric, still

@@ -10,8 +10,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..channels_calls import is_layer
-from ..channels_trace import CannotTraceError, trace
+from ..channels.calls import is_layer
+from ..channels.trace import CannotTraceError, trace
 from ..modules import _Symmetric
 from .carry import give
 from .matching import reorder_filters

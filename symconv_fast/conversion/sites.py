@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from ..channels_trace import has_hook
+from ..channels.trace import has_hook
 from ..checks import SUPPORTED_DTYPES
 from ..holders import modules_held
 from ..modules import (

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .channels_calls import READ_ATTRIBUTES
-from .channels_functions import Functions
-from .channels_layers import Layers
-from .channels_maps import Foreign, Number, UnknownError, maps_in
-from .channels_trace import Traced
+from .calls import OWN_FUNCTIONS, READ_ATTRIBUTES
+from .functions import Functions
+from .layers import Layers
+from .maps import Foreign, Number, UnknownError, maps_in, values_in
+from .trace import Traced
 
 
 class Flow(Layers, Functions):
@@ -33,6 +33,13 @@ class Flow(Layers, Functions):
             self.fix(maps_in(known.get(node)), f"kept as {where}")
 
     def _evaluate(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        owned = [v for v in values_in((args, kwargs)) if isinstance(v, Foreign) and v.owner is not None]
+        if owned and node.target in OWN_FUNCTIONS:
+            result = self.call_own(node, args, kwargs)
+            if result is not None:
+                return result
+        for value in owned:
+            self._spoil_owner(value.owner)
         if node.op == "placeholder":
             return Foreign(f"model input {node.target}", node)
         if node.op == "get_attr":
@@ -45,17 +52,24 @@ class Flow(Layers, Functions):
         return self.call(node, args, kwargs)
 
     def _attribute(self, node: fx.Node) -> Any:
+        """A parameter or buffer: no order of channels changes one element; others may yet be those of a layer."""
         tensor = self._tensors[str(node.target)]
-        holders = () if _is_about_type(node) else self._holders.get(id(tensor), ())
-        for module in holders:
-            self.spoil(module, f"{node.target} is used apart from its layer")
-            if (
-                module._parameters.get("weight") is tensor and self.names[module]
-            ):  # the model is traced itself
-                self.apart.add(module)
         if isinstance(tensor, Tensor) and tensor.numel() == 1:
             return Number(rank=tensor.dim())
-        return Foreign(f"combined with {node.target}", node)
+        holders = self._holders.get(id(tensor), [])
+        if _is_about_type(node):
+            return Foreign(f"combined with {node.target}", node)
+        for module in holders:  # of a model that is a layer itself, this is its own forward
+            if module._parameters.get("weight") is tensor and self.names[module]:
+                self.apart.add(module)
+        owner = (holders[0], str(node.target).rpartition(".")[2]) if len(holders) == 1 else None
+        for module in holders if owner is None else ():
+            self._spoil_owner((module, str(node.target)))
+        return Foreign(f"combined with {node.target}", node, owner)
+
+    def _spoil_owner(self, owner: Any) -> None:
+        module, name = owner
+        self.spoil(module, f"{self.names[module]}.{name} is used apart from its layer".lstrip("."))
 
 
 def _is_about_type(node: fx.Node) -> bool:
