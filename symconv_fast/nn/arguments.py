@@ -23,13 +23,6 @@ def per_axis(value: IntOrInts, name: str, ndim: int, *, least: int = 1) -> tuple
     return values
 
 
-def check_bool(value: bool, name: str) -> bool:
-    """`value`, which has to be True or False; else a TypeError."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be True or False")
-    return value
-
-
 def check_images(input: Tensor, ndim: int, layer: str) -> None:
     """Is it (N, C, *S) or (C, *S), floating point, with at least one channel and a value along each axis?
 

@@ -18,12 +18,12 @@ from torch._guards import detect_fake_mode
 from torch.compiler import is_compiling
 from torch.fx import Proxy
 
-from ..checks import ShapeError
+from ..checks import ShapeError, check_bool
 from ..functional import IntOrInts, run
 from ..modules import SymmetricConv2d
 from ..tracing import _path as module_path
 from ..tracing import is_traced, record_layer
-from .arguments import check_bool, check_images, per_axis
+from .arguments import check_images, per_axis
 from .exact import unread
 
 _MODES = ("max", "avg")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import SUPPORTED_DTYPES, ShapeError, check_is_tensor, ints
+from ..checks import SUPPORTED_DTYPES, ShapeError, check_bool, check_is_tensor, ints
 
 
 class GlobalConv1d(nn.Module):
@@ -51,6 +51,7 @@ class GlobalConv1d(nn.Module):
         super().__init__()
         self.in_channels = _size(in_channels, "in_channels")
         self.out_channels = _size(out_channels, "out_channels")
+        check_bool(bias, "bias")
         if dtype is not None and dtype not in SUPPORTED_DTYPES:
             names = ", ".join(str(d)[6:] for d in SUPPORTED_DTYPES)
             raise TypeError(f"dtype={dtype!r} is not supported; supported dtypes: {names}")
