@@ -16,7 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from ..checks import ints
 from ..tables import Table
+from .arguments import integer
 from .measuring import Measured, Measurement, exact_everywhere, measure, mirror_dim
+from .recording import RefusedError
 from .sizes import Near, Sizes, resized
 
 LETTERS = "hvz"
@@ -60,8 +62,11 @@ class LayerEquivariance:
     """The error up to which `geometry` counts as exact."""
 
     def lost(self, transform: str) -> bool:
-        """Is the geometry of the model up to here not exact?"""
-        return self.geometry[transform] > self.tolerance
+        """Is the geometry of the model up to here not exact?
+
+        What breaks a transform by itself loses it, also where filters of zeros, say, leave nothing to measure.
+        """
+        return self.geometry[transform] > self.tolerance or not self.exact.get(transform, True)
 
 
 @dataclass(frozen=True)
@@ -198,8 +203,9 @@ def equivariance_report(
         model: any module; it is neither changed nor run. Operations are seen where torch dispatches them, functional
             calls included.
         input_size: spatial size, such as 224 (on all axes, as many as the first layer named ...1d to ...3d has) or
-            (224, 160); or an example: a tensor (N, C, *spatial), or
-            the model's arguments as a tuple, of which those with as many dims as the first are transformed.
+            (224, 160); or an example: a tensor (N, C, *spatial), or the model's arguments as a tuple, of which those
+            with as many dims as the first are transformed. Its values should be random, since an example that a mirror
+            does not change, such as zeros, shows nothing.
         transforms: out of "h", "v", "z", "shift"; by default all that the dims allow.
         channels: of the input, with a size; by default `in_channels` of the first convolution, or 3.
         seed: of the random input.
@@ -208,13 +214,15 @@ def equivariance_report(
 
     Raises:
         TypeError: `model` is no module or a TorchScript one, or cannot be copied; an argument is of another type.
-        ValueError: an argument has no valid value; parameters are uninitialised or not finite; the model cannot run at
-            this size, has no operation with spatial extent, or gives inf or NaN.
+        ValueError: an argument has no valid value; parameters or an example are uninitialised or not finite, or a
+            mirror does not change the example; the model cannot run at this size, has no operation with spatial extent,
+            or gives inf or NaN.
     """
     _check_model(model)
+    seed, reach = integer(seed, "seed", least=0, most=2**64 - 1), integer(reach, "reach", least=0)
     inputs, ndim = _inputs(model, input_size, channels, seed)
     names = _transforms(transforms, ndim)
-    _check_reach(reach)
+    _check_values(inputs, ndim, names)
     size = tuple(next(x for x in inputs if isinstance(x, Tensor)).shape[2:])
     try:
         twin = copy.deepcopy(model).eval().double()
@@ -240,10 +248,12 @@ def _measure(
 ) -> Measurement:
     try:
         found = measure(twin, inputs, ndim, names)
-    except (RuntimeError, TypeError, IndexError, AssertionError) as failure:
+    except RefusedError:
+        raise
+    except Exception as failure:  # whatever the model raises
         raise ValueError(
-            f"the model cannot run on input of shape {tuple(inputs[0].shape)}: {failure}; give an input_size that it "
-            "takes, such as the one it is trained at, or example inputs"
+            f"the model cannot run on input of shape {tuple(inputs[0].shape)}: {_said(failure)}; give an input_size "
+            "that it takes, such as the one it is trained at, or example inputs"
         ) from failure
     if not found.rows:
         raise ValueError(
@@ -303,14 +313,24 @@ def _search(
         at = [
             mirrored[t][side] if (t := LETTERS[ndim - 1 - i]) in mirrored else n for i, n in enumerate(size)
         ]
-        if not exact_everywhere(twin, resized(inputs, [int(n or 0) for n in at]), ndim, mirrors):
+        why = _inexact(twin, resized(inputs, [int(n or 0) for n in at]), ndim, mirrors)
+        if why:
             notes.append(
                 f"at {_times(at)}, the nearest size {word} at which all layers of the table are exact, the model is "
-                "not: something else than these loses it"
+                f"not: {why}"
             )
             mirrored = {t: _without(pair, side) for t, pair in mirrored.items()}
     shifted = {LETTERS[ndim - 1 - i]: pair for i, pair in enumerate(near.get("shift", []))}
     return mirrored, shifted, notes
+
+
+def _inexact(twin: nn.Module, inputs: list[Any], ndim: int, mirrors: Sequence[str]) -> str | None:
+    """Why a model is not exact as measured, or None."""
+    try:
+        exact = exact_everywhere(twin, inputs, ndim, mirrors)
+    except Exception as failure:  # shapes alone did not show it
+        return f"it cannot be measured, {_said(failure)}"
+    return None if exact else "something else than these loses it"
 
 
 def _without(pair: Near, side: int) -> Near:
@@ -359,20 +379,48 @@ def _inputs(model: nn.Module, given: Any, channels: int | None, seed: int) -> tu
             )
         return inputs, first.dim() - 2
     convs = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    if getattr(given, "ndim", 0) > 1:
+        raise TypeError(
+            f"input_size of type {type(given).__name__} is neither a size nor a Tensor; torch.as_tensor makes one"
+        )
     sizes = ints(given, "input_size")
-    if not isinstance(given, Sequence):
+    if len(sizes) == 1 and not isinstance(given, Sequence):
         named = (re.search(r"([123])d$", type(module).__name__) for module in model.modules())
         sizes *= next((int(match[1]) for match in named if match), 2)
     if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
         raise ValueError(f"input_size={given!r} must be 1 to 3 positive ints, such as 224 or (224, 160)")
     if channels is None:
         channels = convs[0].in_channels if convs else 3
-    wide = ints(channels, "channels")
-    if len(wide) != 1 or wide[0] < 1:
-        raise ValueError(f"channels={channels!r} must be a positive int, such as 3")
-    (start,) = ints(seed, "seed")
-    random = torch.Generator().manual_seed(start)
-    return [torch.randn(1, wide[0], *sizes, dtype=torch.float64, generator=random)], len(sizes)
+    wide = integer(channels, "channels", least=1, most=2**31 - 1)
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, wide, *sizes, dtype=torch.float64, generator=random, device="cpu")
+    return [x], len(sizes)
+
+
+def _check_values(inputs: Sequence[Any], ndim: int, names: Sequence[str]) -> None:
+    """Can the inputs show whether a model is exact?"""
+    maps = [x for x in inputs if isinstance(x, Tensor) and x.dim() == ndim + 2]
+    for x in maps:
+        if x.is_meta:
+            raise ValueError(
+                "an example input is on the meta device; give one with values, or its size alone"
+            )
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise ValueError("an example input holds inf or NaN; give finite values, or the size alone")
+    for t in names:
+        dims = range(-ndim, 0) if t == "shift" else (mirror_dim(t),)
+        if any(_shows(x, dim, t) for x in maps for dim in dims) or all(
+            x.shape[dim] == 1 for x in maps for dim in dims
+        ):
+            continue
+        raise ValueError(
+            f"the example input is unchanged by {t!r}, so that it cannot show what a layer makes of that; give random "
+            f"values, such as torch.randn{tuple(maps[0].shape)}, or the size alone"
+        )
+
+
+def _shows(x: Tensor, dim: int, transform: str) -> bool:
+    return not torch.equal(x, x.roll(1, dim) if transform == "shift" else x.flip(dim))
 
 
 def _transforms(given: Sequence[str] | None, ndim: int) -> tuple[str, ...]:
@@ -382,16 +430,13 @@ def _transforms(given: Sequence[str] | None, ndim: int) -> tuple[str, ...]:
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise TypeError(f"transforms={given!r} must be a sequence, such as {valid}")
     names = tuple(given)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"transforms={given!r} must be a sequence of names, such as {valid}")
     if not names or len(set(names)) != len(names) or not set(names) <= set(valid):
         raise ValueError(
             f"transforms={given!r} must be some of {', '.join(valid)} for {ndim} spatial dims, each once"
         )
     return names
-
-
-def _check_reach(reach: object) -> None:
-    if ints(reach, "reach")[0] < 0:
-        raise ValueError(f"reach={reach!r} must be 0 or more, such as 64")
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -407,6 +452,12 @@ def _moved(x: Any, device: torch.device) -> Any:
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _said(failure: Exception) -> str:
+    """What an exception says; with its class where that says more than the text."""
+    plain = isinstance(failure, ValueError) or type(failure) is RuntimeError
+    return str(failure) if plain and str(failure) else f"{type(failure).__name__}: {failure}".rstrip(": ")
 
 
 def _times(values: Sequence[Any]) -> str:
