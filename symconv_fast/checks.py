@@ -94,9 +94,13 @@ def ints(value: Any, name: str) -> tuple[int, ...]:
     return values
 
 
+def is_several(value: Any) -> bool:
+    """Is it a sequence of some kind? A tensor or array of no dims is a number."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", None) != 0
+
+
 def _each(value: Any) -> Iterable[Any]:
-    """Of a sequence its items; a tensor or array of no dims is an int."""
-    return value if isinstance(value, Iterable) and getattr(value, "ndim", None) != 0 else (value,)
+    return value if is_several(value) else (value,)
 
 
 def _integer(value: Any) -> Any:

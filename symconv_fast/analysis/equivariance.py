@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..checks import ints
+from ..checks import ints, is_several
 from ..tables import Table
 from .arguments import integer
 from .measuring import Measured, Measurement, exact_everywhere, measure, mirror_dim
@@ -384,7 +384,7 @@ def _inputs(model: nn.Module, given: Any, channels: int | None, seed: int) -> tu
             f"input_size of type {type(given).__name__} is neither a size nor a Tensor; torch.as_tensor makes one"
         )
     sizes = ints(given, "input_size")
-    if len(sizes) == 1 and not isinstance(given, Sequence):
+    if not is_several(given):
         named = (re.search(r"([123])d$", type(module).__name__) for module in model.modules())
         sizes *= next((int(match[1]) for match in named if match), 2)
     if not 1 <= len(sizes) <= 3 or min(sizes) < 1:

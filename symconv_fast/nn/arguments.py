@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from ..checks import SUPPORTED_DTYPES, DtypeError, ShapeError, check_is_tensor, ints
+from ..checks import SUPPORTED_DTYPES, DtypeError, ShapeError, check_is_tensor, ints, is_several
 from ..functional import IntOrInts
 
 
 def per_axis(value: IntOrInts, name: str, ndim: int, *, least: int = 1) -> tuple[int, ...]:
     """An int for each axis. Raises TypeError for what is no int, ShapeError for another number or one below `least`."""
     values = ints(value, name)
-    if not isinstance(value, Sequence):
+    if not is_several(value):
         values = values * ndim
     if len(values) != ndim or min(values, default=least) < least:
         each = f" or {ndim} of them" if ndim > 1 else ""
