@@ -148,6 +148,7 @@ def test_axes():
         (lambda: is_exact(9, 3, 1, (1, 1, 1)), r"padding=\(1, 1, 1\) must be an int"),
         (lambda: is_exact(9, 3, 1, ()), r"padding=\(\) must be an int"),
         (lambda: is_exact((9, 9), 3, 1, 1), r"n=\(9, 9\) must be a positive int"),
+        (lambda: is_exact(2, 3, 1, 0), r"no room for kernel=3.*give n of at least 3"),
         (lambda: is_exact(2, 7, 2, 1), r"no room for kernel=7.*give n of at least 5"),
     ],
 )

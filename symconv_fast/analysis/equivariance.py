@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,16 +11,14 @@ from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from ..checks import ints, is_several
 from ..tables import Table
 from .arguments import integer
+from .example import LETTERS, check_model, check_values, device_of, example, moved, transform_names
 from .measuring import Measured, Measurement, exact_everywhere, measure, mirror_dim
 from .recording import RefusedError
 from .sizes import Near, Sizes, resized
 
-LETTERS = "hvz"
 InputSize = Union[int, Sequence[int], Tensor, Sequence[Any]]
 
 OTHERWISE = (
@@ -218,19 +215,19 @@ def equivariance_report(
             mirror does not change the example; the model cannot run at this size, has no operation with spatial extent,
             or gives inf or NaN.
     """
-    _check_model(model)
+    check_model(model)
     seed, reach = integer(seed, "seed", least=0, most=2**64 - 1), integer(reach, "reach", least=0)
-    inputs, ndim = _inputs(model, input_size, channels, seed)
-    names = _transforms(transforms, ndim)
-    _check_values(inputs, ndim, names)
+    inputs, ndim = example(model, input_size, channels, seed)
+    names = transform_names(transforms, ndim)
+    check_values(inputs, ndim, names)
     size = tuple(next(x for x in inputs if isinstance(x, Tensor)).shape[2:])
     try:
         twin = copy.deepcopy(model).eval().double()
     except Exception as failure:
         raise TypeError(f"{type(model).__name__} cannot be copied to float64: {failure}") from failure
-    device = _device(model)
+    device = device_of(model)
     twin = twin.to(device)
-    inputs = [_moved(x, device) for x in inputs]
+    inputs = [moved(x, device) for x in inputs]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # that of the CPU alone, which is restored
         found = _measure(twin, inputs, ndim, names, size)
@@ -335,120 +332,6 @@ def _inexact(twin: nn.Module, inputs: list[Any], ndim: int, mirrors: Sequence[st
 
 def _without(pair: Near, side: int) -> Near:
     return (None, pair[1]) if side == 0 else (pair[0], None)
-
-
-# --- arguments -------------------------------------------------------------------------------------------------------
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"equivariance_report needs a torch.nn.Module, got {type(model).__name__}; for example a whole model"
-        )
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(
-                f"{name or 'the model'} is TorchScript, whose operations cannot be seen; give the module that it was "
-                "made from"
-            )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(
-                f"{name} is not initialised yet; run the model once, so that lazy layers know their sizes"
-            )
-        if tensor.is_meta:
-            raise ValueError(
-                f"{name} is on the meta device; give a model with values, for example model.to_empty(...)"
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds inf or NaN; give a model with finite parameters and buffers")
-
-
-def _inputs(model: nn.Module, given: Any, channels: int | None, seed: int) -> tuple[list[Any], int]:
-    """The model's arguments, on the CPU, and the number of spatial dims."""
-    if isinstance(given, Tensor) or (
-        isinstance(given, Sequence) and any(isinstance(value, Tensor) for value in given)
-    ):
-        inputs = [given] if isinstance(given, Tensor) else list(given)
-        first = inputs[0]
-        if not isinstance(first, Tensor) or first.dim() not in (3, 4, 5) or 0 in first.shape:
-            shape = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-            raise ValueError(
-                f"the first example input must be a tensor (N, C, *spatial) with 1 to 3 spatial dims, none empty, got "
-                f"{shape}; for example torch.randn(1, 3, 224, 224)"
-            )
-        return inputs, first.dim() - 2
-    convs = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
-    if getattr(given, "ndim", 0) > 1:
-        raise TypeError(
-            f"input_size of type {type(given).__name__} is neither a size nor a Tensor; torch.as_tensor makes one"
-        )
-    sizes = ints(given, "input_size")
-    if not is_several(given):
-        named = (re.search(r"([123])d$", type(module).__name__) for module in model.modules())
-        sizes *= next((int(match[1]) for match in named if match), 2)
-    if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
-        raise ValueError(f"input_size={given!r} must be 1 to 3 positive ints, such as 224 or (224, 160)")
-    if channels is None:
-        channels = convs[0].in_channels if convs else 3
-    wide = integer(channels, "channels", least=1, most=2**31 - 1)
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, wide, *sizes, dtype=torch.float64, generator=random, device="cpu")
-    return [x], len(sizes)
-
-
-def _check_values(inputs: Sequence[Any], ndim: int, names: Sequence[str]) -> None:
-    """Can the inputs show whether a model is exact?"""
-    maps = [x for x in inputs if isinstance(x, Tensor) and x.dim() == ndim + 2]
-    for x in maps:
-        if x.is_meta:
-            raise ValueError(
-                "an example input is on the meta device; give one with values, or its size alone"
-            )
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise ValueError("an example input holds inf or NaN; give finite values, or the size alone")
-    for t in names:
-        dims = range(-ndim, 0) if t == "shift" else (mirror_dim(t),)
-        if any(_shows(x, dim, t) for x in maps for dim in dims) or all(
-            x.shape[dim] == 1 for x in maps for dim in dims
-        ):
-            continue
-        raise ValueError(
-            f"the example input is unchanged by {t!r}, so that it cannot show what a layer makes of that; give random "
-            f"values, such as torch.randn{tuple(maps[0].shape)}, or the size alone"
-        )
-
-
-def _shows(x: Tensor, dim: int, transform: str) -> bool:
-    return not torch.equal(x, x.roll(1, dim) if transform == "shift" else x.flip(dim))
-
-
-def _transforms(given: Sequence[str] | None, ndim: int) -> tuple[str, ...]:
-    valid = (*LETTERS[:ndim], "shift")
-    if given is None:
-        return valid
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise TypeError(f"transforms={given!r} must be a sequence, such as {valid}")
-    names = tuple(given)
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"transforms={given!r} must be a sequence of names, such as {valid}")
-    if not names or len(set(names)) != len(names) or not set(names) <= set(valid):
-        raise ValueError(
-            f"transforms={given!r} must be some of {', '.join(valid)} for {ndim} spatial dims, each once"
-        )
-    return names
-
-
-def _device(model: nn.Module) -> torch.device:
-    first = next((t for t in (*model.parameters(), *model.buffers())), None)
-    device = torch.device("cpu") if first is None else first.device
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def _moved(x: Any, device: torch.device) -> Any:
-    if not isinstance(x, Tensor):
-        return x
-    return x.detach().to(device, torch.float64 if x.is_floating_point() else x.dtype)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
