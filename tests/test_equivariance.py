@@ -518,6 +518,19 @@ def test_what_breaks_a_mirror_is_lost_though_zeros_hide_it():
     assert equivariance_report(net, 9, reach=1).exact
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [torch.nn.utils.spectral_norm, torch.nn.utils.weight_norm])
+def test_weights_that_a_training_step_computed(norm):
+    net = nn.Sequential(norm(nn.Conv2d(3, 4, 3, 2, 1)), nn.ReLU())
+    fresh = equivariance_report(net, 9, reach=1)
+    assert fresh.exact
+    net[0].eval()
+    net(torch.randn(1, 3, 9, 9)).sum().backward()
+    weight = net[0].weight
+    assert str(equivariance_report(net, 9, reach=1)) == str(fresh)
+    assert net[0].weight is weight
+
+
 def test_sizes_may_be_an_array():
     assert equivariance_report(nn.MaxPool2d(2), np.array([8, 6]), reach=0).input_size == (8, 6)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 
@@ -375,6 +376,15 @@ def test_quantised_filters_are_refused():
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         kernel_symmetry(torch.randn(2, 2, 3, 3), **options)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [torch.nn.utils.spectral_norm, torch.nn.utils.weight_norm])
+def test_a_layer_whose_weight_a_hook_computes_can_still_be_copied(norm):
+    conv = norm(nn.Conv2d(2, 2, 3))
+    conv(torch.randn(1, 2, 3, 3))
+    kernel_symmetry(conv)
+    copy.deepcopy(conv)
 
 
 def test_spatial_dims_are_for_tensors():

@@ -234,6 +234,11 @@ def test_nan_shows() -> None:
         (lambda: TopKPool1d(1)(torch.zeros(2, 3).cfloat()), TypeError, "complex64 has no order to pool by"),
         (lambda: TopKPool1d(1)(torch.zeros(2, 3).bool()), TypeError, "bool has no order to pool by"),
         (lambda: GlobalConv1d(2, 2)(torch.zeros(2, 3, device="meta")), RuntimeError, "device"),
+        (
+            lambda: GlobalConv1d(2, 2, device="meta")(torch.zeros(2, 3, device="meta").double()),
+            RuntimeError,
+            "Input type",
+        ),
     ],
 )
 def test_bad_input(make, error, match) -> None:

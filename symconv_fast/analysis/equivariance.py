@@ -194,7 +194,8 @@ def equivariance_report(
 
     The mirrors are h (the last axis), v and z. The shift is the least that every layer can follow: the least common
     multiple of the strides up to each layer; by less than its stride no layer can shift. A copy is measured, in eval
-    mode and float64, on the model's device (on the CPU where that has no float64).
+    mode and float64, on the model's device (on the CPU where that has no float64). Hooks are copied with the model, and
+    called each time that the copy runs.
 
     Args:
         model: any module; it is neither changed nor run. Operations are seen where torch dispatches them, functional
@@ -222,7 +223,7 @@ def equivariance_report(
     check_values(inputs, ndim, names)
     size = tuple(next(x for x in inputs if isinstance(x, Tensor)).shape[2:])
     try:
-        twin = copy.deepcopy(model).eval().double()
+        twin = _copied(model).eval().double()
     except Exception as failure:
         raise TypeError(f"{type(model).__name__} cannot be copied to float64: {failure}") from failure
     device = device_of(model)
@@ -238,6 +239,17 @@ def equivariance_report(
     if found.random:
         notes.append(f"the model draws random numbers in eval mode ({', '.join(sorted(found.random))})")
     return EquivarianceReport(size, names, layers, found.total, nearest, shifted, reach, tuple(notes))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """torch copies no tensor that a forward pass computed, such as the `weight` of torch.nn.utils.spectral_norm."""
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
 
 
 def _measure(

@@ -190,7 +190,8 @@ def _filters(given: Any, spatial_dims: int | None) -> tuple[Tensor, int]:
     if isinstance(given._parameters.get("weight"), UninitializedParameter):
         message = "the weight has no values yet, since its layer is lazy; run a batch first"
         raise _refused("no values yet", ValueError, message)
-    _compute_weight(given)  # type: ignore[arg-type]
+    with torch.no_grad():  # a weight with a gradient could not be copied with its layer
+        _compute_weight(given)  # type: ignore[arg-type]
     expand = getattr(given, "expanded_weight", None)
     with still(given):
         weight: Any = given.weight if expand is None else expand()

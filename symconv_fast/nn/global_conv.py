@@ -88,7 +88,9 @@ class GlobalConv1d(nn.Module):
         if input.dtype not in SUPPORTED_DTYPES:
             names = ", ".join(str(d)[6:] for d in SUPPORTED_DTYPES)
             raise DtypeError(f"dtype {str(input.dtype)[6:]} is not supported; supported dtypes: {names}")
-        if input.dtype != self.center.dtype and not torch.is_autocast_enabled(input.device.type):
+        device = input.device.type
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if input.dtype != self.center.dtype and not mixed:
             raise RuntimeError(
                 f"Input type ({str(input.dtype)[6:]}) and weight type ({str(self.center.dtype)[6:]}) should be the same"
             )
