@@ -358,6 +358,14 @@ def test_layers_that_theirs_cannot_be() -> None:
         tf_channel_order(sf.SymmetricConv3d(2, 2, 3).ties)
 
 
+def test_same_is_refused_where_an_axis_of_stride_1_has_uneven_padding() -> None:
+    arrays = {"kernel_sym_h": torch.randn(1, 2, 2, 2)}
+    with pytest.raises(ValueError, match="adds more at its end"):
+        from_tf(arrays, padding="same", stride=(2, 1))
+    arrays = {"kernel_sym_h": torch.randn(1, 3, 2, 2)}
+    assert from_tf(arrays, padding="same", stride=(2, 1))[0].padding == (0, 1)
+
+
 def test_bad_padding() -> None:
     with pytest.raises(ValueError, match="kernel_size=0 must be an int of 1 or more"):
         tf_same_padding(8, 0)

@@ -288,6 +288,8 @@ def test_copies_and_checkpoints_evaluate_alike():
     loaded.load_state_dict(torch.load(file, weights_only=True))
     plain = build().eval()
     plain.load_state_dict(dict(net.state_dict()))
+    loaded.load_state_dict(dict(net.state_dict()))  # without a record the index stays
+    assert [loaded[0].index, loaded[1].index] == [1, 3]
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), loaded):
         assert torch.equal(other(x), y)
     assert plain[0].index == plain[1].index == 0
