@@ -15,6 +15,7 @@ from torch.nn.utils import prune
 
 import symconv_fast as sf
 from symconv_fast.analysis import kernel_symmetry, symmetry_null
+from symconv_fast.analysis.kernels import percent
 from symconv_fast.analysis.null import transformations
 
 SHAPES = [
@@ -410,3 +411,8 @@ def test_spatial_dims_are_for_tensors():
 def test_bad_arguments_of_the_null(size, axis, error, message):
     with pytest.raises(error, match=re.escape(message)):
         symmetry_null(size, axis=axis)
+
+
+def test_percentiles_beyond_what_sampling_tells():
+    shown = {100.0: "> 99.9", 99.92: "> 99.9", 99.9: "99.9", 50.0: "50.0", 0.1: "0.1", 0.05: "< 0.1"}
+    assert {value: percent(value) for value in shown} == shown
