@@ -19,10 +19,12 @@ RESULTS ?= bench/results/reference-cpu.jsonl
 
 # Triton comes after torch, which tools/triton_version.py asks for the version: whether a tile spills depends on the compiler.
 BUILD_TOOLS := "setuptools>=70.1" numpy "rich>=13" tqdm
-TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" expecttest matplotlib "rustworkx>=0.15" scipy
+TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" expecttest networkx matplotlib "rustworkx>=0.15" scipy
 # Programs that tests try on tied layers; where they are missing, these tests are skipped and listed.
 TRIED_TOOLS := onnx onnxscript onnxruntime ptflops thop
-DEMO_TOOLS := scikit-learn
+DEMO_TOOLS := scikit-learn mlxtend
+# Three trained networks; what it needs itself, old versions of torch among that, is not wanted.
+TRAINED_NETWORKS := facenet-pytorch==2.6.0
 LINT_TOOLS := ruff==0.17.5 clang-format==23.1.5 mypy==2.4.1
 
 NATIVE := $(wildcard csrc/*/*.cpp csrc/*/*.h)
@@ -125,6 +127,7 @@ $(VENV)/.ready: | $(VENV)/bin/python
 	@$(SAY_CPU_BUILD)
 	$(PY) -m pip install $(TORCH)
 	$(PY) -m pip install $(BUILD_TOOLS) $(TEST_TOOLS) $(TRIED_TOOLS) $(DEMO_TOOLS) $$($(PY) tools/triton_version.py)
+	$(PY) -m pip install --no-deps $(TRAINED_NETWORKS)
 	@touch $@
 
 # The package itself, editable: it can be imported from any folder. Its native module is built in place, by build/.built.

@@ -28,6 +28,7 @@ from functools import partial
 import demo_picture
 import torch
 import torch.nn.functional as F
+from common import accuracy, count_macs
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -134,13 +135,6 @@ def epoch(
     return time.perf_counter() - start
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images that are recognised."""
-    model.eval()
-    return (model(images).argmax(1) == labels).double().mean().item()
-
-
 def train(
     nets: dict[str, Network], seed: int, epochs: int, images: Tensor, labels: Tensor, bar: tqdm
 ) -> dict[str, nn.Module]:
@@ -165,23 +159,6 @@ def train(
     for name, net in nets.items():
         net.accuracy.append(accuracy(models[name], images[test], labels[test]))
     return models
-
-
-def count_macs(model: nn.Module, image: Tensor) -> int:
-    """Multiply-accumulates of one image; a symmetric layer does as many as its reduced weight has to do."""
-    total = 0
-
-    def count(layer: nn.Module, _: object, output: Tensor) -> None:
-        nonlocal total
-        total += output[0, 0].numel() * layer.weight.numel()
-
-    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    with torch.no_grad():
-        model.eval()(image)
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 def compare_networks(nets: dict[str, Network], seeds: int, epochs: int) -> dict[str, Row]:

@@ -209,21 +209,21 @@ def random_loss(
             f"shape={sizes} with dim={dim!r} is not of filters for ties of ndim={ties.ndim}, groups={ties.groups}, "
             f"{ties.out_channels} filters, such as {(ties.out_channels, 16, *[3] * ties.ndim)} with dim=0"
         )
-    if draws is None:
-        draws = 5 if ties.out_channels <= 128 else 3 if ties.out_channels <= 256 else 2
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+    if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 1):
         raise ValueError(f"draws={draws!r} must be an int of at least 1, such as 5")
     return _random_loss(sizes, ties, dim, seed, draws)
 
 
 @lru_cache(maxsize=1024)
-def _random_loss(shape: tuple[int, ...], ties: Ties, dim: int, seed: int, draws: int) -> RandomLoss:
+def _random_loss(shape: tuple[int, ...], ties: Ties, dim: int, seed: int, draws: int | None) -> RandomLoss:
     groups = min(ties.groups, max(1, _DRAWN * ties.groups // max(ties.out_channels, 1)))
     drawn = Ties(
         ties.ndim, groups, tuple(Segment(mask, rows // ties.groups * groups) for mask, rows in ties.segments)
     )
     sizes = (shape[0] // ties.groups * groups, *shape[1:])
     generator = torch.Generator().manual_seed(seed)
+    if draws is None:
+        draws = 5 if drawn.out_channels <= 128 else 3 if drawn.out_channels <= 256 else 2
     losses = []
     for _ in range(draws):
         filters = torch.randn(sizes, generator=generator, dtype=torch.float64)

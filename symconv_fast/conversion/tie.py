@@ -42,8 +42,8 @@ def convert(
 ) -> tuple[Model, ConversionReport]:
     """A copy of `model` with tied layers for its convolutions, 1-D to 3-D and transposed, and a report of it.
 
-    A starting point for training, not a free lunch: filters that were trained without ties are nearly as far from any
-    tied ones as random filters are, in all but the first layers. The report has what each layer lost.
+    A starting point for training, not a free lunch: filters that were trained without ties are far from tied ones, in
+    deep layers of large networks nearly as far as random filters. The report has what each layer lost, beside that.
 
     Device, dtype, memory format, hooks, training mode, `requires_grad` and attributes set on a layer carry over; make
     the optimizer afterwards. `revert` gives ordinary layers back. Computed in the CPU's memory, wherever the model is.

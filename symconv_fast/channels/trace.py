@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .modules import _Symmetric
+from ..modules import _Symmetric
 
 _WRAPPERS = frozenset(
     {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule"}
@@ -52,8 +52,11 @@ def is_of_torch(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
-def why_spoiled(module: nn.Module) -> str | None:
-    """Why the parameters of a layer cannot be permuted, whatever it is used for."""
+def why_spoiled(module: nn.Module, is_layer: bool) -> str | None:
+    """Why the parameters of a layer cannot be permuted, whatever it is used for.
+
+    Other than in a layer of torch (`is_layer`), whatever else a subclass has is seen where its forward uses it.
+    """
     if isinstance(module, LazyModuleMixin):
         return "not initialised yet"
     if module._modules.get("parametrizations") is not None:
@@ -61,13 +64,13 @@ def why_spoiled(module: nn.Module) -> str | None:
     if any(is_of_torch(hook) for hook in module._forward_pre_hooks.values()):
         return "pruned or normalised by a hook"
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if name not in _OWN:
+        if name not in _OWN and is_layer:
             return f"with an attribute {name} that such a layer does not have"
         if tensor is not None and (
             tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
         ):
             return f"with a hook on its {name}"
-    if module._modules:
+    if module._modules and is_layer:
         return f"with a submodule {next(iter(module._modules))}"
     return None
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .channels_trace import is_plain
-from .modules import _Symmetric
+from ..modules import _Symmetric
+from .trace import is_plain
 
 _ACTIVATIONS = """
     ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Sigmoid LogSigmoid Hardsigmoid Hardswish Hardtanh Softplus
@@ -120,6 +120,20 @@ MODULES: dict[type[nn.Module], tuple[str, int]] = {
     nn.Flatten: ("flatten", 0),
 }
 """Layers of torch: what is done with them, and the number of spatial dims that they act on."""
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_NORM = ("input", "running_mean", "running_var", "weight", "bias")
+OWN_FUNCTIONS: dict[Any, tuple[str, type[nn.Module], tuple[str, ...]]] = {
+    **{getattr(F, f"conv{n}d"): ("conv", getattr(nn, f"Conv{n}d"), _CONV) for n in (1, 2, 3)},
+    **{
+        getattr(F, f"conv_transpose{n}d"): ("conv", getattr(nn, f"ConvTranspose{n}d"), _TRANSPOSED)
+        for n in (1, 2, 3)
+    },
+    F.linear: ("linear", nn.Linear, ("input", "weight", "bias")),
+    F.batch_norm: ("batch_norm", nn.modules.batchnorm._BatchNorm, _NORM),
+}
+"""What subclasses of layers call with their own parameters: the layer's kind, its class, and arguments in order."""
 
 FOREIGN_FUNCTIONS = frozenset({("torchvision.ops.stochastic_depth", "stochastic_depth")})
 """Functions of other libraries that scale whole samples or nothing."""

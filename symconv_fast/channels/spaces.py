@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .channels_calls import is_filtering, is_layer
-from .channels_flow import Flow
-from .channels_maps import Block
-from .channels_trace import CannotTraceError, shared_tensors, trace
+from .calls import is_filtering, is_layer
+from .flow import Flow
+from .maps import Block
+from .trace import CannotTraceError, shared_tensors, trace
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,27 @@ class Spaces:
         why = "is no layer with output channels of its own" if rule is None else "follows several spaces"
         raise KeyError(f"{name!r} {why}; such layers are, for example: {some}")
 
+    def points(self, space: Space) -> tuple[str, ...]:
+        """Layers whose output has the channels of `space` and no others: producers, and what acts on each channel."""
+        producers = {name for some in self.spaces for name in some.producers}
+        place = self.spaces.index(space)
+        own = {
+            rule.module
+            for rule in self._rules
+            if (rule.tensor, rule.dim, rule.repeat) == ("weight", 0, 1)
+            and [block.space for block in rule.blocks] == [place]
+            and rule.module not in producers
+        }
+        return (*space.producers, *(name for name in space.readers if name in own))
+
+    def flattened(self) -> tuple[tuple[str, str, int, int, int], ...]:
+        """Parameters that follow flattened maps: (layer, parameter, dim, channels, positions of each channel)."""
+        return tuple(
+            (rule.module, rule.tensor, rule.dim, sum(block.size for block in rule.blocks), rule.repeat)
+            for rule in self._rules
+            if rule.repeat > 1
+        )
+
     def permute(self, model: nn.Module, orders: Mapping[Space, Tensor]) -> None:
         """Put the channels of spaces into other orders, in place: the model computes what it did.
 
@@ -84,9 +105,13 @@ class Spaces:
             orders: for each space to change, (size,) integers: new channel i is what channel `order[i]` was.
 
         Raises:
-            KeyError: a space is none of these. ValueError: it is fixed, or its order is no permutation.
-                TypeError: an order is no Tensor.
+            KeyError: a space is none of these. ValueError: it is fixed, its order is no permutation, or the model is
+                another one. TypeError: an order is no Tensor, or `model` no module.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"permute needs a torch.nn.Module, got {type(model).__name__}; such as a whole model"
+            )
         places = {space: i for i, space in enumerate(self.spaces)}
         wanted = {}
         for space, order in orders.items():
@@ -141,7 +166,12 @@ def _index(rule: _Rule, wanted: Mapping[int, Tensor]) -> Tensor:
 
 def _tensors(model: nn.Module, rule: _Rule) -> list[Tensor]:
     """The tensor of a rule with its gradient, as far as they are there."""
-    module = model.get_submodule(rule.module)
+    try:
+        module = model.get_submodule(rule.module)
+    except AttributeError:
+        raise ValueError(
+            f"the model has no layer {rule.module}; it must be the model of find_spaces, or a copy"
+        ) from None
     tensor: Tensor | None = module._parameters.get(rule.tensor)
     if tensor is None:
         tensor = module._buffers.get(rule.tensor)

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .channels_functions import Functions
-from .channels_layers import Layers
-from .channels_maps import Foreign, Number, UnknownError, maps_in
-from .channels_trace import Traced
+from .calls import OWN_FUNCTIONS
+from .functions import Functions
+from .layers import Layers
+from .maps import Foreign, Number, UnknownError, maps_in, values_in
+from .trace import Traced
 
 
 class Flow(Layers, Functions):
@@ -32,6 +33,13 @@ class Flow(Layers, Functions):
             self.fix(maps_in(known.get(node)), f"kept as {where}")
 
     def _evaluate(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        owned = [v for v in values_in((args, kwargs)) if isinstance(v, Foreign) and v.owner is not None]
+        if owned and node.target in OWN_FUNCTIONS:
+            result = self.call_own(node, args, kwargs)
+            if result is not None:
+                return result
+        for value in owned:
+            self._spoil_owner(value.owner)
         if node.op == "placeholder":
             return Foreign(f"model input {node.target}", node)
         if node.op == "get_attr":
@@ -44,9 +52,16 @@ class Flow(Layers, Functions):
         return self.call(node, args, kwargs)
 
     def _attribute(self, node: fx.Node) -> Any:
+        """A parameter or buffer: no order of channels changes one element; others may yet be those of a layer."""
         tensor = self._tensors[str(node.target)]
-        for module in self._holders.get(id(tensor), ()):
-            self.spoil(module, f"{node.target} is used apart from its layer")
         if isinstance(tensor, Tensor) and tensor.numel() == 1:
             return Number(rank=tensor.dim())
-        return Foreign(f"combined with {node.target}", node)
+        holders = self._holders.get(id(tensor), [])
+        owner = (holders[0], str(node.target).rpartition(".")[2]) if len(holders) == 1 else None
+        for module in holders if owner is None else ():
+            self._spoil_owner((module, str(node.target)))
+        return Foreign(f"combined with {node.target}", node, owner)
+
+    def _spoil_owner(self, owner: Any) -> None:
+        module, name = owner
+        self.spoil(module, f"{self.names[module]}.{name} is used apart from its layer".lstrip("."))

@@ -68,6 +68,8 @@ class Foreign:
 
     why: str
     origin: object = None
+    owner: tuple[Any, str] | None = None
+    """It is this parameter or buffer (module, name)."""
 
 
 class UnknownError(Exception):

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from . import channels_maps as maps_
-from .channels_calls import (
+from . import maps as maps_
+from .calls import (
     FOREIGN_FUNCTIONS,
     FUNCTIONS,
     METHODS,
@@ -18,15 +18,15 @@ from .channels_calls import (
     is_arithmetic,
     name_of,
 )
-from .channels_constraints import Constraints
-from .channels_maps import Foreign, Maps, Number, Sizes, UnknownError, maps_in, values_in
-from .channels_trace import seen_by_hook
+from .constraints import Constraints
+from .maps import Foreign, Maps, Number, Sizes, UnknownError, maps_in, values_in
+from .trace import seen_by_hook
 
 _GETITEM = next(function for function, kind in FUNCTIONS.items() if kind == "getitem")
 
 
 class Functions(Constraints):
-    """Calls of functions and methods: each `_do_*` is one of the kinds of `channels_calls.FUNCTIONS`."""
+    """Calls of functions and methods: each `_do_*` is one of the kinds of `calls.FUNCTIONS`."""
 
     def call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a node that calls a function or a method."""
@@ -83,7 +83,6 @@ class Functions(Constraints):
             not isinstance(value, Maps)
             or maps_in((args[1:], others))
             or value.ndim != ndim
-            or value.flat
             or any(v is True for v in (*args[6:], kwargs.get("return_indices")))
         ):
             raise UnknownError(f"operation {name}")
@@ -177,7 +176,7 @@ class Functions(Constraints):
             return _pick(sizes, picked[0]) if picked else sizes
         return Number()
 
-    def _do_assert(self, node: fx.Node, *args: Any) -> Any:
+    def _do_assert(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
         raise UnknownError("an assertion about values")
 
     def _do_resize(self, node: fx.Node, input: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from . import channels_maps as maps_
-from .channels_calls import is_tied, kind_of
-from .channels_constraints import Constraints
-from .channels_maps import Foreign, Maps, UnknownError, maps_in
+from . import maps as maps_
+from .calls import OWN_FUNCTIONS, is_tied, kind_of
+from .constraints import Constraints
+from .maps import Foreign, Maps, UnknownError, maps_in
 
 
 class Layers(Constraints):
-    """Calls of modules: each `_run_*` is one of the kinds of `channels_calls.MODULES`."""
+    """Calls of modules: each `_run_*` is one of the kinds of `calls.MODULES`."""
 
     def call_module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a node that calls a layer."""
@@ -28,8 +28,35 @@ class Layers(Constraints):
         ):
             self._out_of_reach(module)
             raise UnknownError(f"{type(module).__name__} {name}")
-        what, ndim = kind
-        if isinstance(value, Maps) and ndim and (value.ndim != ndim or value.flat):
+        return self._run(*kind, module, value, node)
+
+    def call_own(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a function that a subclass of a layer calls with its own parameters; None if it is not that."""
+        what, cls, names = OWN_FUNCTIONS[node.target]
+        given = dict(zip(names, args)) | kwargs
+        value = given.pop("input", None)
+        tensors = {k: v for k, v in given.items() if isinstance(v, (Maps, Foreign))}
+        owners = [v.owner for v in tensors.values() if isinstance(v, Foreign) and v.owner is not None]
+        if not owners:
+            return None
+        module = owners[0][0]
+        if (
+            not isinstance(value, (Maps, Foreign))
+            or (isinstance(value, Foreign) and value.owner is not None)
+            or owners != [(module, name) for name in tensors]
+            or not isinstance(module, cls)
+            or is_tied(module)
+            or given.get("groups", 1) != getattr(module, "groups", 1)
+            or maps_in((args[len(names) :], [v for v in given.values() if not isinstance(v, Maps)]))
+        ):
+            return None
+        ndim = len(module.kernel_size) if what == "conv" else 0  # type: ignore[arg-type]
+        return self._run(what, ndim, module, value, node)
+
+    def _run(self, what: str, ndim: int, module: nn.Module, value: Any, node: fx.Node) -> Any:
+        """One call of a layer of known kind, which acts on `ndim` spatial dims if that is not 0."""
+        name = self.names[module]
+        if isinstance(value, Maps) and ndim and value.ndim != ndim:
             wanted = 0 if what == "batch_norm" and ndim == 1 else ndim
             if value.ndim != wanted:
                 self.fix([value], f"{type(module).__name__} {name} on other dims")

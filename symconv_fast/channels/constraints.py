@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from .channels_maps import Block, Foreign, Maps
-from .channels_trace import why_spoiled
+from .calls import is_layer
+from .maps import Block, Foreign, Maps
+from .trace import why_spoiled
 
 
 class Partition:
@@ -109,7 +110,7 @@ class Constraints:
         for module, why in shared.items():
             self.spoil(module, why)
         for module in (*self.produced, *self.read):
-            spoiled = why_spoiled(module)
+            spoiled = why_spoiled(module, is_layer(module))
             if spoiled:
                 self.spoil(module, f"{self.names[module]} is {spoiled}".replace(" is with ", " has "))
         for module, why in self._spoiled.items():
