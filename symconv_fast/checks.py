@@ -37,6 +37,13 @@ def check_is_tensor(tensor: Any, name: str) -> None:
         raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}{hint}")
 
 
+def check_bool(value: Any, name: str) -> bool:
+    """`value`, which has to be True or False; else a TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False")
+    return value
+
+
 def check_tensors(first: Tensor, second: Tensor, bias: Tensor | None, out_channels: int) -> None:
     """Dtypes and devices of the two tensors of an operator and its bias.
 
@@ -80,16 +87,20 @@ def ints(value: Any, name: str) -> tuple[int, ...]:
     except TypeError:
         text = ", 'same' or 'valid'" if name == "padding" else ""
         raise TypeError(
-            f"{name}={value!r} must be an int or a tuple of ints, such as {name}=1{text}"
+            f"{name}={value!r:.80} must be an int or a tuple of ints, such as {name}=1{text}"
         ) from None
     if any(isinstance(v, int) and not -LIMIT <= v < LIMIT for v in values):
         raise TooLargeError(f"{name}={value!r} does not fit into 64 bits; give something like {name}=1")
     return values
 
 
+def is_several(value: Any) -> bool:
+    """Is it a sequence of some kind? A tensor or array of no dims is a number."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", None) != 0
+
+
 def _each(value: Any) -> Iterable[Any]:
-    """Of a sequence its items; a tensor or array of no dims is an int."""
-    return value if isinstance(value, Iterable) and getattr(value, "ndim", None) != 0 else (value,)
+    return value if is_several(value) else (value,)
 
 
 def _integer(value: Any) -> Any:

@@ -169,6 +169,19 @@ def test_checkpoints_without_values_are_checked_by_shape() -> None:
         load_cnn_symmetry(state, made(2, {"h": 6}, device="meta"))
 
 
+def test_values_that_are_not_there_or_sparse_change_nothing() -> None:
+    model = nn.Sequential(sf.SymmetricConv2d(2, 4, 3, symmetry="h"), nn.Conv2d(4, 2, 1))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = {key: torch.ones_like(value) for key, value in before.items()}
+    for bad, message in (
+        ({"1.bias": torch.zeros(2, device="meta")}, "1.bias has no values, it is on the meta device"),
+        ({"0.weight": state["0.weight"].to_sparse()}, "0.weight is sparse; give it with .to_dense"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_cnn_symmetry({**state, **bad}, model)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_dtypes_are_cast_as_torch_does() -> None:
     layer = made(2, {"h": 4})
     state = checkpoint(2, {"h": 4}, dtype=torch.float64)
@@ -299,6 +312,11 @@ def test_layers_that_were_not_published(layer, why) -> None:
             {"1.weight": torch.randn(4, 2, 3, 3), "1.bias": torch.randn(8)}, model, strict=False
         )
     load_cnn_symmetry({}, model, strict=False)  # nothing of the layer is in the checkpoint
+
+
+def test_strict_is_a_bool() -> None:
+    with pytest.raises(TypeError, match="strict='no' must be True or False"):
+        load_cnn_symmetry({}, nn.ReLU(), strict="no")
 
 
 def test_arguments_of_other_types() -> None:

@@ -300,6 +300,7 @@ def test_bad_arrays(arrays, error, match) -> None:
     [
         ({"padding": "full"}, ValueError, "padding='full' is not one of the published layer's"),
         ({"padding": 1}, ValueError, "padding=1 is not one"),
+        ({"scope": 3}, TypeError, "scope=3 must be text or None"),
         ({"padding": "same", "stride": 2}, ValueError, r"TFSamePad2d\(kernel_size=\(3, 3\), stride=\(2, 2\)"),
         ({"stride": 0}, ValueError, "stride=0 must be an int of 1 or more"),
         ({"stride": (1, 2, 3)}, ValueError, "or two of them"),
@@ -313,6 +314,21 @@ def test_bad_arrays(arrays, error, match) -> None:
 def test_bad_options(options, error, match) -> None:
     with pytest.raises(error, match=match):
         from_tf(changed(), **options)
+
+
+def test_what_has_no_values_is_neither_read_nor_written() -> None:
+    with pytest.raises(CheckpointError, match="kernel_sym_h has no values, it is on the meta device"):
+        from_tf({"kernel_sym_h": torch.zeros(3, 3, 2, 2, device="meta")})
+    layer = sf.SymmetricConv2d(2, 4, 3, symmetry="h", device="meta")
+    with pytest.raises(CheckpointError, match="weight has no values"):
+        to_tf(layer)
+    with pytest.raises(TypeError, match="share_bias='no' must be True or False"):
+        to_tf(layer, share_bias="no")
+
+
+def test_a_size_is_one_number() -> None:
+    with pytest.raises(ValueError, match=r"size=\(5,\) must be an int of 1 or more"):
+        tf_same_padding((5,), 3)
 
 
 def test_layers_that_theirs_cannot_be() -> None:
@@ -340,6 +356,14 @@ def test_layers_that_theirs_cannot_be() -> None:
         tf_channel_order(whole)
     with pytest.raises(ValueError, match="got ndim=3, groups=1"):
         tf_channel_order(sf.SymmetricConv3d(2, 2, 3).ties)
+
+
+def test_same_is_refused_where_an_axis_of_stride_1_has_uneven_padding() -> None:
+    arrays = {"kernel_sym_h": torch.randn(1, 2, 2, 2)}
+    with pytest.raises(ValueError, match="adds more at its end"):
+        from_tf(arrays, padding="same", stride=(2, 1))
+    arrays = {"kernel_sym_h": torch.randn(1, 3, 2, 2)}
+    assert from_tf(arrays, padding="same", stride=(2, 1))[0].padding == (0, 1)
 
 
 def test_bad_padding() -> None:

@@ -353,6 +353,38 @@ def test_eval_mode_without_gradients_and_back(broken):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Stuck(nn.Module):
+    """It cannot be put in eval mode."""
+
+    def train(self, mode=True):
+        if not mode:
+            raise KeyError("always")
+        return super().train(mode)
+
+
+def test_modes_come_back_where_eval_mode_cannot_be_set():
+    model = nn.Sequential(nn.Dropout(0.5), Stuck())
+    with pytest.raises(KeyError):
+        flip(model, batches(2))
+    assert [module.training for module in model.modules()] == [True, True, True]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_torchs_random_numbers_are_as_they_were(broken):
+    (images,) = batches(4)
+    loader = DataLoader(TensorDataset(images), 2, shuffle=True)
+    before = torch.get_rng_state()
+    next(iter(loader))
+    assert not torch.equal(before, torch.get_rng_state())  # a loader draws by itself
+    torch.set_rng_state(before)
+    if broken:
+        with pytest.raises(TypeError, match="must return a Tensor"):
+            flip(Function(lambda x: [x]), loader)
+    else:
+        flip(Function(lambda x: torch.rand(len(x), 3)), loader)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_progress_is_shown_unless_it_is_off(capfd):
     flip_consistency(even_net(), batches(2))
     assert "agreement under the mirror h" in capfd.readouterr().err
@@ -426,12 +458,24 @@ LINEAR = nn.Sequential(nn.Flatten(), nn.Linear(96, 3)).double()
         (LINEAR, batches(2), {"compare": lambda a, b: True}, TypeError, "what compare returns must be a Tensor"),
         (LINEAR, batches(2), {"compare": lambda a, b: a.sum()}, ValueError, "must return a value for each of 2"),
         (LINEAR, batches(2), {"compare": lambda a, b: a * 9 - 99}, ValueError, "bools, or agreement from 0 to 1"),
+        (LINEAR, batches(2), {"compare": lambda a, b: a * math.nan}, ValueError, "got nan to nan"),
+        (LINEAR, batches(2), {"compare": lambda a, b: a.cfloat()}, ValueError, "got complex64 of shape (2,"),
+        (LINEAR, batches(2), {"compare": lambda a, b: a[:, :0]}, ValueError, "of shape (2, 0)"),
+        (Function(lambda x: x[:, :0, 0, 0]), batches(2), {}, ValueError, "output of shape (2, 0) is empty"),
+        (Function(lambda x: x.mean((2, 3)).to("meta")), batches(2), {}, ValueError, "on the meta device"),
+        (LINEAR, batches(2), {"device": "gpu"}, ValueError, "device='gpu' is not valid, give one such as 'cpu'"),
+        (LINEAR, batches(2), {"device": 1.5}, TypeError, "device=1.5 must be a torch.device or its name"),
     ],
 )  # fmt: skip
 def test_bad_input(model, loader, options, error, message):
     for measure in (flip, lambda *given, **more: shift(*given, 2, **more)):
         with pytest.raises(error, match=re.escape(message)):
             measure(model, loader, **options)
+
+
+def test_progress_is_a_bool():
+    with pytest.raises(TypeError, match="progress='no' must be True or False"):
+        flip_consistency(LINEAR, batches(2), progress="no")
 
 
 @pytest.mark.parametrize(

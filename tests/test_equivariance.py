@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -418,13 +419,120 @@ HUGE = nn.Sequential(nn.Conv2d(1, 1, 1), Function(lambda x: x / 0), nn.MaxPool2d
         (nn.Conv2d(1, 1, 1), {"transforms": ("h", "z")}, ValueError, "some of h, v, shift"),
         (nn.Conv2d(1, 1, 1), {"transforms": ()}, ValueError, "some of h, v, shift"),
         (nn.Conv2d(1, 1, 1), {"transforms": "hv"}, TypeError, "must be a sequence"),
-        (nn.Conv2d(1, 1, 1), {"channels": 0}, ValueError, "channels=0 must be a positive int"),
-        (nn.Conv2d(1, 1, 1), {"reach": -1}, ValueError, "reach=-1 must be 0 or more"),
+        (nn.Conv2d(1, 1, 1), {"transforms": [["h"]]}, TypeError, "must be a sequence of names"),
+        (nn.Conv2d(1, 1, 1), {"channels": 0}, ValueError, "channels=0 must be 1 to"),
+        (nn.Conv2d(1, 1, 1), {"channels": (1, 2)}, TypeError, r"channels=\(1, 2\) must be an int"),
+        (nn.Conv2d(1, 1, 1), {"channels": 2**64}, ValueError, "channels=18446744073709551616 must be 1 to"),
+        (nn.Conv2d(1, 1, 1), {"reach": -1}, ValueError, "reach=-1 must be at least 0"),
+        (nn.Conv2d(1, 1, 1), {"reach": (5,)}, TypeError, r"reach=\(5,\) must be an int"),
+        (nn.Conv2d(1, 1, 1), {"seed": (1, 2)}, TypeError, r"seed=\(1, 2\) must be an int"),
+        (nn.Conv2d(1, 1, 1), {"seed": "a", "input_size": torch.randn(1, 1, 8, 8)}, TypeError, "seed='a'"),
+        (nn.Conv2d(1, 1, 1), {"seed": 2**64}, ValueError, "must be 0 to 18446744073709551615"),
+        (nn.Conv2d(1, 1, 1), {"input_size": np.zeros((1, 1, 8, 8))}, TypeError, "torch.as_tensor makes one"),
+        (
+            nn.Conv2d(1, 1, 1),
+            {"input_size": torch.zeros(1, 1, 8, 8)},
+            ValueError,
+            "unchanged by 'h'.*size alone",
+        ),
+        (
+            nn.Conv2d(1, 1, 1),
+            {"input_size": torch.arange(8.0).expand(1, 1, 8, 8)},
+            ValueError,
+            "unchanged by 'v'",
+        ),
+        (nn.Conv2d(1, 1, 1), {"input_size": torch.randn(1, 1, 8, 8) / 0}, ValueError, "holds inf or NaN"),
+        (
+            nn.Conv2d(1, 1, 1),
+            {"input_size": torch.randn(1, 1, 8, 8).to("meta")},
+            ValueError,
+            "on the meta device",
+        ),
     ],
 )
 def test_bad_input(model, options, error, message):
     with pytest.raises(error, match=message):
         equivariance_report(model, **{"input_size": 8, **options})
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (KeyError("k"), "KeyError: 'k'"),
+        (AttributeError("no a"), "AttributeError: no a"),
+        (ValueError("v"), ": v;"),
+    ],
+)
+def test_whatever_a_model_raises_is_said(failure, said):
+    def fails(x: Tensor) -> Tensor:
+        raise failure
+
+    with pytest.raises(ValueError, match=f"cannot run on input of shape .*{said}.*give an input_size"):
+        equivariance_report(Function(fails), 8)
+
+
+def test_sizes_that_a_model_refuses_are_passed_over():
+    def fixed(x: Tensor) -> Tensor:
+        if x.shape[-1] not in (8, 10):
+            raise KeyError(x.shape[-1])
+        return F.max_pool2d(x, 2)
+
+    assert equivariance_report(Function(fixed), 8, reach=4).nearest == {"h": (None, 10), "v": (None, 10)}
+
+
+def test_a_size_that_runs_for_shapes_alone_is_not_named():
+    def refuses(x: Tensor) -> Tensor:
+        return F.max_pool2d(x if x.is_meta or x.shape[-1] == 8 else x / 0, 2)
+
+    report = equivariance_report(Function(refuses), 8, reach=2)
+    assert report.exact
+    assert report.nearest == {"h": (None, None), "v": (None, None)}
+    assert "it cannot be measured, (model) (max_pool2d) gives inf or NaN" in report.notes[0]
+
+
+class Inferring(nn.Sequential):
+    """It goes into inference mode by itself."""
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_inference_mode_hides_nothing(inside):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 2))
+    plain = equivariance_report(net, 17, reach=2)
+    with torch.inference_mode(not inside):
+        found = equivariance_report(Inferring(*net) if inside else net, 17, reach=2)
+    assert str(found) == str(plain)
+
+
+def test_what_breaks_a_mirror_is_lost_though_zeros_hide_it():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU())
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    report = equivariance_report(net, 8, reach=1)
+    assert not report.exact
+    assert report.first_lost("h").layer == "0"
+    assert "leave 1 over at the right end" in report.verdict()
+    assert equivariance_report(net, 9, reach=1).exact
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [torch.nn.utils.spectral_norm, torch.nn.utils.weight_norm])
+def test_weights_that_a_training_step_computed(norm):
+    net = nn.Sequential(norm(nn.Conv2d(3, 4, 3, 2, 1)), nn.ReLU())
+    fresh = equivariance_report(net, 9, reach=1)
+    assert fresh.exact
+    net[0].eval()
+    net(torch.randn(1, 3, 9, 9)).sum().backward()
+    weight = net[0].weight
+    assert str(equivariance_report(net, 9, reach=1)) == str(fresh)
+    assert net[0].weight is weight
+
+
+def test_sizes_may_be_an_array():
+    assert equivariance_report(nn.MaxPool2d(2), np.array([8, 6]), reach=0).input_size == (8, 6)
 
 
 def test_what_was_not_measured():
@@ -440,12 +548,16 @@ from torch import nn
 def strided(): return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1))
 def nothing(): return 3
 def fails(): raise KeyError("weights")
+def leaves(): raise SystemExit(0)
+class Lost(nn.Module):
+    def forward(self, x): return self.nothing
 """
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "models_of_a_test.py").write_text(MODELS)
+    (tmp_path / "script_of_a_test.py").write_text("import sys; sys.exit('usage')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -454,7 +566,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 def test_the_command_as_a_process(folder):
     root = Path(__file__).resolve().parent.parent
     command = [sys.executable, "-m", "symconv_fast.analysis", "models_of_a_test:strided", "--size", "16x17"]
-    environment = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("not exact at 16x17 along v: first lost in 0 (16 positions")
@@ -462,7 +574,7 @@ def test_the_command_as_a_process(folder):
 
 
 def test_the_command_says_exact(folder, capsys):
-    assert main(["models_of_a_test:strided", "--size", "17", "--transforms", "h,v", "--reach", "2"]) == 0
+    assert main([" models_of_a_test: strided", "--size", "17", "--transforms", "h, v", "--reach", "2"]) == 0
     assert capsys.readouterr().out.startswith("exact at 17")
 
 
@@ -471,9 +583,19 @@ def test_the_command_says_exact(folder, capsys):
     [
         (["models_of_a_test", "--size", "8"], "is not MODULE:FUNCTION"),
         (["no_such_module:f", "--size", "8"], "no module no_such_module"),
-        (["models_of_a_test:other", "--size", "8"], "has no other; it has fails, nothing, strided"),
+        (["models_of_a_test:other", "--size", "8"], "has no other; it has Lost, fails, leaves, nothing"),
         (["models_of_a_test:nothing", "--size", "8"], "returns int; give a function that returns"),
         (["models_of_a_test:fails", "--size", "8"], "fails: KeyError"),
+        (["models_of_a_test:leaves", "--size", "8"], "fails: SystemExit"),
+        (["script_of_a_test:f", "--size", "8"], "importing script_of_a_test fails: SystemExit: usage"),
+        (
+            ["models_of_a_test:Lost", "--size", "8"],
+            "cannot run on input of shape (1, 3, 8, 8): AttributeError",
+        ),
+        (["./models_of_a_test.py:strided", "--size", "8"], "give something like models_of_a_test:strided"),
+        (["models of:strided", "--size", "8"], "is no name of a module"),
+        (["models_of_a_test:strided", "--size", "8", "--seed", "-1"], "seed=-1 must be 0 to"),
+        (["models_of_a_test:strided", "--size", "8", "--seed", str(2**64)], "must be 0 to"),
         (["models_of_a_test:strided", "--size", "8y"], "'8y' is no size; give something like 224 or 224x160"),
         (["models_of_a_test:strided"], "--size"),
         (["models_of_a_test:strided", "--size", "8", "--transforms", "q"], "some of h, v, shift"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 
@@ -14,6 +15,7 @@ from torch.nn.utils import prune
 
 import symconv_fast as sf
 from symconv_fast.analysis import kernel_symmetry, symmetry_null
+from symconv_fast.analysis.kernels import percent
 from symconv_fast.analysis.null import transformations
 
 SHAPES = [
@@ -331,7 +333,8 @@ def with_value(value):
         (nn.Linear(3, 3), TypeError, "got Linear; symmetry_profile takes whole models"),
         (nn.Sequential(nn.Conv2d(3, 3, 3)), TypeError, "got Sequential; symmetry_profile takes"),
         ("conv", TypeError, "needs a convolution or a tensor (out, in, *K), got str"),
-        (np.zeros((2, 2, 3, 3)), TypeError, "got ndarray"),
+        (np.zeros((2, 2, 3, 3)), TypeError, "got ndarray; torch.as_tensor makes one"),
+        (torch.randn(2, 2, 3, 3).to_sparse(), ValueError, "give filters.to_dense()"),
         (torch.randn(3, 3), ValueError, "shape (3, 3); spatial_dims=2 says"),
         (torch.randn(1, 1, 1, 1, 1, 3), ValueError, "of 3 to 5 dims"),
         (torch.randn(0, 2, 3, 3), ValueError, "at least one value, got shape (0, 2, 3, 3)"),
@@ -362,7 +365,8 @@ def test_quantised_filters_are_refused():
     [
         ({"spatial_dims": 0}, ValueError, "spatial_dims=0 must be 1 to 3"),
         ({"spatial_dims": 4}, ValueError, "spatial_dims=4 must be 1 to 3"),
-        ({"spatial_dims": 2.0}, TypeError, "must be an int"),
+        ({"spatial_dims": 2.0}, TypeError, "spatial_dims=2.0 must be an int, such as spatial_dims=1"),
+        ({"include_identity": "no"}, TypeError, "include_identity='no' must be True or False"),
         ({"spatial_dims": True}, TypeError, "must be an int"),
         ({"samples": 1}, ValueError, "samples=1 must be at least 2"),
         ({"samples": 1.5}, TypeError, "samples=1.5 must be an int"),
@@ -373,6 +377,15 @@ def test_quantised_filters_are_refused():
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         kernel_symmetry(torch.randn(2, 2, 3, 3), **options)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [torch.nn.utils.spectral_norm, torch.nn.utils.weight_norm])
+def test_a_layer_whose_weight_a_hook_computes_can_still_be_copied(norm):
+    conv = norm(nn.Conv2d(2, 2, 3))
+    conv(torch.randn(1, 2, 3, 3))
+    kernel_symmetry(conv)
+    copy.deepcopy(conv)
 
 
 def test_spatial_dims_are_for_tensors():
@@ -398,3 +411,8 @@ def test_spatial_dims_are_for_tensors():
 def test_bad_arguments_of_the_null(size, axis, error, message):
     with pytest.raises(error, match=re.escape(message)):
         symmetry_null(size, axis=axis)
+
+
+def test_percentiles_beyond_what_sampling_tells():
+    shown = {100.0: "> 99.9", 99.92: "> 99.9", 99.9: "99.9", 50.0: "50.0", 0.1: "0.1", 0.05: "< 0.1"}
+    assert {value: percent(value) for value in shown} == shown

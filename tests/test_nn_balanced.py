@@ -288,6 +288,8 @@ def test_copies_and_checkpoints_evaluate_alike():
     loaded.load_state_dict(torch.load(file, weights_only=True))
     plain = build().eval()
     plain.load_state_dict(dict(net.state_dict()))
+    loaded.load_state_dict(dict(net.state_dict()))  # without a record the index stays
+    assert [loaded[0].index, loaded[1].index] == [1, 3]
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), loaded):
         assert torch.equal(other(x), y)
     assert plain[0].index == plain[1].index == 0
@@ -344,7 +346,7 @@ def test_repr():
         (
             lambda: SpatiallyBalancedPool2d(3)(torch.randn(1, 1, 2, 8)),
             ValueError,
-            "no room for kernel=3.*at least 3",
+            r"shape \(1, 1, 2, 8\) is too small for a window; give \(H, W\) of at least \(3, 3\)",
         ),
         (lambda: SpatiallyBalancedPool2d(3)(torch.randn(1, 0, 8, 8)), ValueError, "is empty"),
         (
@@ -360,7 +362,12 @@ def test_repr():
             "3-D .unbatched. or 4-D",
         ),
         (lambda: SpatiallyBalancedConv2d(2, 4, 3, 2)(torch.randn(1, 3, 8, 8)), ValueError, "3"),
-        (lambda: SpatiallyBalancedConv2d(2, 4, 3, 2)(torch.randn(1, 2, 2, 8)), ValueError, "at least 3"),
+        (
+            lambda: SpatiallyBalancedConv2d(2, 4, 3, 2)(torch.randn(1, 2, 2, 8)),
+            ValueError,
+            r"channel: \[2, 8\]",
+        ),
+        (lambda: SpatiallyBalancedConv2d(2, 4, 3, 2)(torch.randn(1, 2, 0, 8)), ValueError, r"input \[0, 8\]"),
         (lambda: SpatiallyBalancedConv2d(2, 4, 3, symmetry="z"), ValueError, "valid keys: h, v, hv"),
     ],
 )

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from symconv_fast.nn import exact_padding, is_exact
+from symconv_fast.nn import BlurPool2d, exact_padding, is_exact
 from symconv_fast.nn.exact import unread
 
 SMALL = list(itertools.product(range(1, 11), range(1, 5), range(1, 5), (1, 2)))
@@ -147,12 +148,24 @@ def test_axes():
         (lambda: is_exact(9, 3, 1, (1, 1, 1)), r"padding=\(1, 1, 1\) must be an int"),
         (lambda: is_exact(9, 3, 1, ()), r"padding=\(\) must be an int"),
         (lambda: is_exact((9, 9), 3, 1, 1), r"n=\(9, 9\) must be a positive int"),
+        (lambda: is_exact(2, 3, 1, 0), r"no room for kernel=3.*give n of at least 3"),
         (lambda: is_exact(2, 7, 2, 1), r"no room for kernel=7.*give n of at least 5"),
     ],
 )
 def test_bad_values(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_arrays_are_as_tuples():
+    for several in (np.array, torch.tensor):
+        assert exact_padding(several([225, 9]), 7, 2) == ((3, 3), (3, 3)) == exact_padding((225, 9), 7, 2)
+        assert exact_padding(225, 7, several(2)) == (3, 3)
+        with pytest.raises(ValueError, match="parity of n"):
+            exact_padding(several([225, 224]), 7, 2)
+        with pytest.raises(ValueError, match="padding="):
+            is_exact(9, 3, 1, several([1]))
+    assert BlurPool2d(kernel_size=np.array([3, 4])).kernel_size == (3, 4)
 
 
 @pytest.mark.parametrize("value", [9.0, "9", None, True, float("nan")])

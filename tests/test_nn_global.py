@@ -219,9 +219,26 @@ def test_nan_shows() -> None:
         ),
         (lambda: GlobalConv1d(2, 2)(torch.zeros(3, 4)), RuntimeError, r"with 2 channels.*got shape \(3, 4\)"),
         (lambda: GlobalConv1d(2, 2)(None), TypeError, "input must be a Tensor, got NoneType"),
-        (lambda: GlobalConv1d(2, 2)(torch.zeros(2, 3).double()), RuntimeError, "dtype|type"),
-        (lambda: GlobalConv1d(2, 2)(torch.zeros(2, 3).long()), RuntimeError, "dtype|type"),
+        (lambda: GlobalConv1d(2, 2, bias=None), TypeError, "bias=None must be True or False"),
+        (
+            lambda: GlobalConv1d(2, 2)(torch.zeros(2, 3).double()),
+            RuntimeError,
+            r"Input type \(float64\) and weight type \(float32\) should be the same",
+        ),
+        (
+            lambda: GlobalConv1d(2, 2)(torch.zeros(2, 3).long()),
+            TypeError,
+            "int64 is not supported; supported dtypes",
+        ),
+        (lambda: GlobalConv1d(2, 2)(torch.zeros(2, 3).cfloat()), TypeError, "complex64 is not supported"),
+        (lambda: TopKPool1d(1)(torch.zeros(2, 3).cfloat()), TypeError, "complex64 has no order to pool by"),
+        (lambda: TopKPool1d(1)(torch.zeros(2, 3).bool()), TypeError, "bool has no order to pool by"),
         (lambda: GlobalConv1d(2, 2)(torch.zeros(2, 3, device="meta")), RuntimeError, "device"),
+        (
+            lambda: GlobalConv1d(2, 2, device="meta")(torch.zeros(2, 3, device="meta").double()),
+            RuntimeError,
+            "Input type",
+        ),
     ],
 )
 def test_bad_input(make, error, match) -> None:

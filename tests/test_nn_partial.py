@@ -371,6 +371,18 @@ def test_bad_masks(mask, message):
         PartialConv2d(2, 4, 3)(torch.randn(2, 2, 5, 6), mask)
 
 
+def test_what_a_fast_convolution_leaves_in_an_empty_window_is_removed(monkeypatch):
+    layer = PartialConv2d(2, 4, 3, return_mask=True)
+    exactly = layer._convolve
+    monkeypatch.setattr(layer, "_convolve", lambda x: exactly(x) + 1e-6)
+    mask = torch.ones(1, 1, 8, 8)
+    mask[..., 4:] = 0
+    with torch.no_grad():
+        output, updated = layer(torch.randn(1, 2, 8, 8), mask)
+    assert output[(updated == 0).expand_as(output)].eq(0).all()
+    assert (updated == 0).any()
+
+
 def test_bad_arguments():
     layer = PartialConv2d(2, 4, 3)
     x = torch.randn(2, 2, 5, 6)

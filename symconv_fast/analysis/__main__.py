@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .arguments import integer
 from .equivariance import equivariance_report
 
 EXACT, LOST, REFUSED = 0, 1, 2
@@ -31,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; the exit status is as in the help."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    torch.manual_seed(given.seed)
     try:
+        torch.manual_seed(integer(given.seed, "seed", least=0, most=2**64 - 1))
         report = equivariance_report(
             _load(given.model),
             given.size,
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (_NoModelError, ValueError, TypeError) as failure:
         parser.exit(REFUSED, f"{parser.prog}: {failure}\n")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the rule of the table is not in every encoding
     try:
         print(report)
     except BrokenPipeError:  # of `| head`
@@ -77,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--transforms",
-        type=lambda text: text.split(","),
+        type=lambda text: [name.strip() for name in text.split(",")],
         help="some of h,v,z,shift (default: all that the dims allow)",
     )
     parser.add_argument(
@@ -98,11 +102,19 @@ class _NoModelError(Exception):
 
 
 def _load(text: str) -> nn.Module:
-    name, colon, attribute = text.partition(":")
+    name, colon, attribute = (part.strip() for part in text.partition(":"))
     if not (colon and name and attribute):
         raise _NoModelError(
             f"{text!r} is not MODULE:FUNCTION; give something like torchvision.models:resnet18"
         )
+    if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
+        module = re.sub(r"[/\\]+", ".", name.removesuffix(".py")).strip(".")
+        near = (
+            f"{module}:{attribute}"
+            if module.replace(".", "").isidentifier()
+            else "torchvision.models:resnet18"
+        )
+        raise _NoModelError(f"{name!r} is no name of a module, as import has it; give something like {near}")
     if "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -113,7 +125,7 @@ def _load(text: str) -> nn.Module:
         raise _NoModelError(
             f"there is no module {error.name}; it must be installed, or a file in the current directory {os.getcwd()}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _NoModelError(f"importing {name} fails: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -136,7 +148,7 @@ def _build(text: str, found: Any) -> nn.Module:
         )
     try:
         model = found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _NoModelError(f"{text}() fails: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise _NoModelError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from ..checks import DtypeError, ShapeError, check_is_tensor
+from ..checks import DtypeError, ShapeError, check_bool, check_is_tensor
 from ..tables import Table
 from .arguments import axis_mask
 from .views import Chunks, Mirror, Shifts, Views
@@ -177,13 +177,16 @@ def _measure(
     from tqdm import tqdm
 
     _check_arguments(model, loader, compare, select_input, select_output)
-    target = _device(model) if device is None else torch.device(device)
+    check_bool(progress, "progress")
+    target = _device(model) if device is None else _as_device(device)
     shares: list[Tensor] = []
     compared, dense = 0, False
     batches = tqdm(
         loader, desc=f"agreement under {views.name}", unit="batch", disable=not progress, leave=False
     )
-    with batches, _evaluating(model), torch.no_grad():
+    # A DataLoader draws a number for its workers from torch's generator, and one for its order where it shuffles.
+    drawn = [target] if target is not None and target.type == "cuda" else []
+    with batches, torch.random.fork_rng(drawn), _evaluating(model), torch.no_grad():
         for batch in batches:
             inputs = _input(batch, select_input)
             if len(inputs) == 0:
@@ -223,13 +226,17 @@ def _agreements(chunks: Chunks, compare: Compare | None) -> Tensor:
                 f"compare must return a value for each of {len(first)} samples, (N,) or (N, ...), got shape "
                 f"{tuple(agree.shape)}"
             )
+        if agree.is_complex() or agree.numel() == 0:
+            raise ValueError(_compare_returned(f"{str(agree.dtype)[6:]} of shape {tuple(agree.shape)}"))
         share = agree.detach().reshape(len(agree), -1).to("cpu", torch.float64)
         if not bool(((share >= 0) & (share <= 1)).all()):
-            raise ValueError(
-                "compare must return bools, or agreement from 0 to 1; for example (a - b).abs() < 0.1"
-            )
+            raise ValueError(_compare_returned(f"{float(share.min()):g} to {float(share.max()):g}"))
         found.append(share.mean(1))
     return torch.cat(found)
+
+
+def _compare_returned(what: str) -> str:
+    return f"compare must return bools, or agreement from 0 to 1, got {what}; for example (a - b).abs() < 0.1"
 
 
 def _same_class(first: Tensor, second: Tensor) -> Tensor:
@@ -275,6 +282,14 @@ def _output(output: Any, select: Callable[[Any], Tensor] | None, samples: int) -
             f"expected outputs for {samples} samples, (N, K) or (N, K, *S), got shape {tuple(output.shape)}; batches "
             "must be (N, C, *S)"
         )
+    if output.is_meta:
+        raise ValueError(
+            "the model's output has no values, it is on the meta device; give a model with values"
+        )
+    if output.numel() == 0:
+        raise ShapeError(
+            f"the model's output of shape {tuple(output.shape)} is empty; it must be (N, K) with K of at least 2"
+        )
     if output.is_floating_point() and bool(output.isnan().any()):
         raise ValueError("the model's output holds NaN; its parameters and inputs must be finite")
     return output
@@ -282,7 +297,9 @@ def _output(output: Any, select: Callable[[Any], Tensor] | None, samples: int) -
 
 def _check_arguments(model: Any, loader: Any, *functions: Any) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}; for example a whole model"
+        )
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise TypeError(
             f"loader must give batches, but {type(loader).__name__} gives samples; give DataLoader(dataset)"
@@ -303,12 +320,21 @@ def _device(model: nn.Module) -> torch.device | None:
     return None
 
 
+def _as_device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except TypeError:
+        raise TypeError(f"device={device!r} must be a torch.device or its name, such as 'cpu'") from None
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not valid, give one such as 'cpu': {error}") from None
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards each module has the mode that it had."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, mode in modes:

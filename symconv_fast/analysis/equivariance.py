@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,14 +11,14 @@ from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from ..checks import ints
 from ..tables import Table
+from .arguments import integer
+from .example import LETTERS, check_model, check_values, device_of, example, moved, transform_names
 from .measuring import Measured, Measurement, exact_everywhere, measure, mirror_dim
+from .recording import RefusedError
 from .sizes import Near, Sizes, resized
 
-LETTERS = "hvz"
 InputSize = Union[int, Sequence[int], Tensor, Sequence[Any]]
 
 OTHERWISE = (
@@ -60,8 +59,11 @@ class LayerEquivariance:
     """The error up to which `geometry` counts as exact."""
 
     def lost(self, transform: str) -> bool:
-        """Is the geometry of the model up to here not exact?"""
-        return self.geometry[transform] > self.tolerance
+        """Is the geometry of the model up to here not exact?
+
+        What breaks a transform by itself loses it, also where filters of zeros, say, leave nothing to measure.
+        """
+        return self.geometry[transform] > self.tolerance or not self.exact.get(transform, True)
 
 
 @dataclass(frozen=True)
@@ -192,14 +194,16 @@ def equivariance_report(
 
     The mirrors are h (the last axis), v and z. The shift is the least that every layer can follow: the least common
     multiple of the strides up to each layer; by less than its stride no layer can shift. A copy is measured, in eval
-    mode and float64, on the model's device (on the CPU where that has no float64).
+    mode and float64, on the model's device (on the CPU where that has no float64). Hooks are copied with the model, and
+    called each time that the copy runs.
 
     Args:
         model: any module; it is neither changed nor run. Operations are seen where torch dispatches them, functional
             calls included.
         input_size: spatial size, such as 224 (on all axes, as many as the first layer named ...1d to ...3d has) or
-            (224, 160); or an example: a tensor (N, C, *spatial), or
-            the model's arguments as a tuple, of which those with as many dims as the first are transformed.
+            (224, 160); or an example: a tensor (N, C, *spatial), or the model's arguments as a tuple, of which those
+            with as many dims as the first are transformed. Its values should be random, since an example that a mirror
+            does not change, such as zeros, shows nothing.
         transforms: out of "h", "v", "z", "shift"; by default all that the dims allow.
         channels: of the input, with a size; by default `in_channels` of the first convolution, or 3.
         seed: of the random input.
@@ -208,21 +212,23 @@ def equivariance_report(
 
     Raises:
         TypeError: `model` is no module or a TorchScript one, or cannot be copied; an argument is of another type.
-        ValueError: an argument has no valid value; parameters are uninitialised or not finite; the model cannot run at
-            this size, has no operation with spatial extent, or gives inf or NaN.
+        ValueError: an argument has no valid value; parameters or an example are uninitialised or not finite, or a
+            mirror does not change the example; the model cannot run at this size, has no operation with spatial extent,
+            or gives inf or NaN.
     """
-    _check_model(model)
-    inputs, ndim = _inputs(model, input_size, channels, seed)
-    names = _transforms(transforms, ndim)
-    _check_reach(reach)
+    check_model(model)
+    seed, reach = integer(seed, "seed", least=0, most=2**64 - 1), integer(reach, "reach", least=0)
+    inputs, ndim = example(model, input_size, channels, seed)
+    names = transform_names(transforms, ndim)
+    check_values(inputs, ndim, names)
     size = tuple(next(x for x in inputs if isinstance(x, Tensor)).shape[2:])
     try:
-        twin = copy.deepcopy(model).eval().double()
+        twin = _copied(model).eval().double()
     except Exception as failure:
         raise TypeError(f"{type(model).__name__} cannot be copied to float64: {failure}") from failure
-    device = _device(model)
+    device = device_of(model)
     twin = twin.to(device)
-    inputs = [_moved(x, device) for x in inputs]
+    inputs = [moved(x, device) for x in inputs]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # that of the CPU alone, which is restored
         found = _measure(twin, inputs, ndim, names, size)
@@ -235,15 +241,28 @@ def equivariance_report(
     return EquivarianceReport(size, names, layers, found.total, nearest, shifted, reach, tuple(notes))
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """torch copies no tensor that a forward pass computed, such as the `weight` of torch.nn.utils.spectral_norm."""
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
 def _measure(
     twin: nn.Module, inputs: list[Any], ndim: int, names: Sequence[str], size: tuple[int, ...]
 ) -> Measurement:
     try:
         found = measure(twin, inputs, ndim, names)
-    except (RuntimeError, TypeError, IndexError, AssertionError) as failure:
+    except RefusedError:
+        raise
+    except Exception as failure:  # whatever the model raises
         raise ValueError(
-            f"the model cannot run on input of shape {tuple(inputs[0].shape)}: {failure}; give an input_size that it "
-            "takes, such as the one it is trained at, or example inputs"
+            f"the model cannot run on input of shape {tuple(inputs[0].shape)}: {_said(failure)}; give an input_size "
+            "that it takes, such as the one it is trained at, or example inputs"
         ) from failure
     if not found.rows:
         raise ValueError(
@@ -303,110 +322,37 @@ def _search(
         at = [
             mirrored[t][side] if (t := LETTERS[ndim - 1 - i]) in mirrored else n for i, n in enumerate(size)
         ]
-        if not exact_everywhere(twin, resized(inputs, [int(n or 0) for n in at]), ndim, mirrors):
+        why = _inexact(twin, resized(inputs, [int(n or 0) for n in at]), ndim, mirrors)
+        if why:
             notes.append(
                 f"at {_times(at)}, the nearest size {word} at which all layers of the table are exact, the model is "
-                "not: something else than these loses it"
+                f"not: {why}"
             )
             mirrored = {t: _without(pair, side) for t, pair in mirrored.items()}
     shifted = {LETTERS[ndim - 1 - i]: pair for i, pair in enumerate(near.get("shift", []))}
     return mirrored, shifted, notes
 
 
+def _inexact(twin: nn.Module, inputs: list[Any], ndim: int, mirrors: Sequence[str]) -> str | None:
+    """Why a model is not exact as measured, or None."""
+    try:
+        exact = exact_everywhere(twin, inputs, ndim, mirrors)
+    except Exception as failure:  # shapes alone did not show it
+        return f"it cannot be measured, {_said(failure)}"
+    return None if exact else "something else than these loses it"
+
+
 def _without(pair: Near, side: int) -> Near:
     return (None, pair[1]) if side == 0 else (pair[0], None)
 
 
-# --- arguments -------------------------------------------------------------------------------------------------------
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"equivariance_report needs a torch.nn.Module, got {type(model).__name__}; for example a whole model"
-        )
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(
-                f"{name or 'the model'} is TorchScript, whose operations cannot be seen; give the module that it was "
-                "made from"
-            )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(
-                f"{name} is not initialised yet; run the model once, so that lazy layers know their sizes"
-            )
-        if tensor.is_meta:
-            raise ValueError(
-                f"{name} is on the meta device; give a model with values, for example model.to_empty(...)"
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds inf or NaN; give a model with finite parameters and buffers")
-
-
-def _inputs(model: nn.Module, given: Any, channels: int | None, seed: int) -> tuple[list[Any], int]:
-    """The model's arguments, on the CPU, and the number of spatial dims."""
-    if isinstance(given, Tensor) or (
-        isinstance(given, Sequence) and any(isinstance(value, Tensor) for value in given)
-    ):
-        inputs = [given] if isinstance(given, Tensor) else list(given)
-        first = inputs[0]
-        if not isinstance(first, Tensor) or first.dim() not in (3, 4, 5) or 0 in first.shape:
-            shape = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-            raise ValueError(
-                f"the first example input must be a tensor (N, C, *spatial) with 1 to 3 spatial dims, none empty, got "
-                f"{shape}; for example torch.randn(1, 3, 224, 224)"
-            )
-        return inputs, first.dim() - 2
-    convs = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
-    sizes = ints(given, "input_size")
-    if not isinstance(given, Sequence):
-        named = (re.search(r"([123])d$", type(module).__name__) for module in model.modules())
-        sizes *= next((int(match[1]) for match in named if match), 2)
-    if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
-        raise ValueError(f"input_size={given!r} must be 1 to 3 positive ints, such as 224 or (224, 160)")
-    if channels is None:
-        channels = convs[0].in_channels if convs else 3
-    wide = ints(channels, "channels")
-    if len(wide) != 1 or wide[0] < 1:
-        raise ValueError(f"channels={channels!r} must be a positive int, such as 3")
-    (start,) = ints(seed, "seed")
-    random = torch.Generator().manual_seed(start)
-    return [torch.randn(1, wide[0], *sizes, dtype=torch.float64, generator=random)], len(sizes)
-
-
-def _transforms(given: Sequence[str] | None, ndim: int) -> tuple[str, ...]:
-    valid = (*LETTERS[:ndim], "shift")
-    if given is None:
-        return valid
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise TypeError(f"transforms={given!r} must be a sequence, such as {valid}")
-    names = tuple(given)
-    if not names or len(set(names)) != len(names) or not set(names) <= set(valid):
-        raise ValueError(
-            f"transforms={given!r} must be some of {', '.join(valid)} for {ndim} spatial dims, each once"
-        )
-    return names
-
-
-def _check_reach(reach: object) -> None:
-    if ints(reach, "reach")[0] < 0:
-        raise ValueError(f"reach={reach!r} must be 0 or more, such as 64")
-
-
-def _device(model: nn.Module) -> torch.device:
-    first = next((t for t in (*model.parameters(), *model.buffers())), None)
-    device = torch.device("cpu") if first is None else first.device
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def _moved(x: Any, device: torch.device) -> Any:
-    if not isinstance(x, Tensor):
-        return x
-    return x.detach().to(device, torch.float64 if x.is_floating_point() else x.dtype)
-
-
 # --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _said(failure: Exception) -> str:
+    """What an exception says; with its class where that says more than the text."""
+    plain = isinstance(failure, ValueError) or type(failure) is RuntimeError
+    return str(failure) if plain and str(failure) else f"{type(failure).__name__}: {failure}".rstrip(": ")
 
 
 def _times(values: Sequence[Any]) -> str:

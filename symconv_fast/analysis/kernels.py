@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from ..checks import DtypeError, ShapeError
+from ..checks import DtypeError, ShapeError, check_bool
 from ..conversion.expand import _compute_weight
 from ..modules import still
 from ..tables import Table
@@ -141,6 +141,7 @@ def kernel_symmetry(
             weight is not there yet (meta device, lazy layers); or dims do not fit.
         TypeError: neither a convolution nor a floating-point tensor; complex and quantised weights.
     """
+    check_bool(include_identity, "include_identity")
     mean = _mean_kernel(*_filters(conv_or_tensor, spatial_dims))
     shape, flat = mean.shape, mean.reshape(-1, 1)
 
@@ -174,6 +175,7 @@ def _filters(given: Any, spatial_dims: int | None) -> tuple[Tensor, int]:
         return given.detach(), _spatial_dims(given, spatial_dims)
     if not isinstance(given, nn.Module) or not is_convolution(given):
         hint = "; symmetry_profile takes whole models" if isinstance(given, nn.Module) else ""
+        hint = "; torch.as_tensor makes one" if hasattr(given, "__array__") else hint
         raise TypeError(
             f"kernel_symmetry needs a convolution or a tensor (out, in, *K), got {type(given).__name__}{hint}"
         )
@@ -188,7 +190,8 @@ def _filters(given: Any, spatial_dims: int | None) -> tuple[Tensor, int]:
     if isinstance(given._parameters.get("weight"), UninitializedParameter):
         message = "the weight has no values yet, since its layer is lazy; run a batch first"
         raise _refused("no values yet", ValueError, message)
-    _compute_weight(given)  # type: ignore[arg-type]
+    with torch.no_grad():  # a weight with a gradient could not be copied with its layer
+        _compute_weight(given)  # type: ignore[arg-type]
     expand = getattr(given, "expanded_weight", None)
     with still(given):
         weight: Any = given.weight if expand is None else expand()
@@ -204,12 +207,7 @@ def _spatial_dims(filters: Tensor, spatial_dims: int | None) -> int:
                 "says that the last 2 dims of a tensor are the kernel"
             )
         return dims - 2
-    return integer(
-        spatial_dims,
-        f"for a tensor of shape {tuple(filters.shape)}, spatial_dims",
-        least=1,
-        most=min(dims, 3),
-    )
+    return integer(spatial_dims, "spatial_dims", least=1, most=min(dims, 3))
 
 
 def _mean_kernel(filters: Tensor, spatial: int) -> NDArray[np.float64]:
@@ -251,6 +249,8 @@ def _check_values(filters: Tensor) -> None:
     if not filters.is_floating_point():
         name = str(filters.dtype)[6:]
         raise _refused(name, DtypeError, f"filters must be floating-point, got {name}; give filters.float()")
+    if filters.layout != torch.strided:
+        raise ValueError("sparse filters are not supported; give filters.to_dense()")
     if filters.is_meta:
         message = "the filters have no values, since they are on the meta device; give them one with to_empty and load"
         raise _refused("no values yet", ValueError, message)

@@ -16,7 +16,7 @@ from ..symmetry import Ties
 from ..ties import BIT
 from .calls import Call
 from .geometry import Axis
-from .recording import Jump, Names, Recorder
+from .recording import Jump, Names, Recorder, RefusedError
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """The error up to which a layer of this dtype counts as exact. The model runs in float64; it may cast inside."""
@@ -171,7 +171,7 @@ def _record(
     def watch(call: Call, output: Tensor, operation: str) -> None:
         layer, kind = names.here(operation)
         if not bool(torch.isfinite(output).all()):
-            raise ValueError(
+            raise RefusedError(
                 f"{layer} ({kind}) gives inf or NaN for random input of variance 1; give a model with finite "
                 "outputs, such as one whose weights are initialised"
             )
@@ -235,7 +235,7 @@ def _follow(
     def watch(call: Call, output: Tensor, operation: str) -> None:
         row = next(rows, None)
         if row is None or row.output.shape != output.shape:
-            raise ValueError(
+            raise RefusedError(
                 "the model does other operations on a transformed input than on the input itself; "
                 "equivariance_report needs one whose operations depend on sizes alone"
             )

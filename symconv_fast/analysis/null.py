@@ -10,7 +10,7 @@ from itertools import permutations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import ShapeError, ints
+from ..checks import ShapeError, check_bool, ints
 from .arguments import axis_mask, integer
 
 _MOST_SAMPLES, _FEWEST_SAMPLES = 20_000, 1_000
@@ -81,7 +81,7 @@ def symmetry_null(
     samples = None if samples is None else integer(samples, "samples", least=2)
     seed = integer(seed, "seed", least=0)
     mask = None if axis is None else axis_mask(axis, len(shape))
-    return _null(shape, mask, bool(include_identity), samples, seed)
+    return _null(shape, mask, check_bool(include_identity, "include_identity"), samples, seed)
 
 
 @lru_cache(maxsize=256)

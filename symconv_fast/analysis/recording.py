@@ -16,8 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .calls import Call, padding_call, read, remember_padding
 
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
 Jump = tuple[Union[Fraction, float], ...]
 """Positions of the model's input from one position of a feature map to the next, on each axis; inf of a global pool."""
+
+
+class RefusedError(ValueError):
+    """A model that runs, but cannot be measured."""
 
 
 class Names:
@@ -94,6 +100,9 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and func.has_kernel_for_dispatch_key(_COMPOSITE):
+            with self:  # which autograd takes apart, but it is left out here
+                return func.decompose(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
         if torch.Tag.nondeterministic_seeded in func.tags and "scaled_dot_product" not in name:
             self.random.add(name)  # attention has the tag for a dropout that is off in eval mode
@@ -140,7 +149,7 @@ class Recorder(TorchDispatchMode):
             whole = compute()
         output = _first(whole)
         if 0 in output.shape[-self.ndim :]:
-            raise ValueError(f"{name} gives an output of shape {tuple(output.shape)}, without positions")
+            raise RefusedError(f"{name} gives an output of shape {tuple(output.shape)}, without positions")
         call.see(output)
         jump = getattr(call.input, "_symconv_jump", (Fraction(1),) * self.ndim)
         steps = [axis.step for axis in call.axes]

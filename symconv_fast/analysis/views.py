@@ -91,7 +91,9 @@ class Shifts:
             raise ValueError(f"mode={mode!r} is not valid; valid: 'circular' and 'crop'")
         self._most = ints(max_shift, "max_shift")
         if not self._most or min(self._most) < 0 or max(self._most) == 0:
-            raise ValueError(f"max_shift={max_shift!r} must be at least 1 pixel, such as max_shift=4")
+            raise ValueError(
+                f"max_shift={max_shift!r} must be at least 1 pixel, and along no axis below 0, such as max_shift=4"
+            )
         self._random = np.random.default_rng(integer(seed, "seed", least=0))
         self._circular, self._map = mode == "circular", map_output
         kind = "circular shifts" if self._circular else "shifted crops"

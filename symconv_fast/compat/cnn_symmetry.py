@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import KEY, describe
-from ..checks import ints
+from ..checks import check_bool, ints
 from ..modules import SymmetricConv2d, SymmetricConv3d, _Symmetric
 from ..symmetry import KEYS, Symmetry
 
@@ -55,6 +55,7 @@ def load_cnn_symmetry(state_dict: Mapping[str, Any], model: nn.Module, strict: b
             not have (1-D, transposed, with groups). TypeError: no dict of tensors, or `model` is no module.
     """
     _check_types(state_dict, model, "load_cnn_symmetry(state_dict, model)")
+    check_bool(strict, "strict")
     own = model.state_dict()
     problems = _key_problems(state_dict, own) if strict else []
     loaded = OrderedDict(state_dict)
@@ -70,9 +71,7 @@ def load_cnn_symmetry(state_dict: Mapping[str, Any], model: nn.Module, strict: b
             rows = layer.ties.unique  # which lead their orbits: the first output channels
             loaded[prefix + "bias"] = state_dict[prefix + "bias"][:rows]
     problems += _other_problems(state_dict, own, tied)
-    problems += _value_problems(
-        state_dict, {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    )
+    problems += _value_problems(state_dict, dict(model.named_parameters(remove_duplicate=False)))
     if problems:
         raise CheckpointError("this checkpoint does not fit the model:\n\t" + "\n\t".join(problems))
     return model.load_state_dict(loaded, strict=strict)
@@ -324,11 +323,18 @@ def _other_problems(state: Mapping[str, Any], own: Mapping[str, Any], tied: set[
     return problems
 
 
-def _value_problems(state: Mapping[str, Any], parameters: set[str]) -> list[str]:
+def _value_problems(state: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> list[str]:
     """Parameters must be real and finite; buffers may hold what they like."""
     problems = []
     for key, value in state.items():
-        if key not in parameters or not isinstance(value, Tensor) or value.is_meta:
+        if key not in parameters or not isinstance(value, Tensor):
+            continue
+        if value.layout != torch.strided:
+            problems.append(f"{key} is sparse; give it with .to_dense()")
+            continue
+        if value.is_meta:
+            if not parameters[key].is_meta:
+                problems.append(f"{key} has no values, it is on the meta device, and the model is not")
             continue
         if not value.is_floating_point():
             problems.append(f"{key} is of dtype {str(value.dtype)[6:]}, want a floating one such as float32")

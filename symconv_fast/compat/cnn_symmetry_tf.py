@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import describe
+from ..checks import check_bool
 from ..functional import IntOrInts
 from ..modules import SymmetricConv2d
 from ..ties import Segment, Ties, mask_name, orbit_size
@@ -135,6 +136,8 @@ def to_tf(
             or `input_order` is no permutation.
     """
     check_layer(layer, "to_tf")
+    if share_bias is not None:
+        check_bool(share_bias, "share_bias")
     ties = layer.ties
     inputs = permutation(input_order, layer.in_channels).argsort()
     weight = as_array(layer.weight, "weight")[:, inputs].transpose(2, 3, 1, 0)

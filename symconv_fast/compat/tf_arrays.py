@@ -22,6 +22,8 @@ def read(arrays: Any, scope: str | None, call: str) -> dict[str, NDArray[Any]]:
     """The arrays by the last part of their names, in native byte order."""
     if not isinstance(arrays, Mapping) or not arrays:
         raise TypeError(f"{call} needs a dict of arrays by name, got {arrays!r:.60}")
+    if not isinstance(scope, (str, type(None))):
+        raise TypeError(f"scope={scope!r} must be text or None, such as scope='symmetric_conv2d_1'")
     named: dict[str, NDArray[Any]] = {}
     scopes: dict[str, None] = {}
     for full, value in arrays.items():
@@ -52,6 +54,10 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
     if isinstance(value, Tensor):
         if value.dtype == torch.bfloat16:
             raise TypeError(f"{name} is of dtype bfloat16, which numpy has not; convert it with .float()")
+        if value.is_meta:
+            raise CheckpointError(
+                f"{name} has no values, it is on the meta device; load it with values first"
+            )
         value = value.detach().cpu().numpy()
     if not hasattr(value, "__array__"):
         raise TypeError(f"{name} must be an array, got {type(value).__name__}; numpy.asarray makes one")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import ShapeError, check_is_tensor, ints
+from ..checks import ShapeError, check_is_tensor, ints, is_several
 from ..functional import IntOrInts
 from ..modules import SymmetricConv2d
 from ..ties import Ties
@@ -30,7 +30,7 @@ def tf_same_padding(size: int, kernel_size: int, stride: int = 1, dilation: int 
     """
     values = {"size": size, "kernel_size": kernel_size, "stride": stride, "dilation": dilation}
     for name, value in values.items():
-        if len(ints(value, name)) != 1 or value < 1:
+        if len(ints(value, name)) != 1 or is_several(value) or value < 1:
             raise ValueError(f"{name}={value!r} must be an int of 1 or more, such as {name}=1")
     return _same(size, kernel_size, stride, dilation)
 

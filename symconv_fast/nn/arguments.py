@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from ..checks import SUPPORTED_DTYPES, DtypeError, ShapeError, check_is_tensor, ints
+from ..checks import SUPPORTED_DTYPES, DtypeError, ShapeError, check_is_tensor, ints, is_several
 from ..functional import IntOrInts
 
 
 def per_axis(value: IntOrInts, name: str, ndim: int, *, least: int = 1) -> tuple[int, ...]:
     """An int for each axis. Raises TypeError for what is no int, ShapeError for another number or one below `least`."""
     values = ints(value, name)
-    if not isinstance(value, Sequence):
+    if not is_several(value):
         values = values * ndim
     if len(values) != ndim or min(values, default=least) < least:
         each = f" or {ndim} of them" if ndim > 1 else ""
@@ -21,13 +19,6 @@ def per_axis(value: IntOrInts, name: str, ndim: int, *, least: int = 1) -> tuple
             f"{name}={value!r} must be an int of at least {least}{each}, such as {max(least, 2)}"
         )
     return values
-
-
-def check_bool(value: bool, name: str) -> bool:
-    """`value`, which has to be True or False; else a TypeError."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be True or False")
-    return value
 
 
 def check_images(input: Tensor, ndim: int, layer: str) -> None:

@@ -18,12 +18,12 @@ from torch._guards import detect_fake_mode
 from torch.compiler import is_compiling
 from torch.fx import Proxy
 
-from ..checks import ShapeError
+from ..checks import ShapeError, check_bool
 from ..functional import IntOrInts, run
 from ..modules import SymmetricConv2d
 from ..tracing import _path as module_path
 from ..tracing import is_traced, record_layer
-from .arguments import check_bool, check_images, per_axis
+from .arguments import check_images, per_axis
 from .exact import unread
 
 _MODES = ("max", "avg")
@@ -131,6 +131,12 @@ class SpatiallyBalancedPool2d(_Balanced):
                 return node
         check_images(input, 2, type(self).__name__)
         sizes = self.kernel_size, self.stride, self.padding, self.dilation
+        if _has_no_window(input.shape[-2:], self.kernel_size, self.padding, self.dilation):
+            axes = zip(self.kernel_size, self.padding, self.dilation)
+            least = tuple(max(d * (k - 1) + 1 - 2 * p, 1) for k, p, d in axes)
+            raise ShapeError(
+                f"input of shape {tuple(input.shape)} is too small for a window; give (H, W) of at least {least}"
+            )
         rests = _rests(input.shape[-2:], *sizes)
         sides = self._sides(input, rests)
         if sides is None:
@@ -201,6 +207,8 @@ class SpatiallyBalancedConv2d(_Balanced, SymmetricConv2d):
         # What is no image is left to the convolution to refuse; padding="same" has stride 1, which leaves no rest.
         if not isinstance(input, Tensor) or input.dim() not in (3, 4) or max(self.stride) == 1:
             return self._conv_forward(input, weight, bias)
+        if _has_no_window(input.shape[-2:], self.kernel_size, padding, self.dilation):
+            return self._conv_forward(input, weight, bias)
         rests = _rests(input.shape[-2:], self.kernel_size, self.stride, padding, self.dilation)
         sides = self._sides(input, rests)
         if sides is None:
@@ -244,6 +252,11 @@ def alternate_sides(model: nn.Module) -> int:
     for index, layer in enumerate(layers):
         layer.index = index
     return len(layers)
+
+
+def _has_no_window(size: Sequence[int], kernel: Any, padding: Any, dilation: Any) -> bool:
+    """Is the input empty, or smaller with its padding than a window, along any axis?"""
+    return any(n < 1 or n + 2 * p < d * (k - 1) + 1 for n, k, p, d in zip(size, kernel, padding, dilation))
 
 
 def _rests(size: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import ShapeError
+from ..checks import ShapeError, check_bool
 from ..functional import IntOrInts
-from .arguments import check_bool, check_images, per_axis
+from .arguments import check_images, per_axis
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MODES = ("reflect", "replicate", "circular", "zeros")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Union, cast
 
-from ..checks import ShapeError, ints
+from ..checks import ShapeError, ints, is_several
 
 IntOrInts = Union[int, Sequence[int]]
 Pair = tuple[int, int]
@@ -78,7 +78,7 @@ def exact_padding(
     """
     given = {"n": n, "kernel": kernel, "stride": stride, "dilation": dilation}
     values = {name: ints(value, name) for name, value in given.items()}
-    axes = {len(values[name]) for name in given if isinstance(given[name], Sequence)}
+    axes = {len(values[name]) for name in given if is_several(given[name])}
     if not axes:
         return _exact_pair(*(v[0] for v in values.values()))
     if len(axes) > 1 or axes == {0}:
@@ -86,7 +86,7 @@ def exact_padding(
             f"{given} must be ints or have one int for each of the same axes, such as n=(225, 225)"
         )
     count = axes.pop()
-    columns = [v * count if not isinstance(given[name], Sequence) else v for name, v in values.items()]
+    columns = [v if is_several(given[name]) else v * count for name, v in values.items()]
     return tuple(_exact_pair(*axis) for axis in zip(*columns))
 
 
@@ -125,7 +125,7 @@ def _one(value: int, name: str) -> int:
 
 def _pair(padding: int | tuple[int, int]) -> Pair:
     values = ints(padding, "padding")
-    if len(values) not in (1, 2) or min(values) < 0 or (len(values) == 1 and isinstance(padding, Sequence)):
+    if len(values) not in (1, 2) or min(values) < 0 or (len(values) == 1 and is_several(padding)):
         raise ShapeError(
             f"padding={padding!r} must be an int of at least 0, or two: (left, right), such as (1, 1)"
         )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import SUPPORTED_DTYPES, ShapeError, check_is_tensor, ints
+from ..checks import SUPPORTED_DTYPES, DtypeError, ShapeError, check_bool, check_is_tensor, ints
 
 
 class GlobalConv1d(nn.Module):
@@ -51,6 +51,7 @@ class GlobalConv1d(nn.Module):
         super().__init__()
         self.in_channels = _size(in_channels, "in_channels")
         self.out_channels = _size(out_channels, "out_channels")
+        check_bool(bias, "bias")
         if dtype is not None and dtype not in SUPPORTED_DTYPES:
             names = ", ".join(str(d)[6:] for d in SUPPORTED_DTYPES)
             raise TypeError(f"dtype={dtype!r} is not supported; supported dtypes: {names}")
@@ -75,11 +76,24 @@ class GlobalConv1d(nn.Module):
                 f"expected input with {self.in_channels} channels, (N, {self.in_channels}, L) or "
                 f"({self.in_channels}, L), got shape {tuple(input.shape)}"
             )
+        self._check_dtype(input)
         own = (self.center - self.surround).t()
         others = self._of_all(input).unsqueeze(-1).to(own.dtype)
         if input.dim() == 2:
             return torch.addmm(others, own, input)
         return torch.baddbmm(others, own.expand(input.shape[0], -1, -1), input)  # adds where it multiplies
+
+    def _check_dtype(self, input: Tensor) -> None:
+        """Autocast is left to bring floating dtypes together."""
+        if input.dtype not in SUPPORTED_DTYPES:
+            names = ", ".join(str(d)[6:] for d in SUPPORTED_DTYPES)
+            raise DtypeError(f"dtype {str(input.dtype)[6:]} is not supported; supported dtypes: {names}")
+        device = input.device.type
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if input.dtype != self.center.dtype and not mixed:
+            raise RuntimeError(
+                f"Input type ({str(input.dtype)[6:]}) and weight type ({str(self.center.dtype)[6:]}) should be the same"
+            )
 
     def _of_all(self, input: Tensor) -> Tensor:
         """s^T (sum of all x_j) + b, (N, out_channels); long sums of 16-bit values are kept in float32."""
@@ -130,6 +144,10 @@ class TopKPool1d(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, L) or (C, L) to the same with k for L."""
         _check_input(input)
+        if input.is_complex() or input.dtype is torch.bool:
+            raise DtypeError(
+                f"dtype {str(input.dtype)[6:]} has no order to pool by; give real numbers, as float32"
+            )
         if input.shape[-1] < self.k:
             raise ShapeError(
                 f"k={self.k} is more than the length of the input, {input.shape[-1]}; give k={max(input.shape[-1], 1)} "

@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import DtypeError, ShapeError, check_is_tensor
+from ..checks import DtypeError, ShapeError, check_bool, check_is_tensor
 from ..functional import run
 from ..modules import SymmetricConv1d, SymmetricConv2d, SymmetricConv3d, _Symmetric
 from ..tracing import is_traced, record_layer
-from .arguments import check_bool
 
 
 class _Partial(_Symmetric[Any]):
