@@ -1,6 +1,7 @@
 // Runs the halo-tile kernels' own addresses, fragments and epilogue on the host and compares with a plain
 // convolution.
 #include <algorithm>
+#include <cstdio>
 #include <random>
 
 #include "halo_host.h"
@@ -192,7 +193,7 @@ bool check(const char* name) {
 
 }  // namespace
 
-int main() {
+int main() try {
   bool right = true;
 #define CHECK(name) right = check<name>(#name) && right
   CHECK(h32s);
@@ -234,4 +235,7 @@ int main() {
   CHECK(whv32qc);
 #endif
   return right ? 0 : 1;
+} catch (const halo::Fault& fault) {
+  std::fprintf(stderr, "%s\n", fault.what());
+  return 1;
 }
