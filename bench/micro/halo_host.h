@@ -72,12 +72,42 @@ inline uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// A pair of bfloat16.
+template <class Op>
+uint32_t packed_bf16(uint32_t a, uint32_t b, Op op) {
+  const uint32_t low = to_bf16(op(to_float(a & 0xffff), to_float(b & 0xffff)));
+  return low | uint32_t{to_bf16(op(to_float(a >> 16), to_float(b >> 16)))} << 16;
+}
+
+// What a lane stores at once: `words` pairs at an element of the output, once.
+inline void store_at(std::vector<uint16_t>& out, int64_t at, const uint32_t* packed, int words) {
+  if (at % (2 * words) || at < 0 || at + 2 * words > int64_t(out.size()))
+    fail("store: element " + std::to_string(at));
+  for (int n = 0; n < words; ++n) {
+    if (out[at + 2 * n] != 0xffff) fail("store: written twice");
+    out[at + 2 * n] = packed[n] & 0xffff;
+    out[at + 2 * n + 1] = packed[n] >> 16;
+  }
+}
+
+// The swizzle of the copy engine and of wgmma's descriptors over 64 or 128 bytes.
+inline uint32_t engine_swizzle(uint32_t address, int span) {
+  return span == 64 ? address ^ (address >> 3 & 0x30) : address ^ (address >> 3 & 0x70);
+}
+
+// Told of every byte of shared memory that an instruction reads.
+struct Watch {
+  virtual ~Watch() = default;
+  virtual void touch(uint32_t address) = 0;
+};
+
 struct Host {
   using U = LanesU;
   using F = LanesF;
   std::vector<uint8_t>* shared;
   std::vector<uint16_t>* out;
   long* loads;
+  Watch* watch = nullptr;
 
   U lane() const {
     U r;
@@ -100,6 +130,7 @@ struct Host {
 
   uint16_t shared_half(uint32_t address) const {
     uint16_t value;
+    if (watch) watch->touch(address);
     std::memcpy(&value, shared->data() + address, 2);
     return value;
   }
@@ -127,10 +158,7 @@ struct Host {
 
   template <class Op>
   static U packed(const U& a, const U& b, Op op) {
-    return U::map(a, b, [op](uint32_t x, uint32_t y) -> uint32_t {
-      const uint32_t low = to_bf16(op(to_float(x & 0xffff), to_float(y & 0xffff)));
-      return low | uint32_t{to_bf16(op(to_float(x >> 16), to_float(y >> 16)))} << 16;
-    });
+    return U::map(a, b, [op](uint32_t x, uint32_t y) { return packed_bf16(x, y, op); });
   }
   U add(const U& a, const U& b) const {
     return packed(a, b, [](float x, float y) { return x + y; });
@@ -172,7 +200,8 @@ struct Host {
         for (int e = 0; e < 2; ++e)
           for (int half = 0; half < 2; ++half) {
             const Place at = b_place(i, e, half);
-            const uint32_t from = swizzled<T, uint32_t>(weights + (j * 8 + at.column) * T::kPixelBytes + at.row * 2);
+            const uint32_t from =
+                engine_swizzle(weights + (j * 8 + at.column) * T::kPixelBytes + at.row * 2, T::kPixelBytes);
             if (from + 2 > shared->size() || from + 2 < from) fail("wgmma: address " + std::to_string(from));
             b[e].v[i] |= uint32_t{shared_half(from)} << (16 * half);
           }
@@ -207,15 +236,9 @@ struct Host {
   template <int N>
   void store(const U (&packed)[N], void*, const Lanes<int64_t>& place, int more, const U& inside) const {
     for (int i = 0; i < 32; ++i) {
-      if (!inside.v[i]) continue;
-      const int64_t at = place.v[i] + more;
-      if (at % (2 * N) || at < 0 || at + 2 * N > int64_t(out->size()))
-        fail("store: element " + std::to_string(at));
-      for (int n = 0; n < N; ++n) {
-        if ((*out)[at + 2 * n] != 0xffff) fail("store: written twice");
-        (*out)[at + 2 * n] = packed[n].v[i] & 0xffff;
-        (*out)[at + 2 * n + 1] = packed[n].v[i] >> 16;
-      }
+      uint32_t words[N];
+      for (int n = 0; n < N; ++n) words[n] = packed[n].v[i];
+      if (inside.v[i]) store_at(*out, place.v[i] + more, words, N);
     }
   }
 };
