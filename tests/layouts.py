@@ -77,9 +77,10 @@ class StandIn:
         return d
 
     def chunks(self, what: str, span: int, rows: int) -> np.ndarray:
-        """Bytes of the 16-byte chunks [row, chunk] of a box, or of the weights."""
-        call = {"box": self.c.halo_box_chunk, "weights": self.c.halo_weight_chunk}[what]
-        return np.array([[call(span, row, chunk) for chunk in range(span // 16)] for row in range(rows)])
+        """Bytes of the 16-byte chunks [row, chunk], as the copy engine, a window or the weights have them."""
+        kind = ("engine", "window", "weights").index(what)
+        chunks = range(span // 16)
+        return np.array([[self.c.halo_chunk(kind, span, row, c) for c in chunks] for row in range(rows)])
 
     def box_window(self, span: int, warp: int, step: int, kw: int, t: int, shared: np.ndarray) -> np.ndarray:
         """What a warp of the wgmma kernels loads of a box: A [4, lane]."""

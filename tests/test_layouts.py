@@ -128,9 +128,9 @@ def check_swizzle(standin: StandIn, what: str, span: int) -> None:
 
 
 @pytest.mark.parametrize("span", SPANS)
-@pytest.mark.parametrize("what", ["box", "weights"])
+@pytest.mark.parametrize("what", ["engine", "window", "weights"])
 def test_swizzle(standin: StandIn, what: str, span: int) -> None:
-    """Of the copy engine (a pixel is a row of a box) and of the weights that the pre-pass packs: the same."""
+    """As the copy engine and wgmma have it, as windows of pixels are read, as the pre-pass packs weights."""
     check_swizzle(standin, what, span)
 
 
@@ -255,7 +255,8 @@ FAULTS = {
     ),
     "B in the product": ("(e ? b1 : b0)", "(e ? b0 : b1)", "product"),
     "rows of wgmma's weights": ("(j * 8 + at.column)", "(j + at.column * 8)", "wgmma"),
-    "key of the swizzle": ("(address >> 3) & 112", "(address >> 4) & 112", "swizzle"),
+    "key of the windows": ("(address >> 3) & 112", "(address >> 4) & 112", "window"),
+    "key of the copy engine": ("(address >> 3 & 0x70)", "(address >> 4 & 0x70)", "engine"),
 }
 
 
@@ -265,14 +266,15 @@ FAULTS = {
 )
 def test_a_wrong_bit_in_the_stand_in_is_seen(tmp_path: Path, fault: str) -> None:
     old, new, seen_by = FAULTS[fault]
-    file = "halo_group.h" if seen_by == "swizzle" else "halo_host.h"
+    file = "halo_group.h" if seen_by == "window" else "halo_host.h"
     wrong = StandIn(copy_sources(tmp_path / "sources", {file: (old, new)}), tmp_path)
     checks = {
         "ldmatrix": lambda: check_ldmatrix(wrong, False, True),
         "transposed": lambda: check_ldmatrix(wrong, True, True),
         "product": lambda: check_product(wrong),
         "wgmma": lambda: check_wgmma(wrong, 128),
-        "swizzle": lambda: check_swizzle(wrong, "box", 128),
+        "window": lambda: check_swizzle(wrong, "window", 128),
+        "engine": lambda: check_swizzle(wrong, "engine", 128),
     }
     with pytest.raises((AssertionError, ValueError)):
         checks[seen_by]() if seen_by in checks else check_fragment(wrong, seen_by)

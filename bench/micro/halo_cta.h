@@ -88,15 +88,15 @@ struct WarpState {
   LanesU a[4], b[2], address;
   uint32_t* loaded[32];
   float* d[32];
-  std::vector<std::vector<Product>> groups{1};  // of wgmma; the last is not committed
+  std::vector<std::vector<Product>> groups{1};                      // of wgmma; the last is not committed
   std::map<float*, std::pair<int, std::vector<LanesF>>> in_flight;  // sums by the first lane's address
 };
 
 struct Cta : Watch {
   std::vector<uint8_t> memory;
-  std::vector<Clock> read;                               // of each 16 bytes, by warp
-  std::vector<std::pair<int, uint32_t>> written;         // by whom, and when
-  std::vector<uint8_t> in_flight;                        // copies
+  std::vector<Clock> read;                        // of each 16 bytes, by warp
+  std::vector<std::pair<int, uint32_t>> written;  // by whom, and when
+  std::vector<uint8_t> in_flight;                 // copies
   std::map<uint32_t, Barrier> barriers;
   int threads = 0, ended = 0, arrived = 0;
   void touch(uint32_t address) override;
@@ -335,8 +335,8 @@ enum {
   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE
 };
 inline int encode_on_host(CUtensorMap* map, int, uint32_t rank, void* start, const uint64_t* sizes,
-                          const uint64_t* strides, const uint32_t* box, const uint32_t* every, int, int swizzle,
-                          int, int) {
+                          const uint64_t* strides, const uint32_t* box, const uint32_t* every, int,
+                          int swizzle, int, int) {
   map->start = static_cast<const uint8_t*>(start);
   map->span = swizzle == CU_TENSOR_MAP_SWIZZLE_64B ? 64 : 128;
   bool right = rank == 4 && box[0] * 2 <= uint32_t(map->span);
@@ -369,8 +369,8 @@ inline void copy_box(uint32_t to, const CUtensorMap* map, uint32_t barrier, int 
   Bulk bulk{&cta(), {}, barrier, int64_t(pixel_bytes) * map->box[1] * map->box[2] * map->box[3], {}};
   for (int pixel = 0; pixel < map->box[1] * map->box[2]; ++pixel) {
     const int x = from[1] + pixel % map->box[1], y = from[2] + pixel / map->box[1];
-    const bool inside = x >= 0 && x < map->sizes[1] && y >= 0 && y < map->sizes[2] && image >= 0 &&
-                        image < map->sizes[3];
+    const bool inside =
+        x >= 0 && x < map->sizes[1] && y >= 0 && y < map->sizes[2] && image >= 0 && image < map->sizes[3];
     for (int i = 0; i < pixel_bytes; i += 16) {
       std::vector<uint8_t> data(16, 0);
       if (inside && from[0] + i / 2 < map->sizes[0])
@@ -450,8 +450,12 @@ struct Lane {
         for (int e = 0; e < 4; ++e) w.d[i][e] = sums[e].v[i];
     });
   }
-  U add(U a, U b) const { return packed_bf16(a, b, [](float x, float y) { return x + y; }); }
-  U subtract(U a, U b) const { return packed_bf16(a, b, [](float x, float y) { return x - y; }); }
+  U add(U a, U b) const {
+    return packed_bf16(a, b, [](float x, float y) { return x + y; });
+  }
+  U subtract(U a, U b) const {
+    return packed_bf16(a, b, [](float x, float y) { return x - y; });
+  }
   template <int N>
   void bias(F (&added)[N], const float* values, int first, U orbit, bool inside) const {
     for (int n = 0; n < N; ++n) added[n] = 0;
@@ -553,7 +557,8 @@ inline void resume(Thread& t) {
   for (const Thread& t : run->threads)
     if (!t.ended) ++waiting[t.blocked];
   std::string text = "deadlock:";
-  for (const auto& [what, threads] : waiting) text += " " + std::to_string(threads) + " threads at " + what + ";";
+  for (const auto& [what, threads] : waiting)
+    text += " " + std::to_string(threads) + " threads at " + what + ";";
   fail(text);
 }
 

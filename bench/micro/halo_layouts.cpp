@@ -65,7 +65,8 @@ int halo_place(int kind, int lane, int e, int half) {
   return at.row * 256 + at.column;
 }
 
-const char* halo_ldmatrix(uint32_t* r, const uint32_t* address, int transposed, const uint8_t* shared, int bytes) {
+const char* halo_ldmatrix(uint32_t* r, const uint32_t* address, int transposed, const uint8_t* shared,
+                          int bytes) {
   return guarded([&] {
     Machine machine(shared, bytes);
     LanesU at[1], out[4];
@@ -89,7 +90,8 @@ const char* halo_mma(float* d, const uint32_t* a, const uint32_t* b) {
 }
 
 // One warp's part of wgmma, m64n64k16; span: bytes of the swizzle, 64 or 128.
-const char* halo_wgmma(int span, float* d, const uint32_t* a, uint32_t weights, const uint8_t* shared, int bytes) {
+const char* halo_wgmma(int span, float* d, const uint32_t* a, uint32_t weights, const uint8_t* shared,
+                       int bytes) {
   return guarded([&] {
     Machine machine(shared, bytes);
     if (span == 128)
@@ -99,13 +101,13 @@ const char* halo_wgmma(int span, float* d, const uint32_t* a, uint32_t weights, 
   });
 }
 
-// Byte of a 16-byte chunk of a pixel in a box, as the kernels read it, and of an orbit's weights (tap 0), as
-// the pre-pass writes them.
-int halo_box_chunk(int span, int pixel, int chunk) {
-  return span == 128 ? swizzled<whv64k, int>(pixel * 128 + chunk * 16) : swizzled<whv64, int>(pixel * 64 + chunk * 16);
-}
-int halo_weight_chunk(int span, int orbit, int chunk) {
-  return span == 128 ? weight_address<whv64k, int>(0, orbit, chunk) : weight_address<whv64, int>(0, orbit, chunk);
+// Byte of a 16-byte chunk of a row (a pixel, an orbit): 0 as the copy engine and wgmma have it, 1 as the
+// kernels read boxes, 2 as the pre-pass writes the weights of tap 0.
+int halo_chunk(int kind, int span, int row, int chunk) {
+  const int plain = row * span + chunk * 16;
+  if (kind == 0) return engine_swizzle(plain, span);
+  if (span == 64) return kind == 1 ? swizzled<whv64>(plain) : weight_address<whv64>(0, row, chunk);
+  return kind == 1 ? swizzled<whv64k>(plain) : weight_address<whv64k>(0, row, chunk);
 }
 
 // The window of tap column kw and row t that a warp of whv64k (128) or whv64 (64) loads for one step of 16

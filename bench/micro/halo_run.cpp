@@ -49,8 +49,8 @@ bool check(int batch, int height, int width, int steps, int orbits, unsigned ord
   const Data d = random_layer(p, T::kMembers);
   const double e = error<T>(p, d, launch(p, d, order));
   const bool good = e < 0.005;
-  std::printf("%d x %d x %d, %d channels, %d orbits, order %u: error %.5f%s\n", batch, height, width, p.channels,
-              orbits, order, e, good ? "" : "  WRONG");
+  std::printf("%d x %d x %d, %d channels, %d orbits, order %u: error %.5f%s\n", batch, height, width,
+              p.channels, orbits, order, e, good ? "" : "  WRONG");
   return good;
 }
 

@@ -165,9 +165,9 @@ bool tensor_map(Encode* encode, CUtensorMap& map, const void* x, const Problem& 
   const cuuint64_t row = sizes[0] * 2, strides[] = {row, row * sizes[1], row * sizes[1] * sizes[2]};
   const cuuint32_t box[] = {T::kChannels, T::kWidth + 2, T::kHeight + 2, 1}, every[] = {1, 1, 1, 1};
   const auto swizzle = T::kPixelBytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
-  return !encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(x), sizes, strides, box,
-                        every, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return !encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(x), sizes, strides, box, every,
+                 CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
 }  // namespace
