@@ -53,8 +53,7 @@ template <class T>
 std::vector<uint16_t> run_groups(const Problem& p, const Data& d) {
   std::vector<uint16_t> y(size_t(p.batch) * p.height * p.width * T::kMembers * p.orbits, 0xffff);
   std::vector<uint8_t> shared(T::kStageBytes);
-  long loads = 0;
-  const Host machine{&shared, &y, &loads};
+  const Host machine{&shared, &y};
   const auto weights = packed_weights<T>(p, d);
   for (int i = 0; i < works<T>(p) * T::kCluster; ++i) {
     const int tile = tile_of<T>(p, i / T::kCluster, i % T::kCluster);
@@ -79,8 +78,7 @@ template <class T>
 std::vector<uint16_t> run(const Problem& p, const Data& d) {
   std::vector<uint16_t> y(size_t(p.batch) * p.height * p.width * T::kMembers * p.orbits, 0xffff);
   std::vector<uint8_t> shared(T::kStageBytes);
-  long loads = 0;
-  const Host machine{&shared, &y, &loads};
+  const Host machine{&shared, &y};
   const auto weights = packed_weights<T>(p, d);
   for (int tile = 0; tile < p.tiles; ++tile) {
     std::vector<Warp<Host, T>> warps(T::kWarps);

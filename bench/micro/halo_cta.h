@@ -41,14 +41,15 @@ inline int2 make_int2(int x, int y) { return {x, y}; }
 constexpr uint32_t kBase = 384;  // of shared memory: what lies below is nobody's
 constexpr size_t kStackBytes = 128 << 10;
 
-using Clock = std::vector<uint32_t>;  // by warp of the cluster; then the copy engine's
+using Clock = std::vector<uint32_t>;  // by warp of the cluster; then the copies that each barrier counts
+constexpr int kMostBarriers = 64;     // of a cluster
 
 inline void join(Clock& to, const Clock& from) {
   for (size_t i = 0; i < to.size(); ++i) to[i] = std::max(to[i], from[i]);
 }
 
-struct Barrier {  // mbarrier
-  int count = 0, pending = 0;
+struct Barrier {                           // mbarrier
+  int count = 0, pending = 0, copies = 0;  // the last: place of its copies in a clock
   int64_t bytes = 0;
   uint32_t phase = 0;
   bool published = false;
@@ -129,8 +130,7 @@ struct Run {
   Thread* current = nullptr;
   ucontext_t scheduler;
   std::jmp_buf back;
-  int cluster_arrived = 0;
-  long loads = 0;
+  int cluster_arrived = 0, barriers = 0;
   std::string fault;
 };
 inline Run* run = nullptr;
@@ -166,7 +166,7 @@ inline void begin_write(Cta& c, uint32_t address) {
   const uint32_t chunk = address / 16;
   if (c.in_flight[chunk]) fail_here("copy over a copy that has not arrived, at " + std::to_string(address));
   const Clock& mine = clock_of(self().warp);
-  for (size_t w = 0; w < mine.size(); ++w)
+  for (size_t w = 0; w < run->warps.size(); ++w)
     if (c.read[chunk][w] > mine[w]) fail_here("copy over what is still read, at " + std::to_string(address));
   if (c.written[chunk].first >= 0 && mine[c.written[chunk].first] < c.written[chunk].second)
     fail_here("copy over a copy without a barrier, at " + std::to_string(address));
@@ -212,7 +212,7 @@ void together(const char* operation, Body body) {
   for (int i = 0; i < 32; ++i) run->threads[first + i].blocked = nullptr;
 }
 
-inline Host host() { return {&cta().memory, run->out, &run->loads, &cta()}; }
+inline Host host() { return {&cta().memory, run->out, &cta()}; }
 
 inline void tick(int warp) { ++clock_of(warp)[warp]; }
 
@@ -284,8 +284,10 @@ inline Barrier& barrier_at(Cta& c, uint32_t address) {
 }
 inline void start_barrier(uint32_t barrier, int arrivals) {
   if (barrier % 8 || barrier < kBase || barrier + 8 > cta().memory.size()) fail_here("barrier: address");
-  const Clock none(run->warps.size() + 1);
-  if (!cta().barriers.emplace(barrier, Barrier{arrivals, arrivals, 0, 0, false, none, none}).second)
+  const Clock none(clock_of(0).size());
+  const int copies = int(run->warps.size()) + run->barriers++;
+  if (run->barriers > kMostBarriers) fail_here("barrier: too many for the stand-in");
+  if (!cta().barriers.emplace(barrier, Barrier{arrivals, arrivals, copies, 0, 0, false, none, none}).second)
     fail_here("barrier: started twice");
 }
 inline void arrive_there(Cta& c, uint32_t barrier, int64_t bytes) {
@@ -400,15 +402,12 @@ inline void land(size_t index) {
   const Bulk bulk = std::move(run->bulks[index]);
   run->bulks.erase(run->bulks.begin() + index);
   if (bulk.cta->ended == bulk.cta->threads) fail("bulk copy: its CTA has ended");
-  const size_t engine = run->warps.size();
-  static uint32_t arrivals;
-  ++arrivals;
+  Barrier& b = bulk.cta->barriers.at(bulk.barrier);
+  const uint32_t when = ++b.arrived[b.copies];
   for (const auto& [at, data] : bulk.pieces)
     for (size_t i = 0; i < data.size(); i += 16)
-      end_write(*bulk.cta, at + uint32_t(i), &data[i], int(engine), arrivals);
-  Barrier& b = bulk.cta->barriers.at(bulk.barrier);
+      end_write(*bulk.cta, at + uint32_t(i), &data[i], b.copies, when);
   join(b.arrived, bulk.clock);
-  b.arrived[engine] = arrivals;
   b.bytes -= bulk.bytes;
   complete(b);
 }
@@ -608,13 +607,13 @@ inline void run_cluster(int first_block, int ctas, int grid, int threads, int sh
   state.out = out;
   const int warps = ctas * threads / 32;
   state.warps.resize(warps);
-  state.clocks.assign(warps, Clock(warps + 1, 0));
+  state.clocks.assign(warps, Clock(warps + kMostBarriers, 0));
   for (int w = 0; w < warps; ++w) tick(w);
   state.ctas.resize(ctas);
   for (Cta& c : state.ctas) {
     c.memory.assign(kBase + shared_bytes, 0xff);
     c.threads = threads;
-    c.read.assign(c.memory.size() / 16 + 1, Clock(warps + 1, 0));
+    c.read.assign(c.memory.size() / 16 + 1, Clock(warps, 0));
     c.written.assign(c.memory.size() / 16 + 1, {-1, 0});
     c.in_flight.assign(c.memory.size() / 16 + 1, 0);
   }

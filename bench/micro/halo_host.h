@@ -106,7 +106,6 @@ struct Host {
   using F = LanesF;
   std::vector<uint8_t>* shared;
   std::vector<uint16_t>* out;
-  long* loads;
   Watch* watch = nullptr;
 
   U lane() const {
@@ -137,7 +136,6 @@ struct Host {
 
   // ldmatrix.x4: lanes 8m .. 8m + 7 give the addresses of the rows of matrix m, which goes to register m.
   void load(U (&r)[4], const U& address, bool transposed = false) const {
-    ++*loads;
     for (int m = 0; m < 4; ++m) {
       std::set<uint32_t> banks;
       for (int row = 0; row < 8; ++row) {

@@ -28,8 +28,7 @@ void read(Lanes<E> (&to)[N], const E* from) {
 
 struct Machine {
   std::vector<uint8_t> shared;
-  long loads = 0;
-  Host host{&shared, nullptr, &loads};
+  Host host{&shared, nullptr};
   Machine(const uint8_t* memory, int bytes) : shared(memory, memory + bytes) {}
 };
 
