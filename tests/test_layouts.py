@@ -75,15 +75,6 @@ def test_fragment(standin: StandIn, name: str) -> None:
     assert check_fragment(standin, name) == rows * columns
 
 
-@pytest.mark.parametrize("version", [2, 3])
-def test_halves_of_sixteen_bits_lie_alike_in_both_types(version: int) -> None:
-    """The kernels' type is bfloat16; a width of two elements a register is all that the layout knows of it."""
-    parent = MMA if version == 2 else WGMMA
-    assert gl.float16.primitive_bitwidth == gl.bfloat16.primitive_bitwidth == 16
-    table = triton_table(gl.DotOperandLayout(0, parent, 2), [16 * 4 ** (version - 2), 16])
-    assert table.shape[1] == 2 * 4
-
-
 def check_product(standin: StandIn) -> None:
     """Registers filled by Triton's tables, multiplied by the stand-in, read by Triton's table."""
     a, b = (np.random.default_rng(0).integers(-8, 8, shape) for shape in ((16, 16), (16, 8)))
