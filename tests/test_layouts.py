@@ -16,6 +16,9 @@ import pytest
 from bench.micro import halo_build, wgmma_rate
 
 gl = pytest.importorskip("triton.experimental.gluon.language", reason="needs Triton with Gluon")
+triton = pytest.importorskip("triton")
+if triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET is set: nothing can be compiled", allow_module_level=True)
 
 import gluon_kernels  # noqa: E402
 from layouts import (  # noqa: E402
