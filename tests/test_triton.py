@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
 import subprocess
 import sys
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import background
@@ -153,6 +156,40 @@ def test_positions_beyond_32_bits_are_counted_in_64() -> None:
             assert launch.plan(large, op, algorithm).launches[-1].constants["WIDE"]
             assert not launch.plan(small, op, algorithm).launches[-1].constants["WIDE"]
     assert launch.plan(large, "dgrad", "fold").launches[0].signature["total"] == "i64"
+
+
+# --- launches ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["cuda:1", "cuda:0", "cpu"])
+def test_kernels_are_launched_on_the_device_of_their_tensors(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Triton launches on the current device, cuda:0 here; the interpreter has none."""
+    current, launched, left = ["cuda:0"], [], []
+
+    @contextlib.contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], str(wanted)
+        yield
+        current[0] = before
+        left.append(str(wanted))
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda **arguments: launched.append((grid, current[0], sorted(arguments)))
+
+    step = types.SimpleNamespace(
+        function=Kernel(), grid=5, pointers={"x": ("x", torch.float32)}, scalars={"n": 3}, constants={}, warps=4,
+        stages=2,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "device", device)
+    tensors = {"x": types.SimpleNamespace(device=torch.device(where))}
+    run.execute(types.SimpleNamespace(buffers=(), launches=(step, step)), tensors)
+    on = "cuda:0" if where == "cpu" else where
+    assert launched == [((5,), on, ["n", "num_stages", "num_warps", "x"])] * 2
+    assert current == ["cuda:0"]
+    assert left == ([] if where == "cpu" else [where])
 
 
 # --- the compiler, as far as it goes without a GPU ------------------------------------------------------------------
