@@ -139,7 +139,7 @@ def choose(problem: Problem, op: str) -> Choice:
     Raises:
         RuntimeError: what is pinned cannot run, with the reason. ValueError: the environment names no backend.
     """
-    return _choose(problem, op, pinned(), torch.get_num_threads())
+    return _choose(problem, op, pinned(), torch.get_num_threads(), settings.version())
 
 
 def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[..., Tensor]:
@@ -183,8 +183,8 @@ def _bind(choice: Choice, problem: Problem, op: str) -> Callable[..., Tensor]:
 
 
 @lru_cache(maxsize=4096)
-def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
-    # `threads` is part of the key alone: estimates may depend on it.
+def _choose(problem: Problem, op: str, pin: Pin, threads: int, version: int) -> Choice:
+    # `threads` and `version` are part of the key alone: estimates and reasons may depend on them.
     _check_names(pin)
     if problem.device == "cpu":
         native.say_if_missing()

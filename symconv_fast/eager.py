@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, ops
+from . import dispatch, ops, settings
 from .native import module as _cpu
 from .symmetry import Symmetry
 from .ties import Ties
@@ -48,8 +48,13 @@ def remember(
         return
     weight_last = ops.suggests_channels_last(weight)
     if _cpu.recallable(input, weight, bias):
+        version = settings.version()
         function = ops.plan("fprop", input, weight, bias, static)
         _cpu.remember(input, weight, bias, spec, static, (*static[:7], weight_last), function)
+        if (
+            settings.version() != version
+        ):  # the plan is of the old switches, and may be younger than their end
+            _cpu.forget()
 
 
 def fprop(input: Tensor, weight: Tensor, bias: Tensor | None, static: tuple[Any, ...]) -> Tensor:

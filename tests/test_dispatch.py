@@ -16,7 +16,7 @@ import torch
 
 import symconv_fast as sf
 from symconv_fast import __main__ as report
-from symconv_fast import dispatch
+from symconv_fast import dispatch, settings
 from symconv_fast.backends import cpu_cost, cpu_depthwise, reference
 from symconv_fast.problem import OPS
 
@@ -127,6 +127,46 @@ def test_the_choice_follows_the_number_of_threads(fake):
     finally:
         torch.set_num_threads(threads)
     assert fake.ran == [("fprop", "fold"), ("fprop", "direct")]
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "calls"),
+    [
+        pytest.param(dispatch, "candidates", 1, id="while a backend is chosen"),
+        pytest.param(dispatch, "bind", 1, id="while what was chosen is stored"),
+        pytest.param(sf.ops, "plan", 3, id="while the call is remembered"),
+    ],
+)
+def test_what_was_chosen_before_a_switch_changed_is_not_kept(fake, monkeypatch, where, what, calls):
+    """Another thread forbids minimal filtering when the first call has read that it is allowed."""
+    allowed, left = getattr(where, what), [calls]
+    fake.can_run = lambda problem, op, algorithm: (
+        "not allowed" if algorithm == "fold" and settings.winograd() is False else None
+    )
+
+    def slow(*args):
+        result = allowed(*args)
+        left[0] -= 1
+        if left[0] == 0:
+            other = threading.Thread(target=settings.set_winograd, args=(False,))
+            other.start()
+            other.join()
+        return result
+
+    layer, x = layer_and_input()
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(where, what, slow)
+        try:
+            layer(x)
+            patch.undo()
+            first = len(fake.ran)
+            layer(x)
+            layer(x)
+        finally:
+            settings.set_winograd("f2")
+    assert fake.ran[:first] == [("fprop", "fold")]
+    assert left[0] <= 0
+    assert fake.ran[first:] == [("fprop", "direct")] * 2
 
 
 # --- pinning -------------------------------------------------------------------------------------------------------
