@@ -51,9 +51,7 @@ def remember(
         version = settings.version()
         function = ops.plan("fprop", input, weight, bias, static)
         _cpu.remember(input, weight, bias, spec, static, (*static[:7], weight_last), function)
-        if (
-            settings.version() != version
-        ):  # the plan is of the old switches, and may be younger than their end
+        if settings.version() != version:  # what was remembered may be a choice by the old ones
             _cpu.forget()
 
 

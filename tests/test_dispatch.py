@@ -389,6 +389,59 @@ def test_the_triton_backend_is_not_imported_for_a_layer_on_the_cpu():
     assert re.search(r"forward +triton +- .*the tensors are on the CPU", found.stdout)
 
 
+VECTORS = """
+import warnings
+import torch, symconv_fast as sf
+from symconv_fast import _cpu
+from symconv_fast.backends import cpu, cpu_cost, cpu_depthwise
+bytes_of = {"avx512_bf16": 64, "avx512": 64, "avx2": 32, "baseline": 16}[_cpu.isa()]
+x = torch.empty(1, 4, 24, 24)
+for filters in (4, 8, 16):
+    p = sf.SymmetricConv2d(4, filters, 3, symmetry="h").problem(x)
+    assert cpu_cost.lanes(p) == bytes_of // 4
+    fills = filters % (bytes_of // 4) == 0
+    assert (cpu.can_run(p, "wgrad", "direct") is None) == fills
+of_torch = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 16)
+assert cpu_cost.torch_counts(p)["pixels/multiply_adds"] == p.macs_dense * 4 / of_torch
+mirrors = cpu_cost.mirror_axis(
+    sf.SymmetricConv2d(32, 64, 3, symmetry="hv").problem(torch.empty(1, 32, 40, 40)), "fprop",
+    cpu_cost.Contraction(3, 32, 32, 16, 1),
+)
+assert (mirrors is not None) == (bytes_of == 64)
+for kind, used in (("torch2d/planes/fprop", of_torch), ("fold/fprop", bytes_of)):
+    assert cpu_cost.rates(p, "fprop", kind) is cpu_cost.RATES["AVX512" if used == 64 else "AVX2"][kind]
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        cpu.estimate(p, "fprop", "fold")
+print(_cpu.isa(), *(str(w.message) for w in caught), sep="|")
+"""
+
+
+@pytest.mark.skipif("cpu" not in dispatch.available(), reason="the native CPU module is not built")
+@pytest.mark.parametrize(
+    ("isa", "torchs"), [("", ""), ("", "avx2"), ("", "default"), ("avx2", ""), ("baseline", "")]
+)
+def test_native_kernels_are_estimated_by_their_own_vectors_and_torchs_by_torchs(isa, torchs):
+    """Either can be lowered without the other. Vectors that nothing was measured with get a warning, once."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "SYMCONV_FAST_ISA": isa,
+        "ATEN_CPU_CAPABILITY": torchs,
+    }
+    if not torchs:
+        del environment["ATEN_CPU_CAPABILITY"]
+    found = subprocess.run(
+        [sys.executable, "-c", VECTORS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    used, *warned = found.stdout.strip().split("|")
+    unknown = [name for name, lowest in (("baseline", used), ("DEFAULT", torchs.upper())) if name == lowest]
+    assert len(warned) == bool(unknown)
+    assert all(name in warned[0] for name in unknown)
+
+
 def test_torchs_time_is_estimated_once_a_choice(monkeypatch):
     asked = []
     monkeypatch.setattr(
