@@ -229,6 +229,24 @@ def test_the_model_leaves_to_torch_what_cannot_pay() -> None:
         assert not _wins(problem(((1, 256),), channels=256, dtype=torch.float64, spatial=(56, 56)), op)
 
 
+def test_both_models_of_gpus_have_one_time_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's convolution is one launch in each, the fold as many as its plan has, other work what it says."""
+
+    def times() -> list[float]:
+        return [
+            gpu_cost.torch_seconds(p, "fprop", "sm_90"),
+            gpu_cost.seconds(gpu_cost.Work(launches=3), p.dtype, "sm_90"),
+            model._torch(p, "sm_90", "ieee"),
+            model._ours(p, "fprop", "fold", "sm_90", "ieee"),
+            model._ours(PROBLEMS["depthwise"], "fprop", "direct", "sm_90", "ieee"),
+        ]
+
+    p = PROBLEMS["h"]
+    before, number = times(), len(launch.plan(p, "fprop", "fold").launches)
+    monkeypatch.setattr(gpu_cost, "LAUNCH_SECONDS", 1 + gpu_cost.LAUNCH_SECONDS)
+    assert [round(b - a, 9) for a, b in zip(before, times())] == [1, 3, 1, number, 1]
+
+
 @pytest.mark.parametrize(
     ("hip", "allowed", "wanted"),
     [(None, True, "tf32"), (None, False, "ieee"), ("7.0", True, "ieee"), ("7.0", False, "ieee")],
