@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import backends, native, settings
+from . import native, settings
 from .activation import activate
 from .problem import FAR, Problem
 
@@ -83,16 +83,32 @@ _environment = Pin(
 @cache
 def load(name: str) -> Any | str:
     """The module of a backend, or, as text, why it is not available. Quiet: who needs it gives the reason."""
-    reason = backends.missing(name)
+    module = _import(name)
+    reason = module if isinstance(module, str) else _missing(module)
     if reason is None:
         try:
-            module = importlib.import_module(f"symconv_fast.backends.{name}")
+            module = module.load() if hasattr(module, "load") else module
             if hasattr(module, "connect"):  # runs a smaller problem by the others
                 module.connect(_seconds, _bind_quickest)
             return module
         except ImportError as error:
             reason = str(error)
     return f"the {name} backend is not available in this installation ({reason})"
+
+
+@cache
+def _import(name: str) -> Any | str:
+    """The module or package of a backend, of which the slow part may still have to be loaded, or why there is none."""
+    try:
+        return importlib.import_module(f"symconv_fast.backends.{name}")
+    except ImportError as error:
+        return str(error)
+
+
+def _missing(module: Any) -> str | None:
+    """Why no problem can run on a backend here, by what is known before the slow part is loaded."""
+    reason: str | None = module.missing() if hasattr(module, "missing") else None
+    return reason
 
 
 def available() -> dict[str, Any]:
@@ -245,9 +261,11 @@ def _estimate(module: Any, problem: Problem, op: str, algorithm: str) -> float:
 
 
 def _load_for(problem: Problem, name: str) -> Any | str:
-    """`load`, or why the backend is not even imported: it runs nothing on the device of the problem."""
-    reason = None if backends.missing(name) else backends.misplaced(name, problem.device)
-    return load(name) if reason is None else reason
+    """`load`, or why the backend is not even loaded: it runs nothing on the device of the problem."""
+    module = _import(name)
+    if hasattr(module, "misplaced") and _missing(module) is None:
+        return module.misplaced(problem.device) or load(name)
+    return load(name)
 
 
 def _check_names(pin: Pin) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -377,7 +378,7 @@ def test_the_triton_backend_is_not_imported_for_a_layer_on_the_cpu():
         "import sys, torch; torch.version.cuda, torch.cuda.is_available = '13.0', lambda: True; "
         "import symconv_fast as sf; layer, x = sf.SymmetricConv2d(4, 8, 3, symmetry='h'), torch.ones(1, 4, 5, 5); "
         "layer(x).sum().backward(); print(sf.explain(layer, x).details()); "
-        "print('symconv_fast.backends.triton' in sys.modules)"
+        "print('symconv_fast.backends.triton.backend' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
@@ -440,6 +441,36 @@ def test_native_kernels_are_estimated_by_their_own_vectors_and_torchs_by_torchs(
     unknown = [name for name, lowest in (("baseline", used), ("DEFAULT", torchs.upper())) if name == lowest]
     assert len(warned) == bool(unknown)
     assert all(name in warned[0] for name in unknown)
+
+
+def test_a_backend_that_runs_elsewhere_is_not_loaded(monkeypatch):
+    """It says so itself; once there is a problem for it, it is loaded, and what hinders that is its reason."""
+    loaded = []
+
+    def load():
+        loaded.append("slow")
+        raise ImportError("no such compiler")
+
+    slow = types.ModuleType("symconv_fast.backends.slow")
+    slow.missing = lambda: None
+    slow.misplaced = lambda device: None if device == "meta" else f"not on {device}"
+    slow.load = load
+    monkeypatch.setitem(sys.modules, slow.__name__, slow)
+    monkeypatch.setattr(dispatch, "BACKENDS", ("slow", "reference"))
+    problem = layer_and_input()[0].problem(torch.empty(2, 4, 6, 7))
+    try:
+        assert dispatch.candidates(problem, "fprop")[0] == ("slow", "-", "not on cpu", None)
+        assert loaded == []
+        elsewhere = dataclasses.replace(problem, device="meta")
+        assert "no such compiler" in dispatch.candidates(elsewhere, "fprop")[0].reason
+        assert loaded == ["slow"]
+        slow.missing = lambda: "there is no such machine"
+        dispatch.load.cache_clear()
+        assert "there is no such machine" in dispatch.candidates(problem, "fprop")[0].reason
+        assert loaded == ["slow"]
+    finally:
+        dispatch.load.cache_clear()
+        dispatch._import.cache_clear()
 
 
 def test_torchs_time_is_estimated_once_a_choice(monkeypatch):

@@ -8,11 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import _cpu, settings  # type: ignore[attr-defined]
+from .. import native, settings
 from ..problem import Problem, allocate
 from . import cpu_cost, cpu_depthwise, cpu_direct, cpu_relayout, cpu_scatter, cpu_torch, torch_conv
 
 NAME = "cpu"
+_cpu = native.module
+if _cpu is None:
+    raise ImportError(native.missing())
 _NATIVE = ("fold", "winograd", "scatter", "scatter_winograd", *cpu_direct.ALGORITHMS)
 ALGORITHMS = (*_NATIVE, cpu_relayout.NAME, "expand")
 
