@@ -36,7 +36,7 @@ def takes(input: Any) -> bool:
     """May a call with this input be remembered? Asked before all else here: on other devices there is nothing to do."""
     if _cpu is None or torch.compiler.is_compiling():
         return False
-    return isinstance(input, Tensor) and input.is_cpu
+    return (type(input) is Tensor or isinstance(input, Tensor)) and input.is_cpu
 
 
 def recall(input: Tensor, weight: Tensor, bias: Tensor | None, *spec: Any) -> Tensor | None:
