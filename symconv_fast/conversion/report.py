@@ -11,7 +11,9 @@ from .estimate import Cost, total
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One convolution. `symmetry` is None where it was left alone, for `reason`.
+    """One convolution. `symmetry` is the tie as text, such as "'hv'" or "{'h': '50%'}".
+
+    It is None where the layer was left alone, for `reason`.
 
     `lost` is ‖w − tied‖² / ‖w‖² of the nearest tied filters, 0 to 1, and `lost_random` what random filters of the same
     size lose when they are matched in the same way. `order` says how filters came into orbits: "matched" (the
