@@ -4,8 +4,9 @@ import sys as _sys
 from types import ModuleType as _ModuleType
 from typing import Literal as _Literal
 
-from . import functional, init, nn, ops, settings
+from . import functional, init, ops, settings
 from . import guards as _guards
+from . import nn as nn  # not in __all__: `from symconv_fast import *` must not replace torch's nn
 from ._version import __version__
 from .conversion import convert, revert, to_torch
 from .dispatch import backend
@@ -63,7 +64,6 @@ __all__ = [
     "explain",
     "functional",
     "init",
-    "nn",
     "ops",
     "revert",
     "to_torch",

@@ -195,7 +195,7 @@ def explain(layer: Any, x: Tensor | None = None) -> Explanation:
     elif not hasattr(layer, "problem"):
         raise TypeError(
             "explain takes SymmetricConv1d/2d/3d, SymmetricConvTranspose1d/2d/3d or a Problem, "
-            f"got {type(layer).__name__}"
+            f"got {type(layer).__name__}; of a whole model convert(model, ..., example_input=x) reports each layer"
         )
     elif x is None:
         raise TypeError("explain(layer, x) needs the input x of the layer; only a Problem goes without")

@@ -19,7 +19,7 @@ def need(module: str, purpose: str, *, extra: str = "analysis") -> Any:
         if error.name != package:
             raise
         raise ModuleNotFoundError(
-            f"{purpose} needs the package {package}: pip install {package}, or all that is optional here with "
-            f"pip install 'symconv_fast[{extra}]'",
+            f"{purpose} needs the package {package}: pip install {package} (all that is optional is the extra "
+            f"[{extra}] of this package)",
             name=package,
         ) from None

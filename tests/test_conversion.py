@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import symconv_fast
-from symconv_fast import SymmetricConv1d, SymmetricConv2d, SymmetricConv3d, convert, revert
+from symconv_fast import SymmetricConv1d, SymmetricConv2d, SymmetricConv3d, Symmetry, convert, revert
 from symconv_fast.channels import find_spaces
 from symconv_fast.conversion import plan
 from symconv_fast.conversion.matching import RandomLoss, reorder_filters
@@ -231,7 +231,7 @@ def pruned() -> nn.Module:
         (lambda: nn.Sequential(torch.ao.nn.quantized.Conv2d(4, 4, 3)), "quantised"),
         (lambda: nn.Sequential(nn.Conv2d(4, 4, 1)), "one tap"),
         (lambda: nn.Sequential(nn.Conv2d(4, 4, (1, 1))), "one tap"),
-        (lambda: nn.Sequential(SymmetricConv2d(4, 4, 3, symmetry="v")), "tied already"),
+        (lambda: nn.Sequential(SymmetricConv2d(4, 4, 3, symmetry="v")), "a layer of this package already"),
         (lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)), "each of its 4 groups has 1 filters"),
         (lambda: nn.Sequential(nn.Conv2d(4, 1, 3)), "it has 1 filters"),
         (lambda: nn.Sequential(nn.Conv2d(4, 4, (3, 1))), "no axis of 'h'"),
@@ -255,7 +255,7 @@ def test_what_cannot_be_tied_is_left_alone_with_the_reason(
 def test_min_channels_and_skip_leave_layers_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3))
     _, report = convert(model, "h", skip=["2"])
-    assert [layer.symmetry for layer in report.layers] == [None, "'h'", None]
+    assert [layer.symmetry for layer in report.layers] == [None, Symmetry("h"), None]
     assert report.layers[0].reason == "fewer channels than min_channels=16"
     assert report.layers[2].reason == "skip names it"
     _, report = convert(model, "h", skip=lambda name, conv: conv.in_channels == 32)
@@ -267,7 +267,7 @@ def test_a_key_takes_the_letters_that_a_layer_has_axes_for() -> None:
         [nn.Conv1d(4, 8, 3), nn.Conv2d(4, 8, (1, 3)), nn.Conv2d(4, 8, 3), nn.ConvTranspose3d(4, 8, 3)]
     )
     tied, report = convert(model, "hvz", min_channels=1, match=False)
-    assert [layer.symmetry for layer in report.layers] == ["'h'", "'h'", "'hv'", "'hvz'"]
+    assert [str(layer.symmetry) for layer in report.layers] == ["'h'", "'h'", "'hv'", "'hvz'"]
     assert isinstance(tied[0], SymmetricConv1d)
 
 
@@ -279,7 +279,7 @@ def test_dicts_and_functions_of_name_and_layer() -> None:
     assert "more than out_channels=6" in str(report.layers[1].reason)
     ties = {"0": {"h": 2, "v": 4}, "1": None, "2": "v"}
     _, report = convert(model, lambda name, conv: ties[name], min_channels=1)
-    assert [layer.symmetry for layer in report.layers] == ["{'h': 2, 'v': 4}", None, "'v'"]
+    assert [layer.symmetry for layer in report.layers] == [Symmetry({"h": 2, "v": 4}), None, Symmetry("v")]
     assert report.layers[1].reason == "symmetry(name, conv) gave None"
     with pytest.raises(
         ValueError, match=r"symmetry\(name='1', conv\) gave {'h': 5}: .*nearest valid: 4 and 6"
@@ -480,3 +480,19 @@ def nan() -> nn.Module:
 def test_bad_input(make: Any, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         convert(make(), **{"min_channels": 1, "symmetry": "h", **arguments})
+
+
+def test_skip_takes_modules_and_explain_takes_what_convert_made() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 8, 3))
+    tied, report = convert(model, "h", min_channels=1, skip="0")
+    assert [layer.reason for layer in report.layers] == ["skip names it"] * 2 + [None]
+    assert isinstance(tied[1], Reordered)
+    verdict = symconv_fast.explain(tied[1], torch.zeros(1, 8, 9, 9)).verdict
+    assert verdict == symconv_fast.explain(tied[1].convolution, torch.zeros(1, 8, 9, 9)).verdict
+    with pytest.raises(TypeError, match=r"of a whole model convert\(model, "):
+        symconv_fast.explain(tied, torch.zeros(1, 4, 9, 9))
+
+
+def test_a_shape_is_no_example_input() -> None:
+    with pytest.raises(TypeError, match=r"example_input=\(1, 2, 9, 9\) must be a tensor"):
+        convert(stack(), "h", example_input=(1, 2, 9, 9))

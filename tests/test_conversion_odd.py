@@ -15,7 +15,9 @@ from test_conversion import Odd, distance, no_random_filters, stack  # noqa: F40
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from symconv_fast import SymmetricConv2d, convert, revert
+from symconv_fast import SymmetricConv2d, Symmetry, convert, revert
+
+H = Symmetry("h")
 
 
 class Reading(nn.Module):
@@ -38,13 +40,13 @@ def transposed() -> nn.ConvTranspose2d:
 
 
 READINGS: list[tuple[Callable[..., Tensor], Callable[[], nn.Module] | None, list[str | None]]] = [
-    (lambda a, b, x: b(a(x.to(b.weight.dtype))) * b.out_channels, None, ["'h'", "'h'"]),
-    (lambda a, b, x: b(a(x)) - b.bias.view(1, -1, 1, 1), None, ["'h'", "'h'"]),
-    (lambda a, b, x: b(input=a(input=x)), None, ["'h'", "'h'"]),
-    (lambda a, b, x: b(a(x), output_size=[18, 18]), transposed, ["'h'", "'h'"]),
-    (lambda a, b, x: F.conv2d(a(x), 2 * b.weight, padding=1), None, ["'h'", None]),
-    (lambda a, b, x: b(a(x)) * a.weight.square().sum((1, 2, 3)).view(1, -1, 1, 1), None, [None, "'h'"]),
-    (lambda a, b, x: b(a(x)) if bool(x.sum() > -1e9) else x, None, ["'h'", "'h'"]),
+    (lambda a, b, x: b(a(x.to(b.weight.dtype))) * b.out_channels, None, [H, H]),
+    (lambda a, b, x: b(a(x)) - b.bias.view(1, -1, 1, 1), None, [H, H]),
+    (lambda a, b, x: b(input=a(input=x)), None, [H, H]),
+    (lambda a, b, x: b(a(x), output_size=[18, 18]), transposed, [H, H]),
+    (lambda a, b, x: F.conv2d(a(x), 2 * b.weight, padding=1), None, [H, None]),
+    (lambda a, b, x: b(a(x)) * a.weight.square().sum((1, 2, 3)).view(1, -1, 1, 1), None, [None, H]),
+    (lambda a, b, x: b(a(x)) if bool(x.sum() > -1e9) else x, None, [H, H]),
 ]
 
 
@@ -302,7 +304,7 @@ def test_lazy_layers_get_their_sizes_from_the_example() -> None:
     model = nn.Sequential(nn.LazyConv2d(8, 3), nn.BatchNorm2d(8), nn.LazyConv2d(8, 3))
     tied, report = convert(model, "h", min_channels=1, example_input=torch.randn(2, 4, 9, 9))
     assert [type(module).__name__ for module in revert(tied)] == ["Conv2d", "BatchNorm2d", "Conv2d"]
-    assert [layer.symmetry for layer in report.layers] == ["'h'", "'h'"]
+    assert [layer.symmetry for layer in report.layers] == [H, H]
     assert report.cost is not None
     assert report.cost.ordinary_macs == 2 * report.cost.macs
 

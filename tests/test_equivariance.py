@@ -25,6 +25,7 @@ from bench import networks
 from symconv_fast.analysis import EquivarianceReport, equivariance_report
 from symconv_fast.analysis.__main__ import main
 from symconv_fast.analysis.measuring import Measured, measure
+from symconv_fast.nn import SpatiallyBalancedPool2d
 
 CHANNELS = 24
 """So many that no two windows have their maxima at the same places by chance."""
@@ -616,3 +617,10 @@ def test_the_help(capsys):
     text = capsys.readouterr().out
     assert "exit status" in text
     assert "--transforms" in text
+
+
+def test_maxima_that_are_padded_with_minus_infinity() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), SpatiallyBalancedPool2d(3, 2, 1, index=1))
+    report = equivariance_report(net, 32, transforms=("h",))
+    assert not report.exact
+    assert equivariance_report(net, 33, transforms=("h",)).exact

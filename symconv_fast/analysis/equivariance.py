@@ -125,7 +125,8 @@ class EquivarianceReport(Report):
         lost = [t for t in mirrors if self.first_lost(t)]
         if not lost:
             return (
-                f"exact at {size}: mirrors ({', '.join(mirrors)}) of the input mirror what every layer gives"
+                f"exact at {size}: sizes, strides and padding keep the mirrors ({', '.join(mirrors)}) in every layer, "
+                "whatever the filters"
             )
         row = self.first_lost(lost[0])
         assert row is not None

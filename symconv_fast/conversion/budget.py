@@ -85,12 +85,13 @@ def choose_ties(
     units: dict[Any, list[Site]] = defaultdict(list)
     for site in sites:
         units[matcher.space(site) or site].append(site)
-    options = [_options(unit, matcher, calls, reasons) for unit in matcher.each(units.values())]
+    options = [_options(unit, matcher, calls, reasons) for unit in matcher.each(list(units.values()))]
     chosen = _solve(options, _totals(model, calls), len(sites), budget, calls is not None)
     ties = {site: tie for option in chosen for site, tie in option.ties.items()}
     for site in sites:
         if site not in ties:
-            reasons.setdefault(site, f"the budget {dict([budget])} is met without a tie here")
+            enough = "another tie would pass" if budget[0] == "lost_energy" else "no tie needed for"
+            reasons.setdefault(site, f"{enough} the budget")
     return {site: ties[site] for site in sites if site in ties}, {
         s: r for s, r in reasons.items() if s not in ties
     }

@@ -118,11 +118,13 @@ def _as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (example_input,), {}
     if isinstance(example_input, dict):
         return (), example_input
-    if isinstance(example_input, (tuple, list)):
+    sizes = isinstance(example_input, (tuple, list)) and all(isinstance(size, int) for size in example_input)
+    if isinstance(example_input, (tuple, list)) and not (sizes and example_input):
         return tuple(example_input), {}
+    given = example_input if sizes else type(example_input).__name__
     raise TypeError(
-        f"example_input={type(example_input).__name__} must be a tensor such as torch.zeros(1, 3, 224, 224), "
-        "a tuple of arguments or a dict of named ones"
+        f"example_input={given} must be a tensor such as torch.zeros(1, 3, 224, 224), a tuple of arguments or a dict "
+        "of named ones"
     )
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from .matching import Distances, match_filters, mirror_distances, random_loss, r
 from .sites import Site
 
 Tie = tuple[Symmetry, Ties]
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +55,19 @@ class Matcher:
     _distances: dict[Site, Distances] = field(default_factory=dict)
     _orders: dict[tuple[tuple[int, ...], Ties], Tensor | None] = field(default_factory=dict)
 
-    def each(self, items: Collection[_Item]) -> Iterable[_Item]:
-        """The items, behind a progress bar."""
+    def each(self, units: Sequence[Sequence[Site]]) -> Iterator[Sequence[Site]]:
+        """The units, behind a progress bar; matching takes time with the cube of the filters."""
         from tqdm import tqdm
 
-        bar = tqdm(
-            items, desc="matching filters", unit="layer", delay=2, leave=False, disable=not self.progress
-        )
-        return cast(Iterable[_Item], bar)
+        shown, self.progress = self.progress, False  # one bar, not one inside another
+        work = [convolution(sites[0]).out_channels ** 3 for sites in units]
+        look = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
+        settings = {"total": sum(work), "delay": 2, "leave": False, "disable": not shown, "bar_format": look}
+        with tqdm(desc="matching filters", **settings) as bar:
+            for sites, amount in zip(units, work):
+                yield sites
+                bar.update(amount)
+        self.progress = shown
 
     def space(self, site: Site) -> Space | None:
         """The space that the outputs of a site can be permuted in; None where their order is fixed."""
@@ -117,8 +120,8 @@ def arrange(matcher: Matcher, ties: Mapping[Site, Tie]) -> list[Decision]:
     for site in ties:
         groups[matcher.space(site) or site].append(site)
     decisions: dict[Site, Decision] = {}
-    for key, sites in matcher.each(groups.items()):
-        leading = _most(sites, ties) if isinstance(key, Space) else []
+    for sites in matcher.each(list(groups.values())):
+        leading = _most(sites, ties) if matcher.space(sites[0]) is not None else []
         order = matcher.order(leading, ties[leading[0]][1]) if leading else None
         for site in sites:
             if site in leading:

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..channels.calls import is_layer
 from ..channels.trace import CannotTraceError, trace
 from ..modules import _Symmetric
+from ..problem import Problem
 from .carry import give
 from .matching import reorder_filters
 
@@ -85,6 +86,10 @@ class Reordered(nn.Sequential):
         """The bias of every output channel, or None; computed too."""
         bias = self._tied.expanded_bias()
         return None if bias is None else bias.index_select(0, self.index)
+
+    def problem(self, x: Tensor) -> Problem:
+        """That of the layer, for `symconv_fast.explain`; the index copies the output besides."""
+        return self._tied.problem(x)
 
     @property
     def _tied(self) -> _Symmetric[Any]:

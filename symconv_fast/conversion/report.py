@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from ..symmetry import Symmetry
 from ..tables import Report, Table
 from .estimate import Cost, total
 
@@ -24,7 +25,7 @@ class LayerReport:
 
     name: str
     kind: str
-    symmetry: str | None
+    symmetry: Symmetry | None
     reason: str | None
     lost: float = 0.0
     lost_random: float = math.nan
@@ -69,7 +70,7 @@ class ConversionReport(Report):
         """A row for each convolution, one for all of them, and in the notes what the figures mean."""
         timed = self._timed
         columns = ["layer|", "type|", "tie|", "filters|", "lost", "random", "parameters", "before"]
-        columns += ["MACs", "before", "forward", "step"] if timed else []
+        columns += ["MACs", "MACs before", "forward", "step"] if timed else []
         rows = [_row(layer, timed) for layer in self.layers]
         rows.append(self._totals(timed))
         return Table(self._title(), columns, rows, (*self._explained(timed), *self.notes))
@@ -113,7 +114,7 @@ class ConversionReport(Report):
 
 def _row(layer: LayerReport, timed: bool) -> list[str]:
     tied = layer.symmetry is not None
-    row = [layer.name or "(the model)", layer.kind, layer.symmetry or "-"]
+    row = [layer.name or "(the model)", layer.kind, str(layer.symmetry) if tied else "-"]
     row.append(layer.order if tied else f"left alone: {layer.reason}")
     row += [f"{layer.lost:.3f}", _number(layer.lost_random)] if tied else ["", ""]
     row += [f"{layer.parameters:,}", f"{layer.parameters_before:,}"]

@@ -92,12 +92,17 @@ def _read_skip(skip: Skip, names: list[str]) -> Callable[[str, nn.Module], bool]
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise wrong
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(_fits(name, pattern) for name in names):
             raise ValueError(
                 f"skip has {pattern!r}, which no convolution is called; there are {', '.join(names[:8])}"
                 + (", ..." if len(names) > 8 else "")
             )
-    return lambda name, _: any(fnmatchcase(name, pattern) for pattern in patterns)
+    return lambda name, _: any(_fits(name, pattern) for pattern in patterns)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Is it this layer, or one inside of a module that is called so?"""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def _bound_elsewhere(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -146,7 +151,7 @@ def _tensors_in(value: object, depth: int = 0) -> Iterator[torch.Tensor]:
 def _why_not(module: nn.Module, min_channels: int) -> str | None:
     """What the layer itself says against a tie."""
     if isinstance(module, _Symmetric):
-        return "tied already"
+        return "a layer of this package already"
     if not isinstance(module, _ConvNd) or type(module).__module__.startswith("torch.ao."):
         return "quantised; convert before quantising"
     if isinstance(module, LazyModuleMixin):

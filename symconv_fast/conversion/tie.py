@@ -60,7 +60,8 @@ def convert(
             whose outputs are added share one order. Elsewhere an index on the output restores the order; "followed"
             leaves filters as they lie there. False leaves them everywhere.
         min_channels: layers with fewer input or output channels are left alone; they gain little.
-        skip: names or patterns ("head.*") of convolutions to leave alone, or a function of name and layer.
+        skip: names or patterns ("stages.*.conv1") of convolutions, or of modules that hold them, to leave alone; or a
+            function of name and layer.
         keep_norm: scale each tied filter to the norm that its orbit had, as `from_conv` does, which keeps the size of
             activations; False takes the nearest tied filters.
         example_input: a tensor, a tuple of arguments or a dict of named ones, that the model is run on once, in eval
@@ -287,7 +288,7 @@ def _row(decision: Decision, new: nn.Module | None, called: tuple[int | None, Co
     order = {"graph": "matched", "index": "matched, index", None: "as given"}[decision.through]
     return replace(
         row,
-        symmetry=str(decision.tie[0]),
+        symmetry=decision.tie[0],
         lost=decision.lost,
         lost_random=decision.lost_random,
         order=order,

@@ -34,7 +34,12 @@ def wanted(symmetry: Wish, site: Site) -> tuple[Symmetry, Ties] | str:
     """
     conv: Any = site.conv
     if callable(symmetry):
-        given = symmetry(site.name, conv)
+        try:
+            given = symmetry(site.name, conv)
+        except Exception as error:
+            if hasattr(error, "add_note"):
+                error.add_note(f"convert called symmetry(name, conv), with name={site.name!r}")
+            raise
         if given is None:
             return "symmetry(name, conv) gave None"
         try:
