@@ -224,7 +224,12 @@ def arguments(description: str, **defaults: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a few images and steps: does it run?")
     parser.add_argument("--markdown", action="store_true", help="print tables as Markdown")
-    parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="folder for text and plot")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo_output"),
+        help="folder for text and plot (default: ./demo_output)",
+    )
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"(default: {value})")
     return parser
@@ -285,6 +290,8 @@ class Results:
             figure.tight_layout()
             figure.savefig(folder / f"{self.name}.png", dpi=130)
             plots.plt.close(figure)
+        if self.options.quick:
+            print("\nA quick run: it shows that the example runs, and its numbers mean nothing.")
         used = resource.getrusage(resource.RUSAGE_SELF)
         took, cpu = time.perf_counter() - self.start, used.ru_utime + used.ru_stime
         print(

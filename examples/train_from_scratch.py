@@ -136,6 +136,8 @@ def table(nets: dict[str, Network]) -> Table:
         "in turns",
         "ratio: how many times as fast as the first row",
     ]
+    if any("withheld" in row for row in rows):
+        notes.append("withheld: the machine was busy, or the times scatter; run it again when it is idle")
     columns = ["filters|", "read right", "weights", "products"]
     return Table("", [*columns, "step, ms", "step, ratio", "image, ms", "image, ratio"], rows, notes)
 
