@@ -93,6 +93,11 @@ def measure(dtype: torch.dtype, seconds: float, held: bool = False, new: bool = 
 
     Shared machines have slow minutes: two or three runs leave a table without them.
     """
+    if cpu_cost.CAPABILITY != cpu_cost.TORCH_CAPABILITY:
+        raise SystemExit(
+            f"the native kernels run with the vectors of {cpu_cost.CAPABILITY} and torch's with those of "
+            f"{cpu_cost.TORCH_CAPABILITY}: set SYMCONV_FAST_ISA and ATEN_CPU_CAPABILITY to the same"
+        )
     data = DATA_HELD if held else DATA_16 if dtype.itemsize == 2 else DATA
     best = {key(row): row for row in stored(data)}
     known = {
@@ -198,7 +203,7 @@ def place(row: dict[str, Any]) -> str:
 def counted(row: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """The kind of rates that hold for a row, and its work."""
     dtype = getattr(torch, row.get("dtype", "float32").split()[0])
-    cpu_cost.CAPABILITY = row["capability"]
+    cpu_cost.assume(row["capability"])
     (p, _), op, algorithm = problem_of(row["case"], dtype), row["op"], row["algorithm"]
     if algorithm == "expand":
         return cpu_cost.torch_kind(p, op), cpu_cost.torch_counts(p)
@@ -246,7 +251,7 @@ def tell_regret(rows: list[dict[str, Any]]) -> None:
             passes[json.dumps(row["case"]), row["op"]][row["algorithm"].replace("f2", "winograd")] = row
     lost = []
     for (case, op), measured in passes.items():
-        cpu_cost.CAPABILITY = next(iter(measured.values()))["capability"]
+        cpu_cost.assume(next(iter(measured.values()))["capability"])
         problem, _ = problem_of(json.loads(case), getattr(torch, rows[0].get("dtype", "float32").split()[0]))
         chosen = min(measured, key=lambda algorithm: cpu.estimate(problem, op, algorithm))
         lost.append(measured[chosen]["ns"] / min(row["ns"] for row in measured.values()) - 1)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import backends, native, settings
+from . import native, settings
 from .activation import activate
 from .problem import FAR, Problem
 
@@ -83,16 +83,32 @@ _environment = Pin(
 @cache
 def load(name: str) -> Any | str:
     """The module of a backend, or, as text, why it is not available. Quiet: who needs it gives the reason."""
-    reason = backends.missing(name)
+    module = _import(name)
+    reason = module if isinstance(module, str) else _missing(module)
     if reason is None:
         try:
-            module = importlib.import_module(f"symconv_fast.backends.{name}")
+            module = module.load() if hasattr(module, "load") else module
             if hasattr(module, "connect"):  # runs a smaller problem by the others
                 module.connect(_seconds, _bind_quickest)
             return module
         except ImportError as error:
             reason = str(error)
     return f"the {name} backend is not available in this installation ({reason})"
+
+
+@cache
+def _import(name: str) -> Any | str:
+    """The module or package of a backend, of which the slow part may still have to be loaded, or why there is none."""
+    try:
+        return importlib.import_module(f"symconv_fast.backends.{name}")
+    except ImportError as error:
+        return str(error)
+
+
+def _missing(module: Any) -> str | None:
+    """Why no problem can run on a backend here, by what is known before the slow part is loaded."""
+    reason: str | None = module.missing() if hasattr(module, "missing") else None
+    return reason
 
 
 def available() -> dict[str, Any]:
@@ -139,7 +155,7 @@ def choose(problem: Problem, op: str) -> Choice:
     Raises:
         RuntimeError: what is pinned cannot run, with the reason. ValueError: the environment names no backend.
     """
-    return _choose(problem, op, pinned(), torch.get_num_threads())
+    return _choose(problem, op, pinned(), torch.get_num_threads(), settings.version())
 
 
 def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[..., Tensor]:
@@ -183,8 +199,8 @@ def _bind(choice: Choice, problem: Problem, op: str) -> Callable[..., Tensor]:
 
 
 @lru_cache(maxsize=4096)
-def _choose(problem: Problem, op: str, pin: Pin, threads: int) -> Choice:
-    # `threads` is part of the key alone: estimates may depend on it.
+def _choose(problem: Problem, op: str, pin: Pin, threads: int, version: int) -> Choice:
+    # `threads` and `version` are part of the key alone: estimates and reasons may depend on them.
     _check_names(pin)
     if problem.device == "cpu":
         native.say_if_missing()
@@ -245,9 +261,11 @@ def _estimate(module: Any, problem: Problem, op: str, algorithm: str) -> float:
 
 
 def _load_for(problem: Problem, name: str) -> Any | str:
-    """`load`, or why the backend is not even imported: it runs nothing on the device of the problem."""
-    reason = None if backends.missing(name) else backends.misplaced(name, problem.device)
-    return load(name) if reason is None else reason
+    """`load`, or why the backend is not even loaded: it runs nothing on the device of the problem."""
+    module = _import(name)
+    if hasattr(module, "misplaced") and _missing(module) is None:
+        return module.misplaced(problem.device) or load(name)
+    return load(name)
 
 
 def _check_names(pin: Pin) -> None:

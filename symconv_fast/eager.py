@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, ops
+from . import dispatch, ops, settings
 from .native import module as _cpu
 from .symmetry import Symmetry
 from .ties import Ties
@@ -32,10 +32,18 @@ recall_layer: Callable[[torch.nn.Module, Tensor], Tensor | None] | None = getatt
 """`recall` with what an ordinary layer calls `functional.run` with, read from it natively. Not while compiling."""
 
 
-def recall(input: Tensor, weight: Tensor, bias: Tensor | None, *spec: Any) -> Tensor | None:
-    """The output of a call with the same objects in `spec` and tensors of the same kind, if one was remembered."""
+def takes(input: Any) -> bool:
+    """May a call with this input be remembered? Asked before all else here: on other devices there is nothing to do."""
     if _cpu is None or torch.compiler.is_compiling():
-        return None
+        return False
+    return (type(input) is Tensor or isinstance(input, Tensor)) and input.is_cpu
+
+
+def recall(input: Tensor, weight: Tensor, bias: Tensor | None, *spec: Any) -> Tensor | None:
+    """The output of a call with the same objects in `spec` and tensors of the same kind, if one was remembered.
+
+    `takes` is true of the input.
+    """
     output: Tensor | None = _cpu.recall(input, weight, bias, *spec)
     return output
 
@@ -43,18 +51,24 @@ def recall(input: Tensor, weight: Tensor, bias: Tensor | None, *spec: Any) -> Te
 def remember(
     input: Tensor, weight: Tensor, bias: Tensor | None, spec: tuple[Any, ...], static: tuple[Any, ...]
 ) -> None:
-    """Have `recall` run what the operator with `static` runs on such tensors; nothing where `spec` could change."""
-    if _cpu is None or torch.compiler.is_compiling() or not all(map(_is_constant, spec)):
+    """Have `recall` run what the operator with `static` runs on such tensors; nothing where `spec` could change.
+
+    `takes` is true of the input.
+    """
+    if not all(map(_is_constant, spec)):
         return
     weight_last = ops.suggests_channels_last(weight)
     if _cpu.recallable(input, weight, bias):
+        version = settings.version()
         function = ops.plan("fprop", input, weight, bias, static)
         _cpu.remember(input, weight, bias, spec, static, (*static[:7], weight_last), function)
+        if settings.version() != version:  # what was remembered may be a choice by the old ones
+            _cpu.forget()
 
 
 def fprop(input: Tensor, weight: Tensor, bias: Tensor | None, static: tuple[Any, ...]) -> Tensor:
     """`ops.fprop`, remembered."""
-    if _cpu is None or torch.compiler.is_compiling():
+    if not takes(input):
         return ops.fprop(input, weight, bias, *static)
     if len(_specs) >= _MAX_SPECS:
         _specs.clear()

@@ -205,12 +205,12 @@ def run(
         if input.device.type != "cpu":  # no kernel for CPUs applies activations
             call = prepare(ndim, input, weight, bias, *arguments, transposed=transposed)
             return call.run_activated(activation)
-    spec = (ndim, transposed, *arguments)
-    output = eager.recall(input, weight, bias, *spec)
+    spec, taken = (ndim, transposed, *arguments), eager.takes(input)
+    output = eager.recall(input, weight, bias, *spec) if taken else None
     if output is None:
         call = prepare(ndim, input, weight, bias, *arguments, transposed=transposed)
         output = call.run()
-        if call.input is input and call.weight is weight and call.bias is bias:
+        if taken and call.input is input and call.weight is weight and call.bias is bias:
             eager.remember(input, weight, bias, spec, call.static)
     return output if activation is None else activations.activate(output, activation)
 

@@ -108,7 +108,7 @@ def plan(
     extra = (third.shape, third.dtype, third.device) if isinstance(third, Tensor) else third
     key = (
         op, first.shape, second.shape, extra, first.dtype, second.dtype, first.device, second.device, static, last,
-        dispatch.pinned(), torch.get_num_threads(), activation,
+        dispatch.pinned(), torch.get_num_threads(), settings.version(), activation,
     )  # fmt: skip
     found = _plans.get(key)
     if found is None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import cases
 import pytest
+import refusals
 import torch
 from oracle import (
     LAYOUTS,
@@ -29,6 +30,8 @@ from oracle import (
     pinned,
     run,
 )
+
+from symconv_fast import native
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SAMPLE = 64
@@ -59,9 +62,9 @@ class Run(NamedTuple):
         return case.ndim, case.transposed, self.dtype, self.op, self.where
 
 
-def _runs_and_reasons() -> tuple[list[Run], Counter[tuple[Any, ...]]]:
-    """All that runs, and how often (where, dtype, op) cannot for a reason."""
-    runs, reasons = [], Counter()
+def _runs_and_refusals() -> tuple[list[Run], list[tuple[Run, str]]]:
+    """All that runs, and all that cannot with its reason."""
+    runs, refusals = [], []
     for dtype in DTYPES:
         for name, case in GRID.items():
             for op in OPS:
@@ -70,8 +73,8 @@ def _runs_and_reasons() -> tuple[list[Run], Counter[tuple[Any, ...]]]:
                     if reason is None:
                         runs.append(run_)
                     else:
-                        reasons[run_.where, dtype, op, reason] += 1
-    return runs, reasons
+                        refusals.append((run_, reason))
+    return runs, refusals
 
 
 def _in_one_dtype(runs: list[Run]) -> set[Run]:
@@ -91,13 +94,13 @@ def _in_one_dtype(runs: list[Run]) -> set[Run]:
 
 def _grid() -> list[Any]:
     """A parameter for everything that runs, and one skipped for each reason why something does not."""
-    runs, reasons = _runs_and_reasons()
-    quick = _in_one_dtype(runs)
+    quick = _in_one_dtype(ALL)
     parameters = []
-    for run_ in runs:
+    for run_ in ALL:
         marks = [pytest.mark.full] if run_.where in PLAIN and run_ not in quick else []
         title = f"{run_.where}, {str(run_.dtype)[6:]}, {run_.op}, {run_.name}"
         parameters.append(pytest.param(run_, id=title, marks=marks))
+    reasons = Counter((run_.where, run_.dtype, run_.op, reason) for run_, reason in REFUSALS)
     for (where, dtype, op, reason), count in reasons.items():
         mark = pytest.mark.skip(reason=f"{where}: {reason}")
         title = f"{where}, {str(dtype)[6:]}, {op}, {count} of {len(GRID)} problems"
@@ -105,6 +108,7 @@ def _grid() -> list[Any]:
     return parameters
 
 
+ALL, REFUSALS = _runs_and_refusals()
 RUNS = _grid()
 
 
@@ -145,16 +149,42 @@ def test_the_grid_holds_every_value_of_every_axis(ndim: int) -> None:
     assert not missing
 
 
-def test_every_algorithm_is_in_the_grid() -> None:
-    """Of those that run on a CPU; where there is a GPU, the Triton kernels have a grid of their own."""
-    ran = {
-        (backend, algorithm)
+def test_every_pass_of_every_algorithm_is_in_the_grid() -> None:
+    """In every dtype that it is for; where there is a GPU, the Triton kernels have a grid of their own."""
+    ran = {(run_.where, run_.op, run_.dtype) for run_ in ALL}
+    there = {
+        (f"{backend}/{algorithm}", op, dtype)
+        for backend, algorithm in algorithms()
+        for op in OPS
         for dtype in DTYPES
-        for case in GRID.values()
-        for backend, algorithm, reason in candidates(case, dtype, "fprop")
-        if reason is None
+        if backend != "triton" and refusals.has_pass(f"{backend}/{algorithm}", op, dtype)
     }
-    assert {way for way in algorithms() if way[0] != "triton"} <= ran
+    assert {way for way in ran if not way[0].startswith("triton")} == there
+
+
+def test_what_is_refused_may_be() -> None:
+    wrong = {
+        f"{run_.where}, {run_.op}, {run_.dtype}, {run_.name}: {reason}"
+        for run_, reason in REFUSALS
+        if not refusals.is_right(GRID[run_.name], run_.dtype, run_.op, run_.where, reason)
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "reason"),
+    [
+        ("h", "cpu/fold", "no fold today"),
+        ("h", "cpu/fold", "a transposed layer"),
+        ("direct", "cpu/direct", "more than 4 input channels in a group"),
+        ("h", "cpu/scatter", "no tie whose mirrored taps share their products in this layout, or more"),
+        ("winograd, h", "cpu/winograd f2", "no axis is free of ties and has three taps, stride 1 and so on"),
+        ("winograd, h", "cpu/scatter_winograd f2", "no axis is free of ties and has three taps, stride 1"),
+        ("mixed 2-D, channels last", "cpu/direct", "the output is not channels_last"),
+    ],
+)
+def test_a_wrong_refusal_is_found(name: str, where: str, reason: str) -> None:
+    assert not refusals.is_right(GRID[name], torch.float32, "fprop", where, reason)
 
 
 def test_make_test_meets_every_algorithm_in_every_dtype_and_pass() -> None:
@@ -291,6 +321,6 @@ def test_results_that_are_stored_past_the_caches_are_right(
         ties=ties, channels=1, spatial=(size, size), padding=(1, 1), batch=1, layouts=last, result_last=True, threads=2
     )  # fmt: skip
     assert 4 * math.prod(case.output_shape) >= 8 << 20
-    if ("cpu", "direct_fold", None) not in candidates(case, torch.float32, "fprop"):
-        pytest.skip("the native CPU module is not built")
+    if native.module is None:
+        pytest.skip(str(native.missing()))
     check(case, torch.float32, "fprop", "cpu", "direct_fold")

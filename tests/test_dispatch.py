@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ import torch
 
 import symconv_fast as sf
 from symconv_fast import __main__ as report
-from symconv_fast import dispatch
+from symconv_fast import dispatch, settings
 from symconv_fast.backends import cpu_cost, cpu_depthwise, reference
 from symconv_fast.problem import OPS
 
@@ -127,6 +128,46 @@ def test_the_choice_follows_the_number_of_threads(fake):
     finally:
         torch.set_num_threads(threads)
     assert fake.ran == [("fprop", "fold"), ("fprop", "direct")]
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "calls"),
+    [
+        pytest.param(dispatch, "candidates", 1, id="while a backend is chosen"),
+        pytest.param(dispatch, "bind", 1, id="while what was chosen is stored"),
+        pytest.param(sf.ops, "plan", 3, id="while the call is remembered"),
+    ],
+)
+def test_what_was_chosen_before_a_switch_changed_is_not_kept(fake, monkeypatch, where, what, calls):
+    """Another thread forbids minimal filtering when the first call has read that it is allowed."""
+    allowed, left = getattr(where, what), [calls]
+    fake.can_run = lambda problem, op, algorithm: (
+        "not allowed" if algorithm == "fold" and settings.winograd() is False else None
+    )
+
+    def slow(*args):
+        result = allowed(*args)
+        left[0] -= 1
+        if left[0] == 0:
+            other = threading.Thread(target=settings.set_winograd, args=(False,))
+            other.start()
+            other.join()
+        return result
+
+    layer, x = layer_and_input()
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(where, what, slow)
+        try:
+            layer(x)
+            patch.undo()
+            first = len(fake.ran)
+            layer(x)
+            layer(x)
+        finally:
+            settings.set_winograd("f2")
+    assert fake.ran[:first] == [("fprop", "fold")]
+    assert left[0] <= 0
+    assert fake.ran[first:] == [("fprop", "direct")] * 2
 
 
 # --- pinning -------------------------------------------------------------------------------------------------------
@@ -337,7 +378,7 @@ def test_the_triton_backend_is_not_imported_for_a_layer_on_the_cpu():
         "import sys, torch; torch.version.cuda, torch.cuda.is_available = '13.0', lambda: True; "
         "import symconv_fast as sf; layer, x = sf.SymmetricConv2d(4, 8, 3, symmetry='h'), torch.ones(1, 4, 5, 5); "
         "layer(x).sum().backward(); print(sf.explain(layer, x).details()); "
-        "print('symconv_fast.backends.triton' in sys.modules)"
+        "print('symconv_fast.backends.triton.backend' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
@@ -347,6 +388,89 @@ def test_the_triton_backend_is_not_imported_for_a_layer_on_the_cpu():
     assert found.returncode == 0, found.stderr
     assert found.stdout.splitlines()[-1] == "False"
     assert re.search(r"forward +triton +- .*the tensors are on the CPU", found.stdout)
+
+
+VECTORS = """
+import warnings
+import torch, symconv_fast as sf
+from symconv_fast import _cpu
+from symconv_fast.backends import cpu, cpu_cost, cpu_depthwise
+bytes_of = {"avx512_bf16": 64, "avx512": 64, "avx2": 32, "baseline": 16}[_cpu.isa()]
+x = torch.empty(1, 4, 24, 24)
+for filters in (4, 8, 16):
+    p = sf.SymmetricConv2d(4, filters, 3, symmetry="h").problem(x)
+    assert cpu_cost.lanes(p) == bytes_of // 4
+    fills = filters % (bytes_of // 4) == 0
+    assert (cpu.can_run(p, "wgrad", "direct") is None) == fills
+of_torch = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 16)
+assert cpu_cost.torch_counts(p)["pixels/multiply_adds"] == p.macs_dense * 4 / of_torch
+mirrors = cpu_cost.mirror_axis(
+    sf.SymmetricConv2d(32, 64, 3, symmetry="hv").problem(torch.empty(1, 32, 40, 40)), "fprop",
+    cpu_cost.Contraction(3, 32, 32, 16, 1),
+)
+assert (mirrors is not None) == (bytes_of == 64)
+for kind, used in (("torch2d/planes/fprop", of_torch), ("fold/fprop", bytes_of)):
+    assert cpu_cost.rates(p, "fprop", kind) is cpu_cost.RATES["AVX512" if used == 64 else "AVX2"][kind]
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        cpu.estimate(p, "fprop", "fold")
+print(_cpu.isa(), *(str(w.message) for w in caught), sep="|")
+"""
+
+
+@pytest.mark.skipif("cpu" not in dispatch.available(), reason="the native CPU module is not built")
+@pytest.mark.parametrize(
+    ("isa", "torchs"), [("", ""), ("", "avx2"), ("", "default"), ("avx2", ""), ("baseline", "")]
+)
+def test_native_kernels_are_estimated_by_their_own_vectors_and_torchs_by_torchs(isa, torchs):
+    """Either can be lowered without the other. Vectors that nothing was measured with get a warning, once."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "SYMCONV_FAST_ISA": isa,
+        "ATEN_CPU_CAPABILITY": torchs,
+    }
+    if not torchs:
+        del environment["ATEN_CPU_CAPABILITY"]
+    found = subprocess.run(
+        [sys.executable, "-c", VECTORS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    used, *warned = found.stdout.strip().split("|")
+    unknown = [name for name, lowest in (("baseline", used), ("DEFAULT", torchs.upper())) if name == lowest]
+    assert len(warned) == bool(unknown)
+    assert all(name in warned[0] for name in unknown)
+
+
+def test_a_backend_that_runs_elsewhere_is_not_loaded(monkeypatch):
+    """It says so itself; once there is a problem for it, it is loaded, and what hinders that is its reason."""
+    loaded = []
+
+    def load():
+        loaded.append("slow")
+        raise ImportError("no such compiler")
+
+    slow = types.ModuleType("symconv_fast.backends.slow")
+    slow.missing = lambda: None
+    slow.misplaced = lambda device: None if device == "meta" else f"not on {device}"
+    slow.load = load
+    monkeypatch.setitem(sys.modules, slow.__name__, slow)
+    monkeypatch.setattr(dispatch, "BACKENDS", ("slow", "reference"))
+    problem = layer_and_input()[0].problem(torch.empty(2, 4, 6, 7))
+    try:
+        assert dispatch.candidates(problem, "fprop")[0] == ("slow", "-", "not on cpu", None)
+        assert loaded == []
+        elsewhere = dataclasses.replace(problem, device="meta")
+        assert "no such compiler" in dispatch.candidates(elsewhere, "fprop")[0].reason
+        assert loaded == ["slow"]
+        slow.missing = lambda: "there is no such machine"
+        dispatch.load.cache_clear()
+        assert "there is no such machine" in dispatch.candidates(problem, "fprop")[0].reason
+        assert loaded == ["slow"]
+    finally:
+        dispatch.load.cache_clear()
+        dispatch._import.cache_clear()
 
 
 def test_torchs_time_is_estimated_once_a_choice(monkeypatch):

@@ -277,6 +277,30 @@ def test_commands_that_do_not_exist_are_seen(command, wrong):
     assert wrong in str(what_is_wrong(words))
 
 
+# --- variables of the environment -----------------------------------------------------------------------------------
+
+
+SOURCES = ("symconv_fast", "csrc", "tests", "tools", "bench", "setup.py", "Makefile", ".ci")
+VARIABLE = re.compile(r"\bSYMCONV_FAST_[A-Z]+(?:_[A-Z]+)*\b")
+
+
+def variables(*places: Path) -> set[str]:
+    """Names of this package's variables in files, those below folders included."""
+    files = itertools.chain.from_iterable(p.rglob("*") if p.is_dir() else [p] for p in places)
+    texts = (
+        p.read_text() for p in files if p.suffix not in (".so", ".pyd", ".pyc", ".jsonl") and p.is_file()
+    )
+    return set(itertools.chain.from_iterable(map(VARIABLE.findall, texts)))
+
+
+def test_every_variable_is_in_a_page_and_every_one_there_is_read():
+    used = variables(*(ROOT / name for name in SOURCES))
+    assert {"SYMCONV_FAST_ISA", "SYMCONV_FAST_NO_CPU"} <= used
+    listed = variables(ROOT / "docs" / "install.md")
+    assert used == listed
+    assert variables(*PAGES) <= used
+
+
 # --- prose -----------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import symconv_fast
-from symconv_fast import SymmetricConv2d, SymmetricConvTranspose2d, eager, ops
+from symconv_fast import SymmetricConv2d, SymmetricConvTranspose2d, eager, modules, ops
 from symconv_fast.functional import symmetric_conv2d, symmetric_conv3d
 
 _cpu = pytest.importorskip("symconv_fast._cpu", reason="the native CPU module was not built")
@@ -346,6 +346,25 @@ def test_threads_and_nodes_that_die_elsewhere() -> None:
     for w in workers:
         w.join()
     assert not wrong
+
+
+@pytest.mark.parametrize(("device", "asked"), [("meta", 0), ("cpu", 5)])
+def test_only_tensors_on_the_cpu_are_looked_up_and_remembered(
+    monkeypatch: pytest.MonkeyPatch, device: str, asked: int
+) -> None:
+    """A first call on a CPU looks for itself three times, in each layer of the package, and is remembered in two."""
+    calls = []
+
+    def counted(function: Callable[..., object]) -> Callable[..., object]:
+        return lambda *args: (calls.append(function.__name__), function(*args))[1]
+
+    for module, name in ((modules, "recall_layer"), (eager, "recall"), (eager, "remember")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    layer, x = tied().to(device), torch.zeros(2, 2, 6, 5, device=device)
+    assert layer(x).shape == (2, 8, 6, 5)
+    assert len(calls) == asked, calls
+    symmetric_conv2d(x, layer.weight, padding=2, symmetry="hv")
+    assert len(calls) == 2 * asked - bool(asked), calls
 
 
 def test_nothing_grows_without_end() -> None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
 import subprocess
 import sys
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import background
@@ -155,6 +158,40 @@ def test_positions_beyond_32_bits_are_counted_in_64() -> None:
     assert launch.plan(large, "dgrad", "fold").launches[0].signature["total"] == "i64"
 
 
+# --- launches ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["cuda:1", "cuda:0", "cpu"])
+def test_kernels_are_launched_on_the_device_of_their_tensors(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Triton launches on the current device, cuda:0 here; the interpreter has none."""
+    current, launched, left = ["cuda:0"], [], []
+
+    @contextlib.contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], str(wanted)
+        yield
+        current[0] = before
+        left.append(str(wanted))
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda **arguments: launched.append((grid, current[0], sorted(arguments)))
+
+    step = types.SimpleNamespace(
+        function=Kernel(), grid=5, pointers={"x": ("x", torch.float32)}, scalars={"n": 3}, constants={}, warps=4,
+        stages=2,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "device", device)
+    tensors = {"x": types.SimpleNamespace(device=torch.device(where))}
+    run.execute(types.SimpleNamespace(buffers=(), launches=(step, step)), tensors)
+    on = "cuda:0" if where == "cpu" else where
+    assert launched == [((5,), on, ["n", "num_stages", "num_warps", "x"])] * 2
+    assert current == ["cuda:0"]
+    assert left == ([] if where == "cpu" else [where])
+
+
 # --- the compiler, as far as it goes without a GPU ------------------------------------------------------------------
 
 
@@ -190,6 +227,24 @@ def test_the_model_leaves_to_torch_what_cannot_pay() -> None:
         few = problem(((1, 4),), channels=64, spatial=(56, 56), batch=256)
         assert _wins(few, op) == (op == "dgrad")  # which fills its tiles with channels
         assert not _wins(problem(((1, 256),), channels=256, dtype=torch.float64, spatial=(56, 56)), op)
+
+
+def test_both_models_of_gpus_have_one_time_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's convolution is one launch in each, the fold as many as its plan has, other work what it says."""
+
+    def times() -> list[float]:
+        return [
+            gpu_cost.torch_seconds(p, "fprop", "sm_90"),
+            gpu_cost.seconds(gpu_cost.Work(launches=3), p.dtype, "sm_90"),
+            model._torch(p, "sm_90", "ieee"),
+            model._ours(p, "fprop", "fold", "sm_90", "ieee"),
+            model._ours(PROBLEMS["depthwise"], "fprop", "direct", "sm_90", "ieee"),
+        ]
+
+    p = PROBLEMS["h"]
+    before, number = times(), len(launch.plan(p, "fprop", "fold").launches)
+    monkeypatch.setattr(gpu_cost, "LAUNCH_SECONDS", 1 + gpu_cost.LAUNCH_SECONDS)
+    assert [round(b - a, 9) for a, b in zip(before, times())] == [1, 3, 1, number, 1]
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_two_groups_of_warps_do_not_share_64_rows():
 
 
 def test_what_has_no_tile_is_refused(monkeypatch):
-    from symconv_fast.backends import triton as backend
+    from symconv_fast.backends.triton import backend
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     monkeypatch.setattr(backend.run, "architecture", lambda device: "sm_80")

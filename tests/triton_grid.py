@@ -24,8 +24,7 @@ from oracle import OPS, Case, check, expand, expected, make_tensors, problem_of,
 
 import symconv_fast as sf
 from symconv_fast import dispatch, ops
-from symconv_fast.backends import triton as backend
-from symconv_fast.backends.triton import configs, launch
+from symconv_fast.backends.triton import backend, configs, launch
 from symconv_fast.backends.triton.launch import Options
 
 ALGORITHMS = ("fold", "direct")

@@ -17,7 +17,15 @@ from . import wgmma_rate
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "micro"
 WGMMA_WIDTHS = (32, 64, 128)
-HEADERS = ("halo_tile.h", "halo_variants.h", "halo_sums.h", "halo_warp.h", "halo_group.h", "halo_lane.cuh")
+HEADERS = (
+    "halo_tile.h",
+    "halo_variants.h",
+    "halo_sums.h",
+    "halo_warp.h",
+    "halo_group.h",
+    "halo_lane.cuh",
+    "halo_group.cuh",
+)
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,16 @@
 // Runs the halo-tile kernels' own addresses, fragments and epilogue on the host and compares with a plain
 // convolution.
 #include <algorithm>
-#include <random>
+#include <cstdio>
 
 #include "halo_host.h"
+#include "halo_reference.h"
 #include "halo_variants.h"
 #include "halo_warp.h"
 
 namespace {
 
 using namespace halo;
-
-struct Data {
-  std::vector<uint16_t> x, w;
-  std::vector<float> bias;
-};
-
-Data random_data(const Problem& p, int members) {
-  std::mt19937 engine(7);
-  std::normal_distribution<float> normal;
-  Data d;
-  d.x.resize(size_t(p.batch) * p.height * p.width * p.channels);
-  d.w.resize(size_t(p.orbits) * p.channels * 9);
-  d.bias.resize(members * p.orbits);
-  for (auto& v : d.x) v = to_bf16(normal(engine));
-  for (auto& v : d.w) v = to_bf16(normal(engine) / std::sqrt(9.0f * p.channels));
-  for (auto& v : d.bias) v = normal(engine);
-  return d;
-}
-
-template <class T>
-std::vector<uint8_t> packed_weights(const Problem& p, const Data& d) {
-  std::vector<uint8_t> image(size_t(p.orbit_blocks) * p.steps * T::kWeightBytes, 0);
-  for (int u = 0; u < p.orbits; ++u)
-    for (int c = 0; c < p.channels; ++c) {
-      float w[9];
-      for (int k = 0; k < 9; ++k) w[k] = to_float(d.w[(size_t(u) * p.channels + c) * 9 + k]);
-      uint8_t* tile = &image[(size_t(u / T::kOrbits) * p.steps + c / T::kChannels) * T::kWeightBytes];
-      const int row = weight_row<T>(u % T::kOrbits), channel = c % T::kChannels;
-      for (int tap = 0; tap < kTaps; ++tap) {
-        const uint16_t value = to_bf16(folded(T::kTie, tap, w));
-        std::memcpy(tile + weight_address<T, int>(tap, row, channel / 8) + channel % 8 * 2, &value, 2);
-      }
-    }
-  return image;
-}
 
 template <class T>
 void load_stage(const Problem& p, int tile, int step, const Data& d, const std::vector<uint8_t>& weights,
@@ -71,7 +37,7 @@ void copy_boxes(const Problem& p, int tile, int step, const Data& d, std::vector
       for (int chunk = 0; chunk < T::kChunks; ++chunk) {
         const int y = at.row - 1 + pixel / T::kPitch, x = at.column - 1 + pixel % T::kPitch;
         const uint32_t to =
-            swizzled<T, uint32_t>(patch * T::kPatchBytes + pixel * T::kPixelBytes + chunk * 16);
+            engine_swizzle(patch * T::kPatchBytes + pixel * T::kPixelBytes + chunk * 16, T::kPixelBytes);
         if (at.image < 0 || y < 0 || y >= p.height || x < 0 || x >= p.width)
           std::memset(&shared[to], 0, 16);
         else
@@ -87,8 +53,7 @@ template <class T>
 std::vector<uint16_t> run_groups(const Problem& p, const Data& d) {
   std::vector<uint16_t> y(size_t(p.batch) * p.height * p.width * T::kMembers * p.orbits, 0xffff);
   std::vector<uint8_t> shared(T::kStageBytes);
-  long loads = 0;
-  const Host machine{&shared, &y, &loads};
+  const Host machine{&shared, &y};
   const auto weights = packed_weights<T>(p, d);
   for (int i = 0; i < works<T>(p) * T::kCluster; ++i) {
     const int tile = tile_of<T>(p, i / T::kCluster, i % T::kCluster);
@@ -113,8 +78,7 @@ template <class T>
 std::vector<uint16_t> run(const Problem& p, const Data& d) {
   std::vector<uint16_t> y(size_t(p.batch) * p.height * p.width * T::kMembers * p.orbits, 0xffff);
   std::vector<uint8_t> shared(T::kStageBytes);
-  long loads = 0;
-  const Host machine{&shared, &y, &loads};
+  const Host machine{&shared, &y};
   const auto weights = packed_weights<T>(p, d);
   for (int tile = 0; tile < p.tiles; ++tile) {
     std::vector<Warp<Host, T>> warps(T::kWarps);
@@ -128,33 +92,6 @@ std::vector<uint16_t> run(const Problem& p, const Data& d) {
     for (int w = 0; w < T::kWarps; ++w) warps[w].store(machine, p, tile, w, d.bias.data(), nullptr);
   }
   return y;
-}
-
-// Root mean square of the error over that of the output.
-template <class T>
-double error(const Problem& p, const Data& d, const std::vector<uint16_t>& y) {
-  double wrong = 0, size = 0;
-  for (int n = 0; n < p.batch; ++n)
-    for (int r = 0; r < p.height; ++r)
-      for (int q = 0; q < p.width; ++q)
-        for (int g = 0; g < T::kMembers; ++g)
-          for (int u = 0; u < p.orbits; ++u) {
-            double sum = d.bias[g * p.orbits + u];
-            for (int k = 0; k < 9; ++k) {
-              const int kh = k / 3, kw = k % 3, i = r + kh - 1, j = q + kw - 1;
-              if (i < 0 || i >= p.height || j < 0 || j >= p.width) continue;
-              const int tap = ((g & 2) ? 2 - kh : kh) * 3 + ((g & 1) ? 2 - kw : kw);
-              for (int c = 0; c < p.channels; ++c)
-                sum += double(to_float(d.x[((size_t(n) * p.height + i) * p.width + j) * p.channels + c])) *
-                       to_float(d.w[(size_t(u) * p.channels + c) * 9 + tap]);
-            }
-            const size_t at = (((size_t(n) * p.height + r) * p.width + q) * T::kMembers + g) * p.orbits + u;
-            const double got = to_float(y[at]);
-            if (!(std::fabs(got - sum) < 1)) return INFINITY;  // NaN: not written
-            wrong += (got - sum) * (got - sum);
-            size += sum * sum;
-          }
-  return std::sqrt(wrong / size);
 }
 
 template <class T>
@@ -180,7 +117,7 @@ bool check(const char* name) {
   bool right = true;
   for (const Size& s : sizes) {
     const Problem p = problem<T>(s.batch, s.height, s.width, s.channels, s.orbits);
-    const Data d = random_data(p, T::kMembers);
+    const Data d = random_layer(p, T::kMembers);
     const double e = error<T>(p, d, result<T>(p, d, 0));
     const bool good = e < 0.005;
     right = right && good;
@@ -192,7 +129,7 @@ bool check(const char* name) {
 
 }  // namespace
 
-int main() {
+int main() try {
   bool right = true;
 #define CHECK(name) right = check<name>(#name) && right
   CHECK(h32s);
@@ -234,4 +171,7 @@ int main() {
   CHECK(whv32qc);
 #endif
   return right ? 0 : 1;
+} catch (const std::exception& fault) {
+  std::fprintf(stderr, "%s\n", fault.what());
+  return 1;
 }

@@ -1,5 +1,5 @@
-// What the halo-tile kernels have in common on the GPU: a lane's machine and the kernel that folds the
-// weights.
+// What the halo-tile kernels have in common on the GPU: a lane's machine, cp.async, and the kernel that folds
+// the weights. On the host halo_cta.h stands in for it.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -68,6 +68,23 @@ struct Lane {
       *reinterpret_cast<uint2*>(to) = make_uint2(packed[0], packed[1]);
   }
 };
+
+__device__ __forceinline__ uint8_t* shared_memory() {
+  extern __shared__ __align__(128) uint8_t memory[];
+  return memory;
+}
+__device__ __forceinline__ uint32_t shared_address(const uint8_t* memory) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+}
+
+__device__ __forceinline__ void copy16(uint32_t target, const void* source, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes));
+}
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+__device__ __forceinline__ void wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 
 struct Strides {
   int orbit, channel, row, column;

@@ -6,7 +6,11 @@
 // table of a tile's copies lies in shared memory; each thread writes and reads its own entries only.
 #include <algorithm>
 
+#ifdef __CUDACC__
 #include "halo_lane.cuh"
+#else
+#include "halo_cta.h"
+#endif
 #include "halo_variants.h"
 #include "halo_warp.h"
 
@@ -14,15 +18,6 @@ namespace halo {
 namespace {
 
 using T = HALO_VARIANT;
-
-__device__ __forceinline__ void copy16(uint32_t target, const void* source, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes));
-}
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N>
-__device__ __forceinline__ void wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
 
 // Issues the copies of one stage after the other, over all tiles of this CTA.
 struct Loader {
@@ -72,8 +67,8 @@ struct Loader {
 __global__ void __launch_bounds__(T::kThreads, T::kResident)
     forward(const uint8_t* x, const uint8_t* weights, const float* bias, void* y,
             const __grid_constant__ Problem p) {
-  extern __shared__ __align__(128) uint8_t memory[];
-  const uint32_t shared = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+  uint8_t* memory = shared_memory();
+  const uint32_t shared = shared_address(memory);
   const Lane machine;
   Loader loader{p,
                 x,
@@ -114,6 +109,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
 }  // namespace
 }  // namespace halo
 
+#ifdef __CUDACC__
 using namespace halo;
 
 // Bytes of the folded weights.
@@ -159,3 +155,4 @@ extern "C" int halo_forward(const void* x, const void* w, int stride_orbit, int 
 }
 
 extern "C" int halo_shared_bytes() { return T::kSharedBytes; }
+#endif

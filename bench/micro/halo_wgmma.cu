@@ -4,13 +4,14 @@
 // zeros outside are the padding, and the packed weights, a stage of channels at a time, over the edges of
 // tiles), and groups that multiply, each its own pixels, all by the same weights. A stage is full when its
 // bytes have arrived, and empty when every multiplying warp has let go of it.
-#include <cuda.h>
-
 #include <algorithm>
 
-#include "halo_lane.cuh"
+#ifdef __CUDACC__
+#include "halo_group.cuh"
+#else
+#include "halo_cta.h"
+#endif
 #include "halo_variants.h"
-#include "halo_wgmma_ops.inc"  // written by halo_build.py
 
 namespace halo {
 namespace {
@@ -19,86 +20,21 @@ using T = HALO_VARIANT;
 
 constexpr int kThreads = 128 * (T::kWarpgroups + 1);
 
-struct GroupLane : Lane {
-  __device__ __forceinline__ void fence() const { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-  __device__ __forceinline__ void commit() const {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-  }
-  template <int N>
-  __device__ __forceinline__ void wait() const {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-  }
-  // Descriptor: K-major, swizzle over the bytes of a pixel, eight rows from one group of rows to the next.
-  template <class Tile>
-  __device__ __forceinline__ void product(float (&d)[Tile::kOrbits / 2], const U (&a)[4],
-                                          uint32_t weights) const {
-    constexpr uint64_t kind = Tile::kPixelBytes == 64 ? 2 : 1;
-    constexpr uint64_t fixed = kind << 62 | uint64_t{Tile::kPixelBytes * 8 / 16} << 32 | uint64_t{1} << 16;
-    wgmma<Tile::kOrbits>(d, a, fixed | (weights & 0x3FFFF) >> 4);
-  }
-};
-
-__device__ __forceinline__ void start_barrier(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
-}
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// The same barrier of another CTA of the cluster.
-__device__ __forceinline__ void arrive_at(uint32_t barrier, int rank) {
-  asm volatile(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
 // Every thread of every CTA of the cluster.
 __device__ __forceinline__ void synchronise() {
   if constexpr (T::kCluster == 1) {
     __syncthreads();
   } else {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+    cluster_barrier();
   }
 }
 __device__ __forceinline__ int rank_in_cluster() { return blockIdx.x % T::kCluster; }
-__device__ __forceinline__ void expect(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void await(uint32_t barrier, uint32_t phase) {
-  asm volatile(
-      "{\n.reg .pred done;\nAGAIN:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra AGAIN;\n}" ::"r"(barrier),
-      "r"(phase)
-      : "memory");
-}
-
-__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, uint32_t barrier, int channel,
-                                         int column, int row, int image) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
-      "%6}], [%2];" ::"r"(to),
-      "l"(map), "r"(barrier), "r"(channel), "r"(column), "r"(row), "r"(image)
-      : "memory");
-}
-__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, int bytes, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
 // To the same place in every CTA of the cluster, whose own barriers count the bytes.
 __device__ __forceinline__ void copy_to_all(uint32_t to, const void* from, int bytes, uint32_t barrier) {
   if constexpr (T::kCluster == 1) {
     copy_bytes(to, from, bytes, barrier);
   } else {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], "
-        "%2, [%3], %4;" ::"r"(to),
-        "l"(from), "r"(bytes), "r"(barrier), "h"(uint16_t((1 << T::kCluster) - 1))
-        : "memory");
+    copy_multicast(to, from, bytes, barrier, uint16_t((1 << T::kCluster) - 1));
   }
 }
 
@@ -200,8 +136,7 @@ __device__ __forceinline__ void consume(const float* bias, void* y, const Proble
 __global__ void __launch_bounds__(kThreads, 1)
     forward(const __grid_constant__ CUtensorMap map, const uint8_t* weights, const float* bias, void* y,
             const __grid_constant__ Problem p) {
-  extern __shared__ uint8_t memory[];
-  const uint32_t start = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+  const uint32_t start = shared_address(shared_memory());
   const uint32_t stages = (start + 1023) & ~1023u;
   const uint32_t full = stages + T::kStages * T::kStageBytes, empty = full + T::kStages * 8;
   if (threadIdx.x == 0) {
@@ -209,47 +144,50 @@ __global__ void __launch_bounds__(kThreads, 1)
       start_barrier(full + stage * 8, 1);
       start_barrier(empty + stage * 8, T::kPixelWarps * T::kCluster);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    publish_barriers();
   }
   synchronise();
   if (threadIdx.x < 128) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    give_registers<24>();
     if (threadIdx.x < 32) produce(&map, weights, p, stages, full, empty);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    take_registers<240>();
     consume(bias, y, p, stages, full, empty);
   }
   if constexpr (T::kCluster > 1) synchronise();  // else a CTA that is gone would be written to
 }
 
 // The map of x: channels, columns, rows, images; boxes of one patch with its halo.
-int tensor_map(CUtensorMap& map, const void* x, const Problem& p) {
-  static decltype(&cuTensorMapEncodeTiled) encode = nullptr;
-  if (!encode) {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult state;
-    if (const auto e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                                        cudaEnableDefault, &state))
-      return e;
-    if (state != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
-    encode = reinterpret_cast<decltype(encode)>(found);
-  }
+template <class Encode>
+bool tensor_map(Encode* encode, CUtensorMap& map, const void* x, const Problem& p) {
   const cuuint64_t sizes[] = {cuuint64_t(p.channels), cuuint64_t(p.width), cuuint64_t(p.height),
                               cuuint64_t(p.batch)};
   const cuuint64_t row = sizes[0] * 2, strides[] = {row, row * sizes[1], row * sizes[1] * sizes[2]};
   const cuuint32_t box[] = {T::kChannels, T::kWidth + 2, T::kHeight + 2, 1}, every[] = {1, 1, 1, 1};
   const auto swizzle = T::kPixelBytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
-  const auto e = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(x), sizes, strides, box,
-                        every, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return e ? cudaErrorInvalidValue : cudaSuccess;
+  return !encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(x), sizes, strides, box, every,
+                 CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
 }  // namespace
 }  // namespace halo
 
+#ifdef __CUDACC__
 using namespace halo;
+
+// The driver's encoder of tensor maps.
+static cudaError_t find_encoder(decltype(&cuTensorMapEncodeTiled)& encode) {
+  if (encode) return cudaSuccess;
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult state;
+  if (const auto e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
+                                                      cudaEnableDefault, &state))
+    return e;
+  if (state != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+  encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  return cudaSuccess;
+}
 
 // Bytes of the folded weights.
 extern "C" int64_t halo_packed_bytes(int channels, int orbits) {
@@ -287,7 +225,9 @@ extern "C" int halo_forward(const void* x, const void* w, int stride_orbit, int 
   }
   if (parts & 2) {
     CUtensorMap map;
-    if (const auto e = tensor_map(map, x, p)) return e;
+    static decltype(&cuTensorMapEncodeTiled) encode = nullptr;
+    if (const auto e = find_encoder(encode)) return e;
+    if (!tensor_map(encode, map, x, p)) return cudaErrorInvalidValue;
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {T::kCluster, 1, 1};
@@ -307,3 +247,4 @@ extern "C" int halo_forward(const void* x, const void* w, int stride_orbit, int 
 }
 
 extern "C" int halo_shared_bytes() { return T::kSharedBytes; }
+#endif

@@ -1,8 +1,11 @@
 // Stems: short contractions without a panel, folded line by line.
 #include "direct_fold.h"
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -14,6 +17,14 @@
 namespace symconv {
 
 namespace {
+
+// Has other threads see results that were streamed before what this one stores next. Fences of C++ order
+// ordinary stores alone.
+inline void publish_streamed() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
 
 // R: the way to run whose kernels store results, of the same element.
 template <class T, class R = T>
@@ -56,7 +67,7 @@ class DirectFold : FoldedLines<T> {
         for (const Fold& fold : folds_)
           run(fold, c, filters.data() + c.group * filters_, products, local, own);
       }
-      std::atomic_thread_fence(std::memory_order_seq_cst);  // of streamed results
+      publish_streamed();
     });
   }
 

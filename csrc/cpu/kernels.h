@@ -152,7 +152,7 @@ struct StoreArgs {
   const Element<T>* bias[kMaxSources];  // null without bias
   bool bias_of_row;                     // bias runs along the rows, else along the columns
   // Past the caches: whole vectors of columns, at multiples of their size in the output, which have to be
-  // made visible to other threads (std::atomic_thread_fence).
+  // made visible to other threads (publish_streamed in direct_fold.cpp).
   bool stream;
 };
 

@@ -2,6 +2,7 @@
 #include "multiply.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "prepared.h"
 #include "runs.h"
@@ -353,6 +354,7 @@ class Multiplier {
 
 template <class T>
 std::shared_ptr<const Prepared<T>> prepare(MultiplyShape shape, int64_t threads) {
+  static_assert(!std::is_copy_constructible_v<Prepared<T>> && !std::is_copy_assignable_v<Prepared<T>>);
   return std::make_shared<const Prepared<T>>(std::move(shape), threads);
 }
 

@@ -15,6 +15,10 @@ struct View {
   T* data;
   int64_t batch_stride, channel_stride;
   Triple stride;
+  int64_t origin = 0;  // index of the element at `data`, where a part stands for the whole
+
+  // The element at an index, the sum of its positions times the strides.
+  T* at(int64_t index) const { return data + (index - origin); }
 };
 
 // How the anchors of a phase are cut into boxes. Axis order[0] is outermost; with an offset axis it

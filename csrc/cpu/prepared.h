@@ -42,6 +42,9 @@ struct Prepared : MultiplyShape {
     }
     for (int64_t c = 0; c < columns; ++c) channel_offset.push_back(c * out_channel_stride);
   }
+  // The phases point into the plan, which a copy would have of its own.
+  Prepared(const Prepared&) = delete;
+  Prepared& operator=(const Prepared&) = delete;
 
   static constexpr int kDepth = Format<T>::depth;
   static constexpr int64_t kWordBytes = sizeof(Word<T>);

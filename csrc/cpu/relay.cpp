@@ -43,7 +43,7 @@ void copy_in(const at::Tensor& far, int64_t image, int64_t first, const at::Tens
   using E = Element<T>;
   const Run run(near);
   const int64_t all = far[0][0].numel(), step = far.stride(1);
-  const E* const from = static_cast<const E*>(far.const_data_ptr()) + image * far.stride(0) + first;
+  const E* const from = static_cast<const E*>(far.const_data_ptr()) + image * far.stride(0);
   E* const to = static_cast<E*>(near.data_ptr());
   const int64_t begin = std::max<int64_t>(0, -first), end = std::min(run.positions, all - first);
   for_positions(run, [&](int64_t b, int64_t position, int64_t count) {
@@ -52,8 +52,8 @@ void copy_in(const at::Tensor& far, int64_t image, int64_t first, const at::Tens
     const int64_t past = std::clamp(end - position, there, count);
     std::fill_n(out, there * run.channels, E{});
     if (past > there)
-      select_kernels<T>().stage_line(from + b * far.stride(0) + position + there, 1, step, past - there,
-                                     run.channels, out + there * run.channels, run.channels);
+      select_kernels<T>().stage_line(from + b * far.stride(0) + (first + position + there), 1, step,
+                                     past - there, run.channels, out + there * run.channels, run.channels);
     std::fill_n(out + past * run.channels, (count - past) * run.channels, E{});
   });
 }

@@ -209,9 +209,9 @@ class Scatterer : public ScatterRelaid<T> {
   // --- results ---
 
   Element<T>* result(const Task& t, int64_t o, int64_t channel) const {
-    return m_.out.data + t.image * m_.out.batch_stride + t.deep * m_.out.stride[plan_.deep] +
-           o * m_.out.stride[plan_.outer] + t.first * m_.out.stride[plan_.inner] +
-           channel * m_.out.channel_stride;
+    const View<Element<T>>& y = m_.out;
+    return y.at(t.image * y.batch_stride + t.deep * y.stride[plan_.deep] + o * y.stride[plan_.outer] +
+                t.first * y.stride[plan_.inner] + channel * y.channel_stride);
   }
 
   // Line `o` of the members that differ in the axis which the sums are over (and in the folded one); `member`

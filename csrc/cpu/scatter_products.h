@@ -79,17 +79,19 @@ class ScatterProducts : public ScatterSource<T> {
     GemmArgs<Word<T>> g{};
     g.lda = p_.direct ? q_.stride[plan_.inner] * stride / kDepth : r.panel_ld * (plan_.summed ? 1 : along.a);
     g.ldb = matrix.ld, g.ldc = plan_.summed ? r.product_ld : p_.sums_ld;
+    // A line that is there: where lines are relaid not all are.
+    const int64_t there = p_.relaid ? local.have_begin : 0;
     const Word<T>* origin =
-        p_.direct
-            ? reinterpret_cast<const Word<T>*>(this->source(t, 0, 0) + this->position(c, span.begin) * stride)
-            : local.panel + r.panel + filtered * r.panel_product;
+        p_.direct ? reinterpret_cast<const Word<T>*>(this->source(
+                        t, 0, there, positions ? this->position(c, span.begin) : local.stage_begin))
+                  : local.panel + r.panel + filtered * r.panel_product;
     const auto offset = [&](const ScatterTerm& term, int64_t line) {
       if (!plan_.summed)
         return ((line - lines.at) * p_.panel_rows(c) + along.b[term.tap] - along.b[0]) * r.panel_ld +
                term.slot * p_.rows;
       if (p_.direct)
         return ((deep.a * t.deep + deep.b[p_.groups[term.group].tap]) * m_.source.stride[plan_.deep] +
-                line * m_.source.stride[plan_.outer]) /
+                (line - there) * m_.source.stride[plan_.outer]) /
                kDepth;
       return (line - lines.at) * positions * r.panel_ld + term.slot * p_.rows;
     };

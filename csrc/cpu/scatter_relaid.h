@@ -44,15 +44,17 @@ class ScatterRelaid : public ScatterProducts<T> {
     }
     turn_source(t, begin, next, end, local);
     local.have_begin = begin, local.have_end = std::max(begin, end);
-    local.near.source.data = local.stage - begin * p_.stage_ld - (local.stage_begin + t.group) * q_.channels;
+    local.near.source.data = local.stage;
+    local.near.source.origin = begin * p_.stage_ld + (local.stage_begin + t.group) * q_.channels;
   }
 
   // Results of line `o` are stored next, behind those that are there.
   void aim(const Task& t, int64_t o, Local& local) const {
     if (!p_.relaid) return;
     if (local.made_begin == local.made_end) local.made_begin = local.made_end = o;
-    local.near.out.data = local.turned - local.made_begin * local.near.out.stride[plan_.outer] -
-                          (t.first + t.group) * p_.turned_ld;
+    local.near.out.data = local.turned;
+    local.near.out.origin =
+        local.made_begin * local.near.out.stride[plan_.outer] + (t.first + t.group) * p_.turned_ld;
   }
 
   // So many lines were. They go where they belong when there is no room for as many again, or with 0.

@@ -48,11 +48,11 @@ class ScatterSource {
 
   bool inside(int axis, int64_t at) const { return at >= 0 && at < q_.in[axis]; }
 
-  // First position of a line in the source.
-  const Element<T>* source(const Task& t, int64_t deep, int64_t outer) const {
-    return m_.source.data + t.image * m_.source.batch_stride +
-           t.group * q_.channels * m_.source.channel_stride + deep * m_.source.stride[plan_.deep] +
-           outer * m_.source.stride[plan_.outer];
+  // A position of a line in the source.
+  const Element<T>* source(const Task& t, int64_t deep, int64_t outer, int64_t inner) const {
+    const View<const Element<T>>& x = m_.source;
+    return x.at(t.image * x.batch_stride + t.group * q_.channels * x.channel_stride +
+                deep * x.stride[plan_.deep] + outer * x.stride[plan_.outer] + inner * x.stride[plan_.inner]);
   }
 
   // Do any of a group's source positions exist?
@@ -104,8 +104,8 @@ class ScatterSource {
       for (int64_t l = 0; l < lines && inside(plan_.deep, m.a * t.deep + m.b[k]); ++l)
         if (inside(plan_.outer, at + l))
           p_.kernels.stage_line(
-              source(t, m.a * t.deep + m.b[k], at + l) + local.stage_begin * m_.source.stride[plan_.inner],
-              m_.source.channel_stride, m_.source.stride[plan_.inner], q_.channels, local.stage_count,
+              source(t, m.a * t.deep + m.b[k], at + l, local.stage_begin), m_.source.channel_stride,
+              m_.source.stride[plan_.inner], q_.channels, local.stage_count,
               local.stage + k * q_.channels * p_.stage_ld + l * local.stage_count, p_.stage_ld);
   }
 
@@ -141,10 +141,10 @@ class ScatterSource {
         const bool there = inside(plan_.deep, deep) && inside(plan_.outer, at + line);
         run.source[line][s] = local.zeros;
         if (!there) continue;
-        const int64_t first = position(c, span.begin) - (p_.turned ? local.stage_begin : 0);
-        run.source[line][s] = first * stride + (p_.turned ? local.stage + tap * q_.channels * p_.stage_ld +
-                                                                line * local.stage_count
-                                                          : source(t, deep, at + line));
+        const int64_t first = position(c, span.begin);
+        run.source[line][s] = p_.turned ? local.stage + tap * q_.channels * p_.stage_ld +
+                                              line * local.stage_count + (first - local.stage_begin)
+                                        : source(t, deep, at + line, first);
         run.position_step[line][s] = q_.stride[plan_.inner] * stride;
         run.channel_step[line][s] = p_.turned ? p_.stage_ld : m_.source.channel_stride;
       }
@@ -177,7 +177,7 @@ class ScatterSource {
         std::fill_n(panel + (i - from) * ld, p_.rows * kDepth, Stored<T>{});
     if (first == last) return;
     RunArgs<T> run{};
-    run.source[0][0] = source(t, m.a * t.deep + m.b[g.tap], at) + first * stride;
+    run.source[0][0] = source(t, m.a * t.deep + m.b[g.tap], at, first);
     run.position_step[0][0] = stride, run.channel_step[0][0] = m_.source.channel_stride;
     run.out[0] = panel + (first - from) * ld, run.ld = ld;
     run.positions = last - first, run.channels = q_.channels;

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ..checks import DtypeError, ShapeError, check_bool, check_is_tensor
-from ..tables import Table
+from ..tables import Report, Table
 from .arguments import axis_mask
 from .views import Chunks, Mirror, Shifts, Views
 
@@ -24,7 +24,7 @@ _Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
-class Consistency:
+class Consistency(Report):
     """How often predictions agree, with its uncertainty; `str` is one line, `table` a table of one row."""
 
     transformation: str

@@ -12,7 +12,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from ..tables import Table
+from ..tables import Report, Table
 from .arguments import integer
 from .example import LETTERS, check_model, check_values, device_of, example, moved, transform_names
 from .measuring import Measured, Measurement, exact_everywhere, measure, mirror_dim
@@ -67,7 +67,7 @@ class LayerEquivariance:
 
 
 @dataclass(frozen=True)
-class EquivarianceReport:
+class EquivarianceReport(Report):
     """See `equivariance_report`; `print` shows the verdict, then the layers."""
 
     input_size: tuple[int, ...]
@@ -157,7 +157,7 @@ class EquivarianceReport:
             cells.append(" ".join(t for t in self.transforms if not row.exact.get(t, True)) or "-")
             cells += [_error(errors[t]) for errors in (row.geometry, row.model) for t in self.transforms]
             rows.append(cells)
-        return Table(f"equivariance at {_times(self.input_size)}", columns, rows, self._reasons())
+        return Table(self.verdict(), columns, rows, self._reasons())
 
     def _reasons(self) -> list[str]:
         """One line for each layer and reason, with the transforms that it concerns."""
@@ -167,9 +167,6 @@ class EquivarianceReport:
                 lines.setdefault((row.layer, why), []).append(t)
         reasons = [f"{layer}, {' '.join(dict.fromkeys(ts))}: {why}" for (layer, why), ts in lines.items()]
         return [*reasons, *self.notes]
-
-    def __str__(self) -> str:
-        return f"{self.verdict()}\n\n{self.table()}"
 
 
 def equivariance_report(

@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from ..checks import DtypeError, ShapeError, check_bool
 from ..conversion.expand import _compute_weight
 from ..modules import still
-from ..tables import Table
+from ..tables import Report, Table
 from .arguments import integer
 from .null import SymmetryNull, mirrored_taps, score, symmetry_null, transformations
 
@@ -39,7 +39,7 @@ class SymmetryScore:
 
 
 @dataclass(frozen=True)
-class KernelSymmetry:
+class KernelSymmetry(Report):
     """The symmetry of a mean kernel; see `kernel_symmetry`."""
 
     kernel_size: tuple[int, ...]
@@ -93,10 +93,6 @@ class KernelSymmetry:
             [[name, *found.cells()] for name, found in rows],
             [f"by chance: mean ± standard deviation of {len(self.null.samples)} Gaussian kernels"],
         )
-
-    def __str__(self) -> str:
-        """The table as plain text."""
-        return str(self.table())
 
 
 def percent(value: float) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..channels import Space, Spaces, find_spaces
 from ..conversion import to_torch
 from ..extras import need
-from ..tables import Table
+from ..tables import Report, Table
 from .arguments import axis_mask
 from .merging import (
     Goals,
@@ -69,7 +69,7 @@ class SpaceMatch:
 
 
 @dataclass(frozen=True)
-class MirroredReport:
+class MirroredReport(Report):
     """What `match_mirrored` found; `str` is the table of networks, `matches_table` that of spaces."""
 
     axis: str
@@ -106,9 +106,6 @@ class MirroredReport:
             for match in self.matches
         ]
         return Table(f"channels matched with those of the mirror image along {self.axis}", columns, rows)
-
-    def __str__(self) -> str:
-        return str(self.table())
 
 
 def _barriers(row: MirroredRow) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..modules import _Symmetric
-from ..tables import Table
+from ..tables import Report, Table
 from .kernels import KernelSymmetry, is_convolution, kernel_symmetry
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class LayerSymmetry:
 
 
 @dataclass(frozen=True)
-class SymmetryProfile:
+class SymmetryProfile(Report):
     """What `symmetry_profile` found: `layers` in order; as a table, `table`, and as a figure, `figure`."""
 
     model: str
@@ -81,10 +81,6 @@ class SymmetryProfile:
             yield "* strided"
         if any(layer.tie for layer in self.layers):
             yield "a tie makes filters symmetric by construction, whatever was learnt"
-
-    def __str__(self) -> str:
-        """The table as plain text."""
-        return str(self.table())
 
     def figure(self) -> Figure:
         """Mean kernels as pictures, and S by depth over what chance gives; strided layers have a star.

@@ -8,11 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import _cpu, settings  # type: ignore[attr-defined]
+from .. import native, settings
 from ..problem import Problem, allocate
 from . import cpu_cost, cpu_depthwise, cpu_direct, cpu_relayout, cpu_scatter, cpu_torch, torch_conv
 
 NAME = "cpu"
+_cpu = native.module
+if _cpu is None:
+    raise ImportError(native.missing())
 _NATIVE = ("fold", "winograd", "scatter", "scatter_winograd", *cpu_direct.ALGORITHMS)
 ALGORITHMS = (*_NATIVE, cpu_relayout.NAME, "expand")
 
@@ -23,7 +26,6 @@ _MARGIN, _MARGIN_NARROW, _NARROW = 1.1, 1.5, 8
 _KEPT_SECONDS = 2.4e-6
 
 _DEPTHWISE = "a depthwise layer (one input channel in each group) has kernels of its own"
-_VECTOR_BYTES = {"avx512_bf16": 64, "avx512": 64, "avx2": 32, "baseline": 16}
 
 
 clear_workspace = _cpu.clear_workspace
@@ -53,7 +55,7 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     if algorithm in cpu_direct.ALGORITHMS:
         if cpu_depthwise.applies(problem):
             return _DEPTHWISE
-        return cpu_direct.why_not(problem, op, algorithm, _VECTOR_BYTES[_cpu.isa()])
+        return cpu_direct.why_not(problem, op, algorithm, cpu_cost.lanes(problem))
     return None
 
 
@@ -95,6 +97,7 @@ def _why_no_winograd(problem: Problem, op: str, algorithm: str) -> str | None:
 
 def estimate(problem: Problem, op: str, algorithm: str) -> float:
     """Seconds, from the fitted models of `cpu_cost` and `cpu_depthwise`; infinite where nothing was measured."""
+    cpu_cost.say_if_unmeasured()
     if algorithm == "expand":
         return cpu_torch.seconds(problem, op)
     if cpu_depthwise.applies(problem):

@@ -7,9 +7,10 @@ moved. The rates in `cpu_rates.py` were fitted to measurements by `python -m ben
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,10 +26,15 @@ try:
 except ImportError:
     _cpu = None
 
-CAPABILITY = torch.backends.cpu.get_cpu_capability()
-"""Vectors of this CPU, which decide on counts and rates. The fit sets it to that of the rows it fits."""
+_CAPABILITIES = {"avx512_bf16": "AVX512", "avx512": "AVX512", "avx2": "AVX2", "baseline": "DEFAULT"}
+
+TORCH_CAPABILITY = torch.backends.cpu.get_cpu_capability()
+"""Vectors of torch's own kernels (ATEN_CPU_CAPABILITY lowers them), which decide on its counts and rates."""
+CAPABILITY = TORCH_CAPABILITY if _cpu is None else _CAPABILITIES[_cpu.isa()]
+"""The same of the native kernels (SYMCONV_FAST_ISA lowers them), by torch's names."""
 
 _VECTOR_BYTES = {"AVX512": 64, "AVX2": 32}
+_NEAREST = "AVX2"  # to a capability that was not measured
 _COLD_WEIGHT_SECONDS = 0.5e-9
 # torch's convolution in a wider type (one Zen 3 core, 2026-11-21): three conversions, an element of each, and float64
 # beside float32, where 2 to 10 was seen.
@@ -42,6 +48,27 @@ LAYOUTS = (
 FEATURES = ("call", "activations", *(f"{layout}/{name}" for layout in LAYOUTS for name in _PASS))
 
 SERIAL = ("call", *(f"{layout}/pass" for layout in LAYOUTS))  # whatever the threads
+
+
+def assume(capability: str) -> None:
+    """Count and estimate as on a CPU with such vectors, whatever this one has: the fit does, for the rows it fits."""
+    global CAPABILITY, TORCH_CAPABILITY
+    CAPABILITY = TORCH_CAPABILITY = capability
+
+
+@cache
+def say_if_unmeasured() -> None:
+    """One warning a process where rates are those of another kind of CPU: SSE2, NEON and whatever comes."""
+    kernels = (
+        () if _cpu is None or CAPABILITY in RATES else (f"native kernels with {_cpu.isa()} instructions",)
+    )
+    torchs = () if TORCH_CAPABILITY in RATES else (f"torch's with {TORCH_CAPABILITY}",)
+    if kernels or torchs:
+        warnings.warn(
+            f"symconv_fast: nothing was measured of {' and '.join((*kernels, *torchs))}. Estimates are those for "
+            f"{_NEAREST}, so that the quickest may not be chosen; symconv_fast.backend() pins what you find quicker",
+            stacklevel=2,
+        )
 
 
 class Contraction(NamedTuple):
@@ -68,8 +95,17 @@ def contractions(problem: Problem, op: str) -> list[Contraction]:
 
 
 def lanes(problem: Problem) -> int:
-    """Sums in a vector; those of 16-bit types are float32."""
-    return _VECTOR_BYTES.get(CAPABILITY, 16) // max(4, problem.dtype.itemsize)
+    """Sums in a vector of the native kernels; those of 16-bit types are float32."""
+    return _lanes(problem, CAPABILITY)
+
+
+def torch_lanes(problem: Problem) -> int:
+    """The same of torch's kernels."""
+    return _lanes(problem, TORCH_CAPABILITY)
+
+
+def _lanes(problem: Problem, capability: str) -> int:
+    return _VECTOR_BYTES.get(capability, 16) // max(4, problem.dtype.itemsize)
 
 
 def own_kind(problem: Problem, op: str, kind: str, dtype: str) -> str:
@@ -87,18 +123,19 @@ def has_own_rates(problem: Problem, op: str, kind: str) -> bool:
 def _own(problem: Problem, op: str, kind: str) -> dict[str, float] | None:
     if problem.dtype.itemsize > 2:
         return None
-    return RATES[_measured_as()].get(own_kind(problem, op, kind, dtype_name(problem.dtype)))
+    return _table(RATES, kind).get(own_kind(problem, op, kind, dtype_name(problem.dtype)))
 
 
 def rates(problem: Problem, op: str, kind: str) -> dict[str, float]:
     """Nanoseconds a unit, by the names in FEATURES; empty where nothing was measured."""
     own = _own(problem, op, kind)
-    return RATES[_measured_as()].get(kind, {}) if own is None else own
+    return _table(RATES, kind).get(kind, {}) if own is None else own
 
 
-def _measured_as() -> str:
-    """The nearest capability that was measured."""
-    return CAPABILITY if CAPABILITY in RATES else "AVX2"
+def _table(tables: dict[str, dict[str, Any]], kind: str) -> dict[str, Any]:
+    """That of the vectors which a kind runs with, or of the nearest ones that were measured."""
+    capability = TORCH_CAPABILITY if kind.startswith("torch") else CAPABILITY
+    return tables[capability if capability in tables else _NEAREST]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -258,7 +295,7 @@ def torch_counts(problem: Problem) -> dict[str, float]:
     """Work of one pass by expanding the filters and torch's convolution."""
     counts = dict.fromkeys(FEATURES, 0.0)
     counts["call"] = 1
-    counts["pixels/multiply_adds"] = problem.macs_dense / lanes(problem)
+    counts["pixels/multiply_adds"] = problem.macs_dense / torch_lanes(problem)
     counts["pixels/weights"] = math.prod(problem.expanded_shape)
     counts["activations"] = _activations(problem)
     return counts
@@ -279,7 +316,7 @@ def native_kind(problem: Problem, op: str, algorithm: str) -> str:
     deep = "/3d" if problem.ndim == 3 and kind in ("fold", "winograd") else ""
     place = f"{kind}/{op}{'/strided' if _is_strided(problem, op, algorithm) else deep}"
     own = place.replace("winograd", filtering)
-    return own if own in RATES[_measured_as()] else place
+    return own if own in _table(RATES, own) else place
 
 
 def _is_strided(problem: Problem, op: str, algorithm: str) -> bool:
@@ -352,7 +389,7 @@ def call_seconds(problem: Problem, op: str, algorithm: str) -> float:
 
 def torch_seconds(problem: Problem, op: str) -> float:
     """Estimate for the reference: expanded filters and torch's convolution, in the type in which it is asked."""
-    return _torch_seconds(problem, op, CAPABILITY, torch.get_num_threads())
+    return _torch_seconds(problem, op, TORCH_CAPABILITY, torch.get_num_threads())
 
 
 @lru_cache(maxsize=64)
@@ -397,7 +434,7 @@ def _seconds(counts: dict[str, float], kind: str, problem: Problem, op: str) -> 
     factor, call = 1.0, 0.0
     if problem.dtype.itemsize == 2 and not has_own_rates(problem, op, kind):
         place = factor_kind(problem, op, kind, dtype_name(problem.dtype))
-        factor, call = FACTORS[_measured_as()].get(place, (1.0, 0.0))
+        factor, call = _table(FACTORS, kind).get(place, (1.0, 0.0))
     return (serial + call + factor * shared / max(1, torch.get_num_threads())) * 1e-9
 
 

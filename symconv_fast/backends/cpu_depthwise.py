@@ -65,7 +65,7 @@ def torch_seconds(problem: Problem, op: str) -> float:
     p = problem
     single = p.out_channels == p.groups and asked_in(p, op).itemsize <= 4 and p.ndim < 3
     call, vector, element = (_TORCH_SINGLE if single else _TORCH_MULTIPLE)[_layout(p), op]
-    lanes = cpu_cost.lanes(p)
+    lanes = cpu_cost.torch_lanes(p)
     shared = p.macs_dense / lanes * vector + _moved(p, 2) * element
     return (call + shared / max(1, torch.get_num_threads())) * 1e-9 + cpu_cost.widening_seconds(p, op)
 

@@ -16,8 +16,8 @@ ALGORITHMS = ("direct", *FOLDS)
 MOST_CHANNELS = 4  # as kDirectChannels in csrc/cpu/direct.h
 
 
-def why_not(problem: Problem, op: str, algorithm: str, vector_bytes: int) -> str | None:
-    """Why an algorithm cannot run, or None. Depthwise layers are left to their own kernels."""
+def why_not(problem: Problem, op: str, algorithm: str, lanes: int) -> str | None:
+    """Why an algorithm cannot run with so many sums in a vector, or None. Depthwise layers are left to others."""
     if problem.transposed:
         return "a transposed layer"
     if problem.in_channels > MOST_CHANNELS * problem.groups:
@@ -26,7 +26,6 @@ def why_not(problem: Problem, op: str, algorithm: str, vector_bytes: int) -> str
         return "the output is not channels_last"
     if op == "fprop" and algorithm == "direct" and problem.dtype.itemsize == 2:
         return f"forward float32 and float64 alone, not {str(problem.dtype)[6:]}"
-    lanes = vector_bytes // max(4, problem.dtype.itemsize)
     if problem.out_channels // problem.groups % lanes:
         return f"the filters of a group do not fill vectors of {lanes}"
     return None if algorithm == "direct" else _why_no_fold(problem, op, algorithm)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
-from ..tables import Table
+from ..tables import Report, Table
 from .estimate import Cost, total
-
-if TYPE_CHECKING:
-    import rich.console
-
-_COSTS = (8, 9, 10, 11)
-"""The columns of the table that need an `example_input`."""
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One convolution. `symmetry` is None where it was left alone, for `reason`.
+    """One convolution. `symmetry` is the tie as text, such as "'hv'" or "{'h': '50%'}".
+
+    It is None where the layer was left alone, for `reason`.
 
     `lost` is ‖w − tied‖² / ‖w‖² of the nearest tied filters, 0 to 1, and `lost_random` what random filters of the same
     size lose when they are matched in the same way. `order` says how filters came into orbits: "matched" (the
@@ -42,7 +36,7 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class ConversionReport:
+class ConversionReport(Report):
     """Every convolution of the model, and totals. `print(report)` is a table; `layers` are the data.
 
     `parameters_before` and `parameters` are those of the whole model. `notes` say what kept the report, or the
@@ -80,21 +74,6 @@ class ConversionReport:
         rows.append(self._totals(timed))
         return Table(self._title(), columns, rows, (*self._explained(timed), *self.notes))
 
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> rich.console.Group:
-        """For `rich.print`: the table, in two where costs are known, so that terminals are wide enough for them."""
-        from rich.console import Group
-
-        whole = self.table()
-        if not self._timed:
-            return Group(whole)
-        first = [i for i in range(len(whole.columns)) if i not in (1, *_COSTS)]
-        return Group(
-            _picked(replace(whole, notes=()), first), _picked(replace(whole, title=""), [0, *_COSTS])
-        )
-
     @property
     def _timed(self) -> bool:
         return any(layer.calls is not None for layer in self.layers)
@@ -130,12 +109,6 @@ class ConversionReport:
                 "MACs of one forward pass; forward and step: estimated times as fast as torch's layers."
             )
         return notes
-
-
-def _picked(table: Table, places: Sequence[int]) -> Table:
-    """Some columns of a table."""
-    rows = [[row[i] for i in places] for row in table.rows]
-    return replace(table, columns=[table.columns[i] for i in places], rows=rows)
 
 
 def _row(layer: LayerReport, timed: bool) -> list[str]:

@@ -1,66 +1,50 @@
-"""Triton kernels for GPUs: the parity fold forward and the gather-sum backward, or each filter by itself.
-
-The estimates are a model with rates of an H200; see docs/gpu.md for what was measured there.
-"""
+"""Triton kernels for GPUs. What is here tells whether they can run, and does not import Triton, which takes 0.1 s."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
+from functools import cache
+from types import ModuleType
+
 import torch
-from torch import Tensor
 
-from ...problem import Problem
-from .. import misplaced
-from . import interpreted, model, run
-from .geometry import geometry
-from .launch import Options, refusal
-
-NAME = "triton"
-ALGORITHMS = ("fold", "direct")
-
-_LEAST_CAPABILITY = (8, 0)
+_TRUE = ("1", "true", "yes", "on", "y")
 
 
-def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
-    """Why not, or None. Every geometry and dtype runs; depthwise layers, and what has no tile, have `direct` alone."""
-    reason = misplaced(NAME, problem.device)
-    if reason is not None:
-        return reason
-    if problem.device == "cuda":
-        if not torch.version.hip and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
-            return "the GPU is older than compute capability 8.0"
-        options = Options(arch=run.architecture(torch.device(problem.device)), precision=run.precision())
-        if why := refusal(problem, op, algorithm, options):
-            return why
-    if algorithm == "fold" and geometry(problem).depthwise:
-        return "a depthwise layer has nothing to contract but its taps, so folding saves nothing there"
-    return None
+@cache
+def missing() -> str | None:
+    """Why no problem can run on this backend here, or None."""
+    if _interpreting():
+        return None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is built without CUDA and ROCm"
+    return None if torch.cuda.is_available() else "torch finds no GPU"
 
 
-def estimate(problem: Problem, op: str, algorithm: str) -> float:
-    """Seconds by the model of `model.seconds`; under the interpreter so many that nothing is sent there unasked."""
-    if interpreted.ACTIVE:
-        return model.INTERPRETED_SECONDS
-    device = torch.device(problem.device)
-    return model.seconds(problem, op, algorithm, run.architecture(device), run.precision())
+def misplaced(device: str) -> str | None:
+    """Why this backend runs nothing on this type of device, or None."""
+    if device == "cuda":
+        return None
+    if device != "cpu":
+        return f"the tensors are on {device}, not on a CUDA or ROCm GPU"
+    if _interpreting():
+        return None
+    return "the tensors are on the CPU (set TRITON_INTERPRET=1 to run the kernels there, slowly, for tests)"
 
 
-def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Output (N, out_channels, *out_spatial)."""
-    return run.fprop(problem, algorithm, input, weight, bias)
+def load() -> ModuleType:
+    """The backend itself. Raises ImportError without Triton."""
+    return importlib.import_module(f"{__name__}.backend")
 
 
-def fprop_activated(
-    problem: Problem, algorithm: str, activation: str, input: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """`fprop` with the activation applied before the one rounding of the output."""
-    return run.fprop(problem, algorithm, input, weight, bias, activation)
-
-
-def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the input, (N, C, *spatial)."""
-    return run.dgrad(problem, algorithm, grad_output, weight)
-
-
-def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
-    """Gradient of the reduced weight."""
-    return run.wgrad(problem, algorithm, grad_output, input)
+def _interpreting() -> bool:
+    """Do the kernels run in Triton's interpreter? That is decided for good when they are imported."""
+    kernels = sys.modules.get(f"{__name__}.interpreted")
+    if kernels is not None:
+        return bool(kernels.ACTIVE)
+    knobs = getattr(sys.modules.get("triton"), "knobs", None)
+    if knobs is not None:
+        return bool(knobs.runtime.interpret)
+    return os.environ.get("TRITON_INTERPRET", "").lower() in _TRUE

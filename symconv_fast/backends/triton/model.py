@@ -13,7 +13,7 @@ import math
 import torch
 
 from ...problem import Problem
-from .. import reference
+from .. import gpu_cost, reference
 from ..gpu_cost import RATES
 from . import configs, launch
 from .geometry import Geometry, Segment, geometry
@@ -38,7 +38,6 @@ TORCH_CHANNELS = 24
 SCALAR_SHARE, TORCH_SCALAR_SHARE = 0.3, 0.7
 # Of the memory bandwidth, for depthwise layers.
 DEPTHWISE_SHARE, TORCH_DEPTHWISE_SHARE = 0.4, 0.15
-LAUNCH_SECONDS = 6e-6
 EXPAND_SECONDS = 4e-6  # for each member of the largest orbits, by copies that torch launches
 MARGIN = 1.1
 
@@ -70,14 +69,14 @@ def _torch(problem: Problem, arch: str, precision: str) -> float:
     moved = problem.bytes / RATES[arch].bandwidth
     if g.depthwise:
         return expanding + moved / TORCH_DEPTHWISE_SHARE
-    return expanding + LAUNCH_SECONDS + max(problem.macs_dense / (rate * share), moved)
+    return expanding + gpu_cost.LAUNCH_SECONDS + max(problem.macs_dense / (rate * share), moved)
 
 
 def _ours(problem: Problem, op: str, algorithm: str, arch: str, precision: str) -> float:
     g = geometry(problem)
     moved = problem.bytes / RATES[arch].bandwidth
     if g.depthwise:
-        return LAUNCH_SECONDS + moved / DEPTHWISE_SHARE
+        return gpu_cost.LAUNCH_SECONDS + moved / DEPTHWISE_SHARE
     rate, units = _rate(problem, arch, precision)
     launches = launch.plan(problem, op, algorithm, options=Options(arch=arch, precision=precision)).launches
     products = problem.macs_folded if algorithm == "fold" else problem.macs_dense
@@ -85,7 +84,7 @@ def _ours(problem: Problem, op: str, algorithm: str, arch: str, precision: str) 
     if units:
         total = max(total, sum(_cache_seconds(problem, g, step, arch) for step in launches))
     copies = sum(2 * n for n in _copied(problem)) * problem.dtype.itemsize / RATES[arch].bandwidth
-    return len(launches) * LAUNCH_SECONDS + max(total, moved) + copies
+    return len(launches) * gpu_cost.LAUNCH_SECONDS + max(total, moved) + copies
 
 
 def _cache_seconds(problem: Problem, g: Geometry, step: Launch, arch: str) -> float:

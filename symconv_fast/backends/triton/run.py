@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -75,12 +76,18 @@ def finish(problem: Problem, result: Tensor) -> Tensor:
 
 
 def execute(plan: Plan, tensors: dict[str, Tensor]) -> None:
-    """Allocate the working memory of a plan and launch its kernels in order."""
+    """Allocate the working memory of a plan and launch its kernels in order, on the device of the tensors."""
     device = next(iter(tensors.values())).device
     for buffer in plan.buffers:
         tensors[buffer.name] = torch.empty(buffer.elements, dtype=buffer.dtype, device=device)
-    for step in plan.launches:
-        _start(step, tensors)
+    with _current(device):
+        for step in plan.launches:
+            _start(step, tensors)
+
+
+def _current(device: torch.device) -> AbstractContextManager[None]:
+    """Makes a GPU the current one for a while: that is where Triton launches, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _start(step: Launch, tensors: dict[str, Tensor]) -> None:
