@@ -55,6 +55,11 @@ def memory_format(ndim: int, channels_last: bool) -> torch.memory_format:
     return torch.channels_last if ndim == 2 else torch.channels_last_3d
 
 
+def format_of(tensor: Tensor) -> torch.memory_format:
+    """The memory format that the strides of a (N, C, *spatial) tensor, or of a weight, suggest."""
+    return memory_format(tensor.dim() - 2, suggests_channels_last(tensor))
+
+
 def allocate(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
     """An uninitialised result (N, C, *spatial) with the dtype and device of `like`; real and fake kernels use it."""
     fmt = memory_format(len(shape) - 2, channels_last)

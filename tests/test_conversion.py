@@ -164,6 +164,17 @@ def test_what_a_layer_has_carries_over() -> None:
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("cls", [nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d])
+def test_the_way_back_keeps_the_memory_format(cls: Any) -> None:
+    last = torch.channels_last_3d if cls is nn.Conv3d else torch.channels_last
+    model = nn.Sequential(cls(6, 8, 3)).to(memory_format=last)
+    tied, report = convert(model, "h", min_channels=1)
+    assert report.layers[0].order == "matched, index"
+    weight = revert(tied)[0].weight
+    assert weight.stride() == model[0].weight.stride()
+    assert weight.is_contiguous(memory_format=last)
+
+
 def test_a_hook_sees_the_channels_that_it_saw() -> None:
     model = stack().double().eval()
     x = torch.randn(2, 2, 9, 9, dtype=torch.float64)

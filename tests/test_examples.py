@@ -52,8 +52,10 @@ def run(name: str, told: str, folder: Any, *options: str) -> tuple[str, Any]:
     text = "\n".join(lines)
     assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     written = (folder / f"{name}.txt").read_text()
-    assert [line for line in written.splitlines() if line] == [line for line in lines if line][:-1]
-    assert lines[-1].startswith("Written: ")
+    *shown, warning, last_line = [line for line in lines if line]
+    assert [line for line in written.splitlines() if line] == shown
+    assert warning.startswith("A quick run: ")
+    assert last_line.startswith("Written: ")
     assert max(map(len, written.splitlines())) <= 160
     return text, json.loads(last)
 
@@ -129,7 +131,7 @@ def test_what_is_missing_or_wrong_is_said_in_one_sentence():
         "'The face detectors of this example need facenet-pytorch: pip install --no-deps facenet-pytorch' []"
     )
     assert mlxtend == (
-        '"This example needs the package mlxtend: pip install mlxtend, or all that is optional here with '
-        "pip install 'symconv_fast[demo]'\" []"
+        "'This example needs the package mlxtend: pip install mlxtend (all that is optional is the extra [demo] of "
+        "this package)' []"
     )
     assert os.sep not in mlxtend

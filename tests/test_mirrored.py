@@ -14,6 +14,7 @@ import zoo
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.data import DataLoader, TensorDataset
 
 import symconv_fast as sf
 from symconv_fast.analysis import match_mirrored
@@ -455,6 +456,16 @@ def test_dense_targets() -> None:
     output = model.eval()(data[0][0]).detach()
     assert row.loss == pytest.approx(float(F.cross_entropy(output, data[0][1])))
     assert row.accuracy == pytest.approx(float((output.argmax(1) == data[0][1]).double().mean()))
+
+
+def test_random_numbers_that_a_loader_draws_are_put_back() -> None:
+    data = TensorDataset(torch.randn(8, 2, 5, 5, dtype=torch.float64), torch.randint(4, (8,)))
+    loader = DataLoader(data, 4, shuffle=True)
+    model, before = three_convs(), torch.get_rng_state()
+    match_mirrored(model, loader, progress=False)
+    assert torch.equal(before, torch.get_rng_state())
+    next(iter(loader))
+    assert not torch.equal(before, torch.get_rng_state())  # it does draw
 
 
 def test_report_prints() -> None:

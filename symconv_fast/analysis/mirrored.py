@@ -167,22 +167,27 @@ def match_mirrored(
         raise ValueError(f"match_mirrored cannot permute channels of this model: {spaces.error}")
     if device is None:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    passes = _Passes(loader, torch.device(device), progress)
+    device = torch.device(device)
+    passes = _Passes(loader, device, progress)
     original = original.to(device).eval()
-    first = passes.first()
-    mirrored = mirror_filters(original, mask, spaces, first)
-    mirror_error = _mirror_error(original, mirrored, mask, first)
+    # A DataLoader draws from torch's generator with each pass.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        first = passes.first()
+        mirrored = mirror_filters(original, mask, spaces, first)
+        mirror_error = _mirror_error(original, mirrored, mask, first)
 
-    points = {space: spaces.points(space) for space in spaces.spaces}
-    rescaled = repairable(original, spaces)
-    names = dict.fromkeys([*(name for some in points.values() for name in some), *rescaled])
-    pairs = compare(original, mirrored, names, lambda: passes("correlations"))
-    orders, matches = _match(points, pairs, assign)
-    naive = average(original, mirrored)
-    spaces.permute(mirrored, orders)
-    goals = _goals(rescaled, pairs, orders, spaces)
-    models = {"mirrored": mirrored, "naive": naive, **_merged(original, mirrored, goals, spaces, passes)}
-    scores = {key: passes.score(evaluate, net, key) for key, net in {"original": original, **models}.items()}
+        points = {space: spaces.points(space) for space in spaces.spaces}
+        rescaled = repairable(original, spaces)
+        names = dict.fromkeys([*(name for some in points.values() for name in some), *rescaled])
+        pairs = compare(original, mirrored, names, lambda: passes("correlations"))
+        orders, matches = _match(points, pairs, assign)
+        naive = average(original, mirrored)
+        spaces.permute(mirrored, orders)
+        goals = _goals(rescaled, pairs, orders, spaces)
+        models = {"mirrored": mirrored, "naive": naive, **_merged(original, mirrored, goals, spaces, passes)}
+        scores = {
+            key: passes.score(evaluate, net, key) for key, net in {"original": original, **models}.items()
+        }
     return MirroredReport(
         axis=axis,
         rows=_rows(scores),

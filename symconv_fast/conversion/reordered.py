@@ -13,13 +13,16 @@ from torch.nn.modules.conv import _ConvNd
 from ..channels.calls import is_layer
 from ..channels.trace import CannotTraceError, trace
 from ..modules import _Symmetric
-from ..problem import Problem
+from ..problem import Problem, format_of
 from .carry import give
 from .matching import reorder_filters
 
 
 def _filters(conv: _ConvNd, order: Tensor) -> Tensor:
-    return reorder_filters(conv.weight.detach(), order, 1 if conv.transposed else 0, conv.groups)
+    """In the memory format that they had: selecting filters by an index makes them contiguous."""
+    weight = conv.weight.detach()
+    filters = reorder_filters(weight, order, 1 if conv.transposed else 0, conv.groups)
+    return filters.contiguous(memory_format=format_of(weight))
 
 
 def reorder_outputs(conv: _ConvNd, order: Tensor) -> _ConvNd:

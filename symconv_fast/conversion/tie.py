@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..channels import Space, Spaces, find_spaces
-from ..problem import memory_format, suggests_channels_last
+from ..problem import format_of
 from ..symmetry import SymmetryWarning
 from . import budget as budgets
 from .carry import give
@@ -254,7 +254,7 @@ def _tied(decision: Decision, space_order: Tensor | None, keep_norm: bool) -> nn
     """The layer for one convolution, whose filters lie in the order of their space by now."""
     conv = convolution(decision.site)
     assert decision.tie is not None
-    last = _memory_format(conv.weight)
+    last = format_of(conv.weight)
     index = None
     if decision.through == "index":
         assert decision.order is not None
@@ -266,10 +266,6 @@ def _tied(decision: Decision, space_order: Tensor | None, keep_norm: bool) -> nn
         layer: Any = TIED[type(conv)].from_conv(conv, decision.tie[0], keep_norm=keep_norm)
     layer.weight.data = layer.weight.data.contiguous(memory_format=last)
     return layer if index is None else Reordered(layer, index).train(conv.training)
-
-
-def _memory_format(weight: Tensor) -> torch.memory_format:
-    return memory_format(weight.dim() - 2, suggests_channels_last(weight))
 
 
 def _row(decision: Decision, new: nn.Module | None, called: tuple[int | None, Cost | None]) -> LayerReport:
