@@ -229,9 +229,8 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *spatial) or (C, *spatial) to (N, out_channels, *out_spatial) or without N."""
-        # eager.takes, without a call of its own; `isinstance` takes longer than all the rest.
-        tensor = type(input) is Tensor or isinstance(input, Tensor)
-        if tensor and input.is_cpu and self._is_own and recall_layer is not None and not is_compiling():
+        # eager.takes, without a call of its own. Subclasses of Tensor go the longer way: `isinstance` takes too long.
+        if type(input) is Tensor and self._is_own and input.is_cpu and recall_layer and not is_compiling():
             output = recall_layer(self, input)
             if output is not None:
                 return output
