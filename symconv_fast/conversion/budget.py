@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -148,6 +148,15 @@ def _totals(model: nn.Module, calls: Mapping[nn.Module, Sequence[Call]] | None) 
     return {"parameters": float(count_parameters(model)), "time": seconds}
 
 
+class _Program(NamedTuple):
+    """Choose one option of each unit so that `objective` is least and the sum of `row` between `low` and `high`."""
+
+    objective: np.ndarray
+    row: np.ndarray
+    low: float
+    high: float
+
+
 def _solve(
     options: Sequence[Sequence[Option]],
     totals: Mapping[str, float],
@@ -165,7 +174,7 @@ def _solve(
     lost = np.array([option.lost for option in flat])
     if name == "lost_energy":
         goal = "time" if timed and totals["time"] > 0 and saved["time"].any() else "parameters"
-        objective, row, low, high = -saved[goal] / totals[goal], lost / max(1, layers), -np.inf, limit
+        program = _Program(-saved[goal] / totals[goal], lost / max(1, layers), -np.inf, limit)
     else:
         whole = totals[name]
         if not 0 < whole < np.inf:
@@ -173,36 +182,43 @@ def _solve(
                 f"budget={{{name!r}: {limit}}} limits what there is none of, or no estimate: the {_WHOLE[name]}; "
                 "limit another quantity"
             )
+        shares = saved[name] / whole
         # Ties that lose as much are told apart by what they save.
-        objective = lost - 1e-6 * saved[name] / whole
-        row, low, high = saved[name] / whole, 1 - limit, np.inf
-        most = sum(max(unit_saved) for unit_saved in _by_unit(options, row))
-        if most < low:
+        program = _Program(lost - 1e-6 * shares, shares, 1 - limit, np.inf)
+        most = sum(max(of_unit) for of_unit in _by_unit(options, shares))
+        if most < program.low:
             raise ValueError(
                 f"budget={{{name!r}: {limit}}} cannot be met: with the most ties there are, {1 - most:.3f} of the "
                 f"{_WHOLE[name]} is left; give at least that"
             )
-    if not flat:
+    return [option for option, taken in zip(flat, _run(program, options, budget)) if taken]
+
+
+def _run(program: _Program, options: Sequence[Sequence[Option]], budget: tuple[str, float]) -> Sequence[bool]:
+    """Of each option whether it is taken."""
+    count = len(program.row)
+    if not count:
         return []
     optimize = need("scipy.optimize", "symmetry='auto'")
-    one_each = np.zeros((len(options), len(flat)))
+    one_each = np.zeros((len(options), count))
     start = 0
     for i, unit in enumerate(options):
         one_each[i, start : start + len(unit)] = 1
         start += len(unit)
+    low, high = (program.low - 1e-12) * _SCALE, (program.high + 1e-12) * _SCALE
     solved = optimize.milp(
-        objective * _SCALE,
-        integrality=np.ones(len(flat)),
+        program.objective * _SCALE,
+        integrality=np.ones(count),
         bounds=optimize.Bounds(0, 1),
         constraints=[
             optimize.LinearConstraint(one_each, 1, 1),
-            optimize.LinearConstraint(row[None] * _SCALE, (low - 1e-12) * _SCALE, (high + 1e-12) * _SCALE),
+            optimize.LinearConstraint(program.row[None] * _SCALE, low, high),
         ],
         options={"mip_rel_gap": 0.0},
     )
     if solved.x is None:
-        raise ValueError(f"budget={{{name!r}: {limit}}} cannot be met: {solved.message}")
-    return [option for option, x in zip(flat, solved.x) if x > 0.5]
+        raise ValueError(f"budget={dict([budget])} cannot be met: {solved.message}")
+    return [bool(x > 0.5) for x in solved.x]
 
 
 def _by_unit(options: Sequence[Sequence[Option]], values: np.ndarray) -> list[list[float]]:
