@@ -41,7 +41,8 @@ class _BlurPool(nn.Module):
         super().__init__()
         self.exact = check_bool(exact, "exact")
         self.channels = None if channels is None else per_axis(channels, "channels", 1)[0]
-        self.kernel_size = per_axis(kernel_size, "kernel_size", self.ndim, least=3 if exact else 1)
+        name = "with exact=True, kernel_size" if exact else "kernel_size"
+        self.kernel_size = per_axis(kernel_size, name, self.ndim, least=3 if exact else 1)
         self.stride = per_axis(stride, "stride", self.ndim)
         if padding_mode not in _MODES:
             raise ValueError(f"padding_mode={padding_mode!r} must be one of {', '.join(map(repr, _MODES))}")
