@@ -230,7 +230,7 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *spatial) or (C, *spatial) to (N, out_channels, *out_spatial) or without N."""
         # eager.takes, without a call of its own. Subclasses of Tensor go the longer way: `isinstance` takes too long.
-        if type(input) is Tensor and self._is_own and input.is_cpu and recall_layer and not is_compiling():
+        if type(input) is Tensor and self._is_own and recall_layer and not is_compiling() and input.is_cpu:
             output = recall_layer(self, input)
             if output is not None:
                 return output
