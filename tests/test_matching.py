@@ -120,7 +120,7 @@ HEURISTIC = [
 
 
 @pytest.mark.parametrize(("symmetry", "ndim", "count"), HEURISTIC)
-@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 40), marks=pytest.mark.full)])
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 12), marks=pytest.mark.full)])
 def test_the_gap_of_the_heuristic_to_brute_force(symmetry, ndim, count, seeds):
     """docs/conversion.md has these bounds."""
     ties, gaps = ties_of(symmetry, ndim, count), []
