@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from ..gpu_cost import tf32_allowed
+from ...settings import tf32_allowed
 from . import native
 
 LEAST_CAPABILITY = (8, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,22 @@ def _load() -> Any | str:
         package = Path(__file__).parents[2]
         built = sorted(p.name for p in package.glob(f"{NAME}.*") if p.suffix in (".so", ".pyd"))
         return f"{built[0]} cannot be loaded: {error}" if built else "the native CUDA module was not built"
+
+
+def built_for(capability: tuple[int, int]) -> bool:
+    """Has the module code for a device: of its generation, or text that the driver can compile for it?"""
+    return STAND_IN is not None or covers(module().info()["architectures"], capability)
+
+
+@cache
+def covers(architectures: str, capability: tuple[int, int]) -> bool:
+    """Do architectures in torch's syntax, such as 8.0;9.0a;10.0+PTX, have code for a compute capability?"""
+    for major, minor, alone, text in re.findall(r"(\d+)\.(\d+)([af]?)(\+PTX)?", architectures):
+        built = int(major), int(minor)
+        older = built[0] == capability[0] and built <= capability
+        if built == capability or (not alone and older) or (not alone and text and built <= capability):
+            return True
+    return False
 
 
 def observe(reads: tuple[Tensor, ...], writes: tuple[Tensor, ...]) -> None:
