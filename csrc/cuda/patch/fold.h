@@ -11,8 +11,8 @@ struct WeightStrides {
   int64_t group, row, channel, tap_row, tap_column;
 };
 
-// Weight of folded tap `tap` of a filter w[row * 3 + column]; the order is that in which warps multiply. `kept`
-// is half of what the fold of the input keeps of a sum: 1/2, or 1 where sums are halved.
+// Weight of folded tap `tap` of a filter w[row * 3 + column]; the order is that in which warps multiply.
+// `kept` is half of what the fold of the input keeps of a sum: 1/2, or 1 where sums are halved.
 template <class T>
 __device__ __forceinline__ float folded(int tap, const float (&w)[kTaps], float kept) {
   if constexpr (T::kMembers == 2) {
@@ -31,8 +31,8 @@ __device__ __forceinline__ float folded(int tap, const float (&w)[kTaps], float 
 
 // A thread for each orbit of each block and channel of each stage; what does not exist is zero.
 template <class T, class E>
-__global__ void __launch_bounds__(128) fold_filters(const void* w, WeightStrides strides, void* packed,
-                                                    const __grid_constant__ Layer p) {
+__global__ void __launch_bounds__(128)
+    fold_filters(const void* w, WeightStrides strides, void* packed, const __grid_constant__ Layer p) {
   const int index = block() * threads() + thread(), padded = p.steps * T::kChannels;
   const int orbit = index / padded, c = index % padded, at = orbit / T::kOrbits;
   const int u = at % p.orbit_blocks * T::kOrbits + orbit % T::kOrbits;

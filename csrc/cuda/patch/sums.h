@@ -75,7 +75,8 @@ struct Sums {
           for (int n = 0; n < T::kTogether; ++n)
             v[n] = sums[g][q][(r * (run / 8) + n / 2) * 4 + half % 2 * 2 + n % 2] + added[n];
           activate(v, p.activation);
-          if (row < rows) store_orbits(v, p.whole, orbits, y, place + (row * p.y_row + g * p.orbits + r * run));
+          if (row < rows)
+            store_orbits(v, p.whole, orbits, y, place + (row * p.y_row + g * p.orbits + r * run));
         }
       }
     }
@@ -85,7 +86,8 @@ struct Sums {
   __device__ __forceinline__ static void load_bias(float (&added)[T::kTogether], const void* bias, int index,
                                                    int orbits) {
 #pragma unroll
-    for (int n = 0; n < T::kTogether; ++n) added[n] = bias && n < orbits ? load_element<E>(bias, index + n) : 0;
+    for (int n = 0; n < T::kTogether; ++n)
+      added[n] = bias && n < orbits ? load_element<E>(bias, index + n) : 0;
     compiler_fence();  // else what all members need is computed at once, in registers that are not there
   }
 

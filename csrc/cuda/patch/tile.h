@@ -47,12 +47,12 @@ struct Tile {
 
 // A problem as the kernels see it, rows and columns those of the tile.
 struct Layer {
-  int images, depth, height, width;  // images: planes of the whole batch
-  int chunks, orbits;                // of a group: chunks of 8 input channels, rows of the weight
-  int down, across;                  // patches of an image
-  int orbit_blocks, blocks;          // blocks of kOrbits orbits: of a group, of all groups
-  int steps;                         // stages of kChannels channels
-  int tiles;                         // of the whole problem: groups of patches times blocks of orbits
+  int images, depth, height, width;       // images: planes of the whole batch
+  int chunks, orbits;                     // of a group: chunks of 8 input channels, rows of the weight
+  int down, across;                       // patches of an image
+  int orbit_blocks, blocks;               // blocks of kOrbits orbits: of a group, of all groups
+  int steps;                              // stages of kChannels channels
+  int tiles;                              // of the whole problem: groups of patches times blocks of orbits
   int x_image, x_plane, x_row, x_column;  // strides in chunks of 8 channels
   int y_row, y_column;                    // strides in elements
   int64_t y_image, y_plane;
