@@ -111,6 +111,8 @@ std::string patch_launch(const PatchParams& p, const Pointers& pointers, const Q
   if (!wrong.empty()) return wrong;
   if (reinterpret_cast<uintptr_t>(pointers.x) % 16 || reinterpret_cast<uintptr_t>(pointers.workspace) % 16)
     return "16 does not divide the address of x or of the workspace";
+  const DeviceGuard guard(queue.device);
+  if (guard.error()) return error_text(guard.error());
   return kKernels[p.tile].run[p.dtype](p, pointers, queue);
 }
 
