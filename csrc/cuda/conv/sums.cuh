@@ -16,16 +16,17 @@ CONV_BOTH constexpr int conv_copy_of(int member) {
 }
 
 // Pixels of a CTA, 8 bytes each: where a pixel lies in the tile (x and y 10 bits, z and image 6, all bits set
-// where the tile has no such pixel), and the bytes from the start of the halo tile to its place.
+// where the tile has no such pixel), and the bytes from the start of the halo tile to its place. What is not a
+// pixel of the tile reads that of one that no other lane of its window reads.
 __device__ __forceinline__ void conv_write_pixels(const ConvShape& s, uint32_t table) {
-  const int x = s.axis[0].tile, y = s.axis[1].tile, z = s.axis[2].tile;
+  const int x = s.axis[0].tile, y = s.axis[1].tile, own = x * y * s.axis[2].tile * s.tile_images;
   for (int pixel = thread(); pixel < s.pixels; pixel += threads()) {
-    const int px = pixel % x, py = pixel / x % y, pz = pixel / (x * y) % z, image = pixel / (x * y * z);
-    const bool inside = image < s.tile_images;
-    const int place =
-        px * s.axis[0].pitch + py * s.axis[1].pitch + pz * s.axis[2].pitch + image * s.image_pitch;
-    shared_store(table + pixel * 8, inside ? px | py << 10 | pz << 20 | image << 26 : ~0u);
-    shared_store(table + pixel * 8 + 4, inside ? place * kConvPitch : 0);
+    const int like = pixel < own ? pixel : pixel % min(own, 8);
+    const int px = like % x, py = like / x % y, pz = like / (x * y) % s.axis[2].tile;
+    const int image = like / (x * y * s.axis[2].tile);
+    const int place = px * s.axis[0].pitch + py * s.axis[1].pitch + pz * s.axis[2].pitch + image * s.image_pitch;
+    shared_store(table + pixel * 8, pixel < own ? px | py << 10 | pz << 20 | static_cast<uint32_t>(image) << 26 : ~0u);
+    shared_store(table + pixel * 8 + 4, place * kConvPitch);
   }
 }
 
