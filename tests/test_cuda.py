@@ -20,6 +20,7 @@ from oracle import Case
 
 import symconv_fast as sf
 from symconv_fast import ops
+from symconv_fast.backends import cuda
 from symconv_fast.backends.cuda import backend, families, limits
 
 QUICK = 2_000_000  # multiply-accumulates of what the quick suite runs
@@ -75,6 +76,22 @@ def test_what_is_refused_may_be(algorithm: str) -> None:
                 if must or not cuda_grid.refused(case, reason, dtype, op):
                     wrong.append(f"{op}, {dtype}, {name}: {reason}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_kernel_is_met(machine: Any) -> None:
+    """By some problem of the grid, on some kind of device; and what a problem is said to launch is there."""
+    listed, met = {name for name, _ in cuda.listing()}, set()
+    for device in DEVICES.values():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(limits, "STAND_IN", device)
+            for case in cuda_grid.grid().values():
+                for algorithm, op in families.FAMILIES:
+                    for dtype in DTYPES if f"{algorithm} {op}" in built() else ():
+                        problem = oracle.problem_of(case, dtype, op)
+                        if backend.can_run(problem, op, algorithm) is None:
+                            met |= set(backend.kernels(problem, op, algorithm))
+    assert met <= listed
+    assert listed - met <= set(), f"no problem launches {sorted(listed - met)}"
 
 
 # --- how exactly, how often, where -----------------------------------------------------------------------------------
