@@ -50,6 +50,24 @@ SMALLER = {
 SAMPLE = 24
 
 
+def _large(mask: int, rows: int, channels: int, spatial: tuple[int, int], batch: int = 2) -> Case:
+    ties, layouts = ((mask, rows),), ("channels_last",) * 3
+    sizes = {"spatial": spatial, "batch": batch, "padding": (1, 1)}
+    return Case(ties=ties, channels=channels, layouts=layouts, result_last=True, **sizes)
+
+
+# Large tiles, and tiles of several images, are chosen where there is something to fill them with.
+LARGE = {
+    "large, h": _large(1, 64, 40, (31, 15)),
+    "large, h, few channels": _large(1, 64, 8, (31, 15)),
+    "large, h, few orbits": _large(1, 8, 8, (31, 31)),
+    "large, v": _large(2, 56, 72, (15, 31)),
+    "large, hv": _large(3, 32, 40, (31, 15)),
+    "small images, h": _large(1, 8, 8, (15, 7), batch=9),
+    "small images, hv": _large(3, 8, 8, (15, 7), batch=9),
+}
+
+
 def depthwise(case: Case) -> bool:
     """One input channel in each of several groups."""
     return case.channels == case.groups > 1
@@ -73,7 +91,7 @@ def grid() -> dict[str, Case]:
     special = {name: replace(case, **SMALLER.get(name, {})) for name, case in cases.SPECIAL.items()}
     random = {f"random {i}": case for i, case in enumerate(cases.sample(SAMPLE))}
     found = {}
-    for name, case in (special | random).items():
+    for name, case in (special | LARGE | random).items():
         if not case.transposed:
             case = replace(case, threads=1)
             found[name] = case
