@@ -21,23 +21,39 @@ struct NamedSize {
 };
 
 std::string check_sizes(const DepthwiseParams& p) {
-  const NamedSize sizes[] = {
-      {"op", p.op, 0, 2}, {"dtype", p.dtype, 0, 2}, {"bias", p.bias, 0, 1}, {"activation", p.activation, 0, 3},
-      {"swap", p.swap, 0, 1}, {"batch", p.batch, 1, kMostInt}, {"channels", p.channels, 1, kMostInt / 2},
-      {"rows", p.rows, 1, kMost}, {"filters", p.filters, 1, kMost}, {"segments", p.segments, 1, kSegments},
-      {"x_height", p.x_height, 1, kMost}, {"x_width", p.x_width, 1, kMost}, {"y_height", p.y_height, 1, kMost},
-      {"y_width", p.y_width, 1, kMost}, {"kernel_height", p.kernel_height, 1, 1 << 12},
-      {"kernel_width", p.kernel_width, 1, 1 << 12}, {"stride_height", p.stride_height, 1, 1 << 10},
-      {"stride_width", p.stride_width, 1, 1 << 10}, {"dilation_height", p.dilation_height, 1, 1 << 10},
-      {"dilation_width", p.dilation_width, 1, 1 << 10}, {"padding_height", p.padding_height, 0, kMost},
-      {"padding_width", p.padding_width, 0, kMost}, {"block", p.block, 1, 32}, {"images", p.images, 1, 1 << 12},
-      {"tile_height", p.tile_height, 1, 1 << 12}, {"tile_width", p.tile_width, 1, 1 << 12},
-      {"pairs", p.pairs, 1, 1 << 12}, {"chunks", p.chunks, 1, 1 << 16},
-      {"shared_bytes", p.shared_bytes, 0, kMostShared}};
+  const NamedSize sizes[] = {{"op", p.op, 0, 2},
+                             {"dtype", p.dtype, 0, 2},
+                             {"bias", p.bias, 0, 1},
+                             {"activation", p.activation, 0, 3},
+                             {"swap", p.swap, 0, 1},
+                             {"batch", p.batch, 1, kMostInt},
+                             {"channels", p.channels, 1, kMostInt / 2},
+                             {"rows", p.rows, 1, kMost},
+                             {"filters", p.filters, 1, kMost},
+                             {"segments", p.segments, 1, kSegments},
+                             {"x_height", p.x_height, 1, kMost},
+                             {"x_width", p.x_width, 1, kMost},
+                             {"y_height", p.y_height, 1, kMost},
+                             {"y_width", p.y_width, 1, kMost},
+                             {"kernel_height", p.kernel_height, 1, 1 << 12},
+                             {"kernel_width", p.kernel_width, 1, 1 << 12},
+                             {"stride_height", p.stride_height, 1, 1 << 10},
+                             {"stride_width", p.stride_width, 1, 1 << 10},
+                             {"dilation_height", p.dilation_height, 1, 1 << 10},
+                             {"dilation_width", p.dilation_width, 1, 1 << 10},
+                             {"padding_height", p.padding_height, 0, kMost},
+                             {"padding_width", p.padding_width, 0, kMost},
+                             {"block", p.block, 1, 32},
+                             {"images", p.images, 1, 1 << 12},
+                             {"tile_height", p.tile_height, 1, 1 << 12},
+                             {"tile_width", p.tile_width, 1, 1 << 12},
+                             {"pairs", p.pairs, 1, 1 << 12},
+                             {"chunks", p.chunks, 1, 1 << 16},
+                             {"shared_bytes", p.shared_bytes, 0, kMostShared}};
   for (const auto& [name, value, least, most] : sizes)
     if (!within(value, least, most))
-      return std::string(name) + " = " + std::to_string(value) + " is not from " + std::to_string(least) + " to " +
-             std::to_string(most);
+      return std::string(name) + " = " + std::to_string(value) + " is not from " + std::to_string(least) +
+             " to " + std::to_string(most);
   return "";
 }
 
@@ -61,19 +77,22 @@ std::string check_segments(const DepthwiseParams& p, const DepthwiseDevice& d) {
 std::string check_tile(const DepthwiseParams& p, const DepthwisePlan& plan) {
   const DepthwiseDevice& d = plan.device;
   const DepthwiseAxis &width = d.axis[0], &height = d.axis[1];
-  if (p.op == 0 && (height.tile % (kRun * height.output_step) || (p.swap && width.tile % (kRun * width.output_step))))
+  if (p.op == 0 &&
+      (height.tile % (kRun * height.output_step) || (p.swap && width.tile % (kRun * width.output_step))))
     return "tiles of the output are not whole runs";
   if (p.op == 1) {
     const DepthwiseAxis& s = d.axis[p.swap ^ 1];
     if (s.tile % (kRun * s.row_step)) return "tiles of the input are not whole runs";
-    if (p.images * p.block * p.tile_height * p.tile_width / kRun > kDgradThreads) return "a tile has too many runs";
+    if (p.images * p.block * p.tile_height * p.tile_width / kRun > kDgradThreads)
+      return "a tile has too many runs";
   }
   if (p.op == 2 && items_of(p, d) > kWgradThreads) return "a CTA has too many taps";
   if (plan.shared > p.shared_bytes)
     return "it needs " + std::to_string(plan.shared) + " bytes of shared memory and has " +
            std::to_string(p.shared_bytes);
   const int64_t columns = std::max(d.axis[0].taps, d.axis[1].taps);
-  if (plan.grid > kMostInt || (p.op == 2 && plan.grid * p.rows * columns > kMostInt)) return "the grid is too large";
+  if (plan.grid > kMostInt || (p.op == 2 && plan.grid * p.rows * columns > kMostInt))
+    return "the grid is too large";
   return "";
 }
 
@@ -89,7 +108,8 @@ bool window_is_small(const DepthwiseParams& p) {
 }
 
 template <class T>
-std::string launch_wgrad(const DepthwisePlan& plan, const DepthwiseParams& p, const Pointers& at, const Queue& queue) {
+std::string launch_wgrad(const DepthwisePlan& plan, const DepthwiseParams& p, const Pointers& at,
+                         const Queue& queue) {
   const DepthwiseDevice& d = plan.device;
   float* work = static_cast<float*>(at.workspace);
   for (int i = 0; i < d.segments; ++i) {
@@ -100,8 +120,8 @@ std::string launch_wgrad(const DepthwisePlan& plan, const DepthwiseParams& p, co
     const int grid = static_cast<int>(plan.grid * ceil_divide(columns, p.pairs) * s.rows);
     const auto kernel = fold ? (two ? depthwise_wgrad<T, true, true> : depthwise_wgrad<T, true, false>)
                              : (two ? depthwise_wgrad<T, false, true> : depthwise_wgrad<T, false, false>);
-    const std::string error = launch(kernel, grid, plan.threads, static_cast<int>(plan.shared), queue, d, i, folded,
-                                     at.x, at.w, work);
+    const std::string error = launch(kernel, grid, plan.threads, static_cast<int>(plan.shared), queue, d, i,
+                                     folded, at.x, at.w, work);
     if (!error.empty()) return error;
   }
   const int64_t all = p.rows * p.kernel_height * p.kernel_width * p.channels;
@@ -114,8 +134,10 @@ std::string launch_as(const DepthwiseParams& p, const Pointers& at, const Queue&
   const DepthwisePlan plan = plan_of(p, at.x, at.w, at.y);
   if (p.op == 2) return launch_wgrad<T>(plan, p, at, queue);
   const int grid = static_cast<int>(plan.grid), shared = static_cast<int>(plan.shared);
-  if (p.op == 1) return launch(depthwise_dgrad<T>, grid, plan.threads, shared, queue, plan.device, at.x, at.w, at.y);
-  return launch(depthwise_fprop<T>, grid, plan.threads, shared, queue, plan.device, at.x, at.w, at.bias, at.y);
+  if (p.op == 1)
+    return launch(depthwise_dgrad<T>, grid, plan.threads, shared, queue, plan.device, at.x, at.w, at.y);
+  return launch(depthwise_fprop<T>, grid, plan.threads, shared, queue, plan.device, at.x, at.w, at.bias,
+                at.y);
 }
 
 }  // namespace
@@ -123,7 +145,8 @@ std::string launch_as(const DepthwiseParams& p, const Pointers& at, const Queue&
 std::string depthwise_check(const DepthwiseParams& p) {
   std::string wrong = check_sizes(p);
   if (!wrong.empty()) return wrong;
-  if (!output_fits(p.x_height, p.y_height, p.kernel_height, p.stride_height, p.dilation_height, p.padding_height) ||
+  if (!output_fits(p.x_height, p.y_height, p.kernel_height, p.stride_height, p.dilation_height,
+                   p.padding_height) ||
       !output_fits(p.x_width, p.y_width, p.kernel_width, p.stride_width, p.dilation_width, p.padding_width))
     return "the sizes of input and output do not belong together";
   if (!window_is_small(p)) return "a tile is too large";

@@ -1,8 +1,10 @@
-// Gradient of the input of depthwise layers: the members' gradients are added at mirrored taps, then multiplied once.
+// Gradient of the input of depthwise layers: the members' gradients are added at mirrored taps, then
+// multiplied once.
 //
-// A thread has kRun positions of the input along the axis that is not folded, apart by what makes the same taps meet
-// them. The sums stay in registers over all rows and members; the members come through shared memory one by one, or
-// two at a time where a position that a tap meets is also met by the mirrored tap of the mirrored member.
+// A thread has kRun positions of the input along the axis that is not folded, apart by what makes the same
+// taps meet them. The sums stay in registers over all rows and members; the members come through shared
+// memory one by one, or two at a time where a position that a tap meets is also met by the mirrored tap of
+// the mirrored member.
 #pragma once
 #include "depthwise/window.cuh"
 
@@ -11,8 +13,8 @@ namespace {
 
 // Weights of one row of all channels of the CTA as they are: [tap across][tap along][channel], float32.
 template <class T>
-__device__ __forceinline__ void stage_row(const DepthwiseDevice& p, const DepthwisePlace& at, int folded, int row,
-                                          const void* w, uint32_t to) {
+__device__ __forceinline__ void stage_row(const DepthwiseDevice& p, const DepthwisePlace& at, int folded,
+                                          int row, const void* w, uint32_t to) {
   const int across = p.axis[folded].taps, along = p.axis[folded ^ 1].taps;
   const int64_t base = at.channel * p.w_group + row * p.w_row;
   for (int i = thread(); i < across * along * at.channels; i += threads()) {
@@ -22,8 +24,8 @@ __device__ __forceinline__ void stage_row(const DepthwiseDevice& p, const Depthw
   }
 }
 
-// The taps of an axis that meet a position of the input: `first` and each between_taps further, `count` of them. The
-// first meets position `at` of the output, the others one output_step less each.
+// The taps of an axis that meet a position of the input: `first` and each between_taps further, `count` of
+// them. The first meets position `at` of the output, the others one output_step less each.
 struct DepthwiseTaps {
   int first, count, at;
 };
@@ -37,11 +39,11 @@ __device__ __forceinline__ DepthwiseTaps taps_of(const DepthwiseAxis& a, int pos
   return {0, 0, 0};
 }
 
-// What one column of taps adds to the sums: `a` is where its first tap meets the output's gradient (and `b`, of the
-// mirrored member), `roll` from there to what the next output meets.
+// What one column of taps adds to the sums: `a` is where its first tap meets the output's gradient (and `b`,
+// of the mirrored member), `roll` from there to what the next output meets.
 template <bool PAIR>
-__device__ __forceinline__ void gather_column(float (&sums)[kRun], uint32_t a, uint32_t b, int roll, uint32_t w,
-                                              int step, int count) {
+__device__ __forceinline__ void gather_column(float (&sums)[kRun], uint32_t a, uint32_t b, int roll,
+                                              uint32_t w, int step, int count) {
   float value[kRun];
   const auto read = [&](int slot, int offset) {
     value[slot] = shared_float(a + offset);
@@ -79,26 +81,27 @@ __device__ __forceinline__ DepthwisePositions positions_of(const DepthwiseDevice
   DepthwisePositions t;
   t.channel = thread() % p.block;
   int rest = thread() / p.block;
-  t.across = at.origin[folded] + rest % f.tile;
+  t.across = (folded ? at.origin[1] : at.origin[0]) + rest % f.tile;
   rest /= f.tile;
   const int strip = rest % strips;
   t.image = rest / strips;
-  t.along = at.origin[folded ^ 1] + strip % s.row_step + strip / s.row_step * kRun * s.row_step;
+  t.along =
+      (folded ? at.origin[0] : at.origin[1]) + strip % s.row_step + strip / s.row_step * kRun * s.row_step;
   t.active = t.channel < at.channels && t.image < at.images && t.across < f.x && t.along < s.x;
   t.over = taps_of(f, t.across);
   t.down = taps_of(s, t.along);
   return t;
 }
 
-// One member, or a pair of members that are mirrored along the folded axis, whose gradients are in shared memory.
-// Mirrored taps are those of a member that is mirrored along that axis, in a pair of both.
+// One member, or a pair of members that are mirrored along the folded axis, whose gradients are in shared
+// memory. Mirrored taps are those of a member that is mirrored along that axis, in a pair of both.
 template <bool PAIR>
 __device__ __forceinline__ void gather(float (&sums)[kRun], const DepthwiseDevice& p, int folded,
-                                       const DepthwisePositions& t, const int (&origin)[2], uint32_t planes,
-                                       bool mirror_across, bool mirror_along) {
+                                       const DepthwisePositions& t, int origin_f, int origin_s,
+                                       uint32_t planes, bool mirror_across, bool mirror_along) {
   const DepthwiseAxis &f = p.axis[folded], &s = p.axis[folded ^ 1];
   const int wb = weight_bytes(p), roll = s.output_step * s.step;
-  const uint32_t here = planes + t.image * p.window_image + 4 * t.channel + (t.down.at - origin[folded ^ 1]) * s.step;
+  const uint32_t here = planes + t.image * p.window_image + 4 * t.channel + (t.down.at - origin_s) * s.step;
   const uint32_t weights = shared_memory() + p.weights + 4 * t.channel;
   const int top = mirror_along ? s.taps - 1 - t.down.first : t.down.first;
   const int step = (mirror_along ? -wb : wb) * s.tap_step;
@@ -106,10 +109,15 @@ __device__ __forceinline__ void gather(float (&sums)[kRun], const DepthwiseDevic
   for (int m = 0; m < t.over.count; ++m) {
     const int tap = t.over.first + m * f.tap_step;
     const int column = mirror_across ? f.taps - 1 - tap : tap;
-    const uint32_t a = here + (t.over.at - m * f.output_step - origin[folded]) * f.step;
-    const uint32_t b = here + p.images * p.window_image + (twin + m * f.output_step - origin[folded]) * f.step;
+    const uint32_t a = here + (t.over.at - m * f.output_step - origin_f) * f.step;
+    const uint32_t b = here + p.images * p.window_image + (twin + m * f.output_step - origin_f) * f.step;
     gather_column<PAIR>(sums, a, b, roll, weights + (column * s.taps + top) * wb, step, t.down.count);
   }
+}
+
+// The first position of the output that a tile of the input from `position` on needs.
+__device__ __forceinline__ int window_origin(const DepthwiseAxis& a, int position) {
+  return floor_divide(position + a.padding - a.dilation * (a.taps - 1), a.stride);
 }
 
 // Does each tap of the axis that meets a position have a mirrored tap that meets it?
@@ -125,12 +133,8 @@ __global__ void __launch_bounds__(kDgradThreads, 2)
   const int blocks_of_channels = channel_blocks(p);
   const DepthwisePlace at = place_of(p, block() / blocks_of_channels, block() % blocks_of_channels);
   const DepthwiseAxis &width = p.axis[0], &height = p.axis[1];
-  int origin[2];  // of the window, by axis
-  for (int i = 0; i < 2; ++i) {
-    const DepthwiseAxis& a = p.axis[i];
-    origin[i] = floor_divide(at.origin[i] + a.padding - a.dilation * (a.taps - 1), a.stride);
-  }
-  origin[0] -= lead_of(p, origin[0]);
+  const int top = window_origin(height, at.origin[1]);
+  const int start = window_origin(width, at.origin[0]), left = start - lead_of(p, start);
   const int64_t first = at.image * p.y.n + static_cast<int64_t>(at.channel) * p.filters * p.y.c;
   DepthwisePixels stride = p.y;
   stride.c *= p.filters;
@@ -142,16 +146,20 @@ __global__ void __launch_bounds__(kDgradThreads, 2)
   float sums[kRun] = {};
   for (int i = 0; i < p.segments; ++i) {
     const DepthwiseSegment segment = p.segment[i];
-    const int tied_across = segment.mask >> folded & 1, members = segment.mask == 3 ? 4 : segment.mask ? 2 : 1;
+    const int tied_across = segment.mask >> folded & 1, members = segment.mask == 3 ? 4
+                                                                  : segment.mask    ? 2
+                                                                                    : 1;
     const bool pair = tied_across && meet;
     for (int term = 0; term < segment.rows * members; term += pair ? 2 : 1) {
       const int row = term / members, n = term % members;
       barrier();  // all have done with the members from before
       for (int k = 0; k < (pair ? 2 : 1); ++k) {
-        // Two members that are mirrored along the folded axis are neighbours, but not if the height of hv is folded.
-        const int channel = member_channel(segment, row, folded && members == 4 && pair ? n / 2 + 2 * k : n + k);
-        const DepthwiseMap map{gy,       first + channel * p.y.c, stride, height.y, width.y, at.channels,
-                               at.images, origin[1],              origin[0]};
+        // Two members that are mirrored along the folded axis are neighbours, but not if the height of hv is
+        // folded.
+        const int channel =
+            member_channel(segment, row, folded && members == 4 && pair ? n / 2 + 2 * k : n + k);
+        const DepthwiseMap map{
+            gy, first + channel * p.y.c, stride, height.y, width.y, at.channels, at.images, top, left};
         fill<T, false>(p.window, map, p, shared_memory() + k * plane, height.step, width.step, 0, 0);
       }
       if (n == 0) stage_row<T>(p, at, folded, segment.row + row, w, shared_memory() + p.weights);
@@ -161,9 +169,11 @@ __global__ void __launch_bounds__(kDgradThreads, 2)
       const bool across = !pair && (mirrors >> folded & 1), along = mirrors >> (folded ^ 1) & 1;
       if (!t.active) continue;
       if (pair)
-        gather<true>(sums, p, folded, t, origin, shared_memory(), false, along);
+        gather<true>(sums, p, folded, t, folded ? top : left, folded ? left : top, shared_memory(), false,
+                     along);
       else
-        gather<false>(sums, p, folded, t, origin, shared_memory(), across, along);
+        gather<false>(sums, p, folded, t, folded ? top : left, folded ? left : top, shared_memory(), across,
+                      along);
     }
   }
   if (!t.active) return;

@@ -1,16 +1,19 @@
-// Output of depthwise layers: mirrored columns of the input are added and subtracted once for all rows of taps.
+// Output of depthwise layers: mirrored columns of the input are added and subtracted once for all rows of
+// taps.
 //
-// A thread has kRun outputs along the axis that is not folded. Of a pair of mirrored taps of the folded axis it reads
-// each row of its window once, keeps kRun of them in registers, and multiplies each with the taps of that column. A
-// tie of the other axis is a second set of sums, with the taps in reverse.
+// A thread has kRun outputs along the axis that is not folded. Of a pair of mirrored taps of the folded axis
+// it reads each row of its window once, keeps kRun of them in registers, and multiplies each with the taps of
+// that column. A tie of the other axis is a second set of sums, with the taps in reverse.
 #pragma once
+#include "activation.h"
 #include "depthwise/window.cuh"
 
 namespace symconv {
 namespace {
 
-// Weights of one row of all channels of the CTA: [column][tap of a column][even, odd][channel], float32. Of a fold
-// there are a column for each pair of taps and one for the centre, which has its own weight in place of the even part.
+// Weights of one row of all channels of the CTA: [column][tap of a column][even, odd][channel], float32. Of a
+// fold there are a column for each pair of taps and one for the centre, which has its own weight in place of
+// the even part.
 template <class T, bool FOLD>
 __device__ __forceinline__ void stage_weights(const DepthwiseDevice& p, const DepthwisePlace& at, int folded,
                                               int row, const void* w, uint32_t to) {
@@ -38,7 +41,8 @@ struct DepthwiseColumn {
   int step, odd;
 };
 
-// One column of taps, or a pair of mirrored ones, `left` and `right` being where their first tap meets the input.
+// One column of taps, or a pair of mirrored ones, `left` and `right` being where their first tap meets the
+// input.
 template <bool FOLD, bool TWO>
 __device__ __forceinline__ void add_column(float (&sums)[2][2][kRun], const DepthwiseAxis& s, uint32_t left,
                                            uint32_t right, const DepthwiseColumn& column) {
@@ -87,13 +91,6 @@ __device__ __forceinline__ void add_column(float (&sums)[2][2][kRun], const Dept
   }
 }
 
-__device__ __forceinline__ float activated(float v, int activation) {
-  if (activation == 1) return v < 0.0f ? 0.0f : v;
-  if (activation == 2) return v / (1.0f + exponential(-v));
-  if (activation == 3) return 0.5f * v * (1.0f + error_function(v * 0.70710678f));
-  return v;
-}
-
 // Where the outputs of a thread are, and what is done to them.
 struct DepthwiseOutputs {
   void* y;
@@ -106,7 +103,7 @@ struct DepthwiseOutputs {
 
 // Members side by side, in one store of 4, 8 or 16 bytes.
 template <class T, int N>
-__device__ __forceinline__ void store_members(void* y, int64_t index, const float (&v)[4]) {
+__device__ __forceinline__ void store_members(void* y, int64_t index, const float (&v)[N]) {
   char* const to = static_cast<char*>(y) + index * T::kBytes;
   if constexpr (N * T::kBytes == 4) {
     global_store4(to, pack2<T>(v[0], v[1]));
@@ -122,11 +119,12 @@ __device__ __forceinline__ void store_members(void* y, int64_t index, const floa
 
 // The butterfly of the parities, bias, activation, one rounding.
 template <class T, bool FOLD, bool TWO>
-__device__ __forceinline__ void store_outputs(const DepthwiseDevice& p, const DepthwiseSegment& segment, int row,
-                                              float (&sums)[2][2][kRun], const DepthwiseOutputs& out) {
+__device__ __forceinline__ void store_outputs(const DepthwiseDevice& p, const DepthwiseSegment& segment,
+                                              int row, float (&sums)[2][2][kRun],
+                                              const DepthwiseOutputs& out) {
   constexpr int members = (FOLD ? 2 : 1) * (TWO ? 2 : 1);
-  float bias[4] = {};
-  int64_t places[4];
+  float bias[members] = {};
+  int64_t places[members];
 #pragma unroll
   for (int n = 0; n < members; ++n) {
     const int channel = member_channel(segment, row, n);
@@ -136,7 +134,7 @@ __device__ __forceinline__ void store_outputs(const DepthwiseDevice& p, const De
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
     if (i >= out.count) break;
-    float v[4];
+    float v[members];
 #pragma unroll
     for (int two = 0; two < (TWO ? 2 : 1); ++two) {
       const float e = sums[0][two][i], o = FOLD ? sums[1][two][i] : 0.0f;
@@ -144,12 +142,10 @@ __device__ __forceinline__ void store_outputs(const DepthwiseDevice& p, const De
       if (FOLD) v[two * 2 + 1] = e - o;
     }
 #pragma unroll
-    for (int n = 0; n < members; ++n) {
-      v[n] += bias[n];
-      if (p.activation) v[n] = activated(v[n], p.activation);
-    }
+    for (int n = 0; n < members; ++n) v[n] += bias[n];
+    activate(v, p.activation);
     if (members > 1 && p.adjacent) {
-      if constexpr (members > 1) store_members<T, members>(out.y, places[0] + i * out.step, v);
+      if constexpr (members > 1) store_members<T>(out.y, places[0] + i * out.step, v);
     } else {
 #pragma unroll
       for (int n = 0; n < members; ++n) store_element<T>(out.y, places[n] + i * out.step, v[n]);
@@ -175,10 +171,11 @@ __device__ __forceinline__ void fprop_row(const DepthwiseDevice& p, const Depthw
     rest /= f.tile;
     const int strip = rest % strips, image = rest / strips;
     const int along = strip % s.output_step + strip / s.output_step * kRun * s.output_step;
-    const int left_over = s.y - at.origin[folded ^ 1] - along;
-    if (c >= at.channels || at.origin[folded] + across >= f.y || left_over <= 0) continue;
-    const uint32_t here = window + image * p.window_image + 4 * c + across * f.stride * f.step +
-                          along * s.stride * s.step;
+    const int from_f = folded ? at.origin[1] : at.origin[0], from_s = folded ? at.origin[0] : at.origin[1];
+    const int left_over = s.y - from_s - along;
+    if (c >= at.channels || from_f + across >= f.y || left_over <= 0) continue;
+    const uint32_t here =
+        window + image * p.window_image + 4 * c + across * f.stride * f.step + along * s.stride * s.step;
     DepthwiseColumn column{weights + 4 * c, weight_bytes(p) * (FOLD ? 2 : 1), weight_bytes(p)};
     float sums[2][2][kRun] = {};
     const int columns = FOLD ? f.taps / 2 : f.taps;
@@ -188,13 +185,15 @@ __device__ __forceinline__ void fprop_row(const DepthwiseDevice& p, const Depthw
       column.w += s.taps * column.step;
     }
     if (FOLD && f.taps % 2) add_column<false, TWO>(sums, s, here + columns * f.dilation * f.step, 0, column);
-    const int64_t stride[2] = {p.y.x, p.y.y};
-    const int64_t pixel = (at.origin[folded] + across) * (folded ? p.y.y : p.y.x) +
-                          (at.origin[folded ^ 1] + along) * (folded ? p.y.x : p.y.y);
+    const int64_t stride_f = folded ? p.y.y : p.y.x, stride_s = folded ? p.y.x : p.y.y;
     const int64_t group = static_cast<int64_t>(at.channel + c) * p.filters;
-    const DepthwiseOutputs out{y, bias, (at.image + image) * p.y.n + group * p.y.c + pixel,
-                               stride[folded ^ 1] * s.output_step,
-                               (left_over - 1) / s.output_step + 1, group};
+    const int64_t first = (at.image + image) * p.y.n + group * p.y.c;
+    const DepthwiseOutputs out{y,
+                               bias,
+                               first + (from_f + across) * stride_f + (from_s + along) * stride_s,
+                               stride_s * s.output_step,
+                               (left_over - 1) / s.output_step + 1,
+                               group};
     store_outputs<T, FOLD, TWO>(p, segment, row, sums, out);
   }
 }
@@ -210,15 +209,9 @@ __global__ void __launch_bounds__(kFpropThreads, 3)
   const DepthwiseAxis &width = p.axis[0], &height = p.axis[1];
   const int left = at.origin[0] * width.stride - width.padding;
   const int lead = lead_of(p, left);
-  const DepthwiseMap map{x,
-                         at.image * p.x.n + at.channel * p.x.c,
-                         p.x,
-                         height.x,
-                         width.x,
-                         at.channels,
-                         at.images,
-                         at.origin[1] * height.stride - height.padding,
-                         left - lead};
+  const DepthwiseMap map{
+      x,         at.image * p.x.n + at.channel * p.x.c,         p.x,        height.x, width.x, at.channels,
+      at.images, at.origin[1] * height.stride - height.padding, left - lead};
   fill<T, false>(p.window, map, p, shared_memory(), height.step, width.step, 0, 0);
   const uint32_t window = shared_memory() + lead * width.step;
   for (int i = 0; i < p.segments; ++i) {

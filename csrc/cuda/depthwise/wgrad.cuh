@@ -1,8 +1,9 @@
-// Gradient of the weight of depthwise layers: sums and differences of mirrored members, of mirrored positions.
+// Gradient of the weight of depthwise layers: sums and differences of mirrored members, of mirrored
+// positions.
 //
-// A thread has kRun taps of a column, or of a pair of mirrored columns, and a part of the positions of each tile. It
-// goes along the axis that is not folded with a window of kRun rows of the input in registers. Parts are added in
-// shared memory in a fixed order at the end, the shares of the CTAs by a kernel of its own.
+// A thread has kRun taps of a column, or of a pair of mirrored columns, and a part of the positions of each
+// tile. It goes along the axis that is not folded with a window of kRun rows of the input in registers. Parts
+// are added in shared memory in a fixed order at the end, the shares of the CTAs by a kernel of its own.
 #pragma once
 #include "depthwise/window.cuh"
 
@@ -22,8 +23,8 @@ __device__ __forceinline__ int tap_blocks(const DepthwiseAxis& s) {
   return s.tap_step * ((of_phase + kRun - 1) / kRun);
 }
 
-__device__ __forceinline__ DepthwiseItem item_of(const DepthwiseDevice& p, const DepthwiseAxis& s, int first_column,
-                                                 int columns) {
+__device__ __forceinline__ DepthwiseItem item_of(const DepthwiseDevice& p, const DepthwiseAxis& s,
+                                                 int first_column, int columns) {
   const int blocks = tap_blocks(s), items = columns * blocks;
   DepthwiseItem t;
   t.parts = threads() / (p.block * items);
@@ -38,12 +39,12 @@ __device__ __forceinline__ DepthwiseItem item_of(const DepthwiseDevice& p, const
   return t;
 }
 
-// What a thread adds of one column of positions. `left` and `right` are where its taps meet the input at the first
-// position, `limit` is the last row of the window: beyond it are taps that do not exist.
+// What a thread adds of one column of positions. `left` and `right` are where its taps meet the input at the
+// first position, `limit` is the last row of the window: beyond it are taps that do not exist.
 template <int SETS, bool FOLD>
-__device__ __forceinline__ void add_positions(float (&sums)[SETS][kRun], const DepthwiseAxis& s, uint32_t left,
-                                              uint32_t right, int start, int limit, uint32_t tile, int plane,
-                                              int phase) {
+__device__ __forceinline__ void add_positions(float (&sums)[SETS][kRun], const DepthwiseAxis& s,
+                                              uint32_t left, uint32_t right, int start, int limit,
+                                              uint32_t tile, int plane, int phase) {
   const int roll = s.row_step * s.step, next = s.output_step * s.tile_step;
   const int count = (s.tile - phase + s.output_step - 1) / s.output_step;
   int offset = start + phase * s.stride * s.step;
@@ -77,7 +78,8 @@ __device__ __forceinline__ void add_positions(float (&sums)[SETS][kRun], const D
   }
 }
 
-// Fills the window of the input and the tile of the members, sums and differences of those mirrored along the fold.
+// Fills the window of the input and the tile of the members, sums and differences of those mirrored along the
+// fold.
 template <class T, bool FOLD, bool TWO>
 __device__ __forceinline__ int fill_operands(const DepthwiseDevice& p, const DepthwisePlace& at,
                                              const DepthwiseSegment& segment, int row, const void* x,
@@ -85,8 +87,9 @@ __device__ __forceinline__ int fill_operands(const DepthwiseDevice& p, const Dep
   const DepthwiseAxis &width = p.axis[0], &height = p.axis[1];
   const int left = at.origin[0] * width.stride - width.padding, lead = lead_of(p, left);
   const int64_t from = at.image * p.x.n + at.channel * p.x.c;
-  const DepthwiseMap map{x,           from,      p.x, height.x, width.x, at.channels, at.images,
-                         at.origin[1] * height.stride - height.padding, left - lead};
+  const DepthwiseMap map{x,          from,        p.x,       height.x,
+                         width.x,    at.channels, at.images, at.origin[1] * height.stride - height.padding,
+                         left - lead};
   fill<T, false>(p.window, map, p, window, height.step, width.step, 0, 0);
   DepthwisePixels stride = p.y;
   stride.c *= p.filters;
@@ -97,8 +100,8 @@ __device__ __forceinline__ int fill_operands(const DepthwiseDevice& p, const Dep
     const int n = two * (FOLD ? 2 : 1);
     const int64_t a = member_channel(segment, row, n) * p.y.c;
     const int64_t b = FOLD ? member_channel(segment, row, n + 1) * p.y.c : 0;
-    const DepthwiseMap members{gy,        group + a,    stride,      height.y, width.y, at.channels,
-                               at.images, at.origin[1], at.origin[0]};
+    const DepthwiseMap members{gy,          group + a, stride,       height.y,    width.y,
+                               at.channels, at.images, at.origin[1], at.origin[0]};
     fill<T, FOLD>(p.tile, members, p, tile + n * plane, height.tile_step, width.tile_step, b - a, plane);
   }
   return lead * width.step;
@@ -128,8 +131,9 @@ __device__ __forceinline__ void add_parts(const float (&sums)[SETS][kRun], const
 
 // The taps of a CTA from the sums of parities, into its share of the workspace.
 template <bool FOLD, bool TWO>
-__device__ __forceinline__ void store_taps(const DepthwiseDevice& p, int folded, const DepthwisePlace& at, int row,
-                                           int chunk, int first_column, int columns, uint32_t sums, float* work) {
+__device__ __forceinline__ void store_taps(const DepthwiseDevice& p, int folded, const DepthwisePlace& at,
+                                           int row, int chunk, int first_column, int columns, uint32_t sums,
+                                           float* work) {
   const DepthwiseAxis &f = p.axis[folded], &s = p.axis[folded ^ 1];
   const int blocks = tap_blocks(s), set = columns * blocks * kRun * p.block * 4;
   const int sides = FOLD ? 2 : 1;
@@ -156,7 +160,8 @@ __device__ __forceinline__ void store_taps(const DepthwiseDevice& p, int folded,
 
 }  // namespace
 
-// The rows of one segment. `members` are sets of sums: parities of the folded axis, times the members along the other.
+// The rows of one segment. `members` are sets of sums: parities of the folded axis, times the members along
+// the other.
 template <class T, bool FOLD, bool TWO>
 __global__ void __launch_bounds__(kWgradThreads, 3)
     depthwise_wgrad(const __grid_constant__ DepthwiseDevice p, int number, int folded, const void* x,
@@ -185,7 +190,8 @@ __global__ void __launch_bounds__(kWgradThreads, 3)
     const int start = (s.dilation * t.tap) * s.step;
     for (int column = t.part; column < at.images * f.tile; column += t.parts) {
       const int image = column / f.tile, across = column % f.tile;
-      const uint32_t here = window + lead + image * p.window_image + 4 * t.channel + across * f.stride * f.step;
+      const uint32_t here =
+          window + lead + image * p.window_image + 4 * t.channel + across * f.stride * f.step;
       const uint32_t left = here + t.column * f.dilation * f.step;
       const uint32_t right = here + (f.taps - 1 - t.column) * f.dilation * f.step;
       const uint32_t there = tile + image * p.tile_image + 4 * t.channel + across * f.tile_step;

@@ -34,14 +34,18 @@ __device__ __forceinline__ int member_channel(const DepthwiseSegment& s, int i, 
 }
 
 // n / by, for n * by below 2^32.
-__device__ __forceinline__ int divide(int n, int by, uint32_t inverse) {
+__device__ __forceinline__ int quotient(int n, int by, uint32_t inverse) {
   return by == 1 ? n : static_cast<int>(uint64_t{inverse} * static_cast<uint32_t>(n) >> 32);
 }
 
 __device__ __forceinline__ int floor_divide(int a, int by) { return (a >= 0 ? a : a - by + 1) / by; }
 
-__device__ __forceinline__ float shared_float(uint32_t address) { return __uint_as_float(shared_load(address)); }
-__device__ __forceinline__ void shared_put(uint32_t address, float v) { shared_store(address, __float_as_uint(v)); }
+__device__ __forceinline__ float shared_float(uint32_t address) {
+  return __uint_as_float(shared_load(address));
+}
+__device__ __forceinline__ void shared_put(uint32_t address, float v) {
+  shared_store(address, __float_as_uint(v));
+}
 
 // A map in global memory, from the first channel and image of a CTA on, and where the window begins in it.
 struct DepthwiseMap {
@@ -56,7 +60,8 @@ constexpr int kAtOnce = 4;  // loads of a thread in flight
 
 template <class T, int N, bool TWO>
 __device__ __forceinline__ void fill_by(const DepthwiseFill& f, const DepthwiseMap& m, bool last, int images,
-                                        uint32_t to, int row_bytes, int step, int64_t other, uint32_t second) {
+                                        uint32_t to, int row_bytes, int step, int64_t other,
+                                        uint32_t second) {
   const int first = (thread() & ((1 << f.lanes_log) - 1)) * N, apart = threads() >> f.lanes_log;
   const int runs = images * f.rows * f.runs_of_row;
   const int shift = last ? 0 : m.x, limit = last ? m.channels : m.width;
@@ -70,10 +75,11 @@ __device__ __forceinline__ void fill_by(const DepthwiseFill& f, const DepthwiseM
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         const int run = q + k * apart;
-        const int row = divide(run, f.runs_of_row, f.divide_runs), x = run - row * f.runs_of_row;
-        const int image = divide(row, f.rows, f.divide_rows), y = m.y + row - image * f.rows;
+        const int row = quotient(run, f.runs_of_row, f.divide_runs), x = run - row * f.runs_of_row;
+        const int image = quotient(row, f.rows, f.divide_rows), y = m.y + row - image * f.rows;
         target[k] = to + row * row_bytes + x * step + i * 4;
-        bool read = inside && run < runs && image < m.images && static_cast<unsigned>(y) < static_cast<unsigned>(m.height);
+        bool read = inside && run < runs && image < m.images &&
+                    static_cast<unsigned>(y) < static_cast<unsigned>(m.height);
         int64_t from = column + image * m.stride.n + y * m.stride.y;
         if (last) {
           read = read && static_cast<unsigned>(m.x + x) < static_cast<unsigned>(m.width);
@@ -111,22 +117,25 @@ __device__ __forceinline__ void fill_by(const DepthwiseFill& f, const DepthwiseM
   }
 }
 
-// Copies a map to shared memory, zeros where it ends. TWO: the sum of it and of what lies `other` elements further,
-// and `second` bytes behind that the difference.
+// Copies a map to shared memory, zeros where it ends. TWO: the sum of it and of what lies `other` elements
+// further, and `second` bytes behind that the difference.
 template <class T, bool TWO>
 __device__ __forceinline__ void fill(const DepthwiseFill& f, const DepthwiseMap& m, const DepthwiseDevice& p,
                                      uint32_t to, int row_bytes, int step, int64_t other, uint32_t second) {
   if constexpr (T::kBytes == 2)
-    if (f.elements == 2) return fill_by<T, 2, TWO>(f, m, p.last, p.images, to, row_bytes, step, other, second);
+    if (f.elements == 2)
+      return fill_by<T, 2, TWO>(f, m, p.last, p.images, to, row_bytes, step, other, second);
   fill_by<T, 1, TWO>(f, m, p.last, p.images, to, row_bytes, step, other, second);
 }
 
-// Loads of two elements begin at an even column: by so many columns the window begins before what is asked for.
+// Loads of two elements begin at an even column: by so many columns the window begins before what is asked
+// for.
 __device__ __forceinline__ int lead_of(const DepthwiseDevice& p, int x) {
   return p.last || p.window.elements == 1 ? 0 : x & 1;
 }
 
-// Bytes from one tap of the weights in shared memory to the next: lanes along channels or along taps, each has a bank.
+// Bytes from one tap of the weights in shared memory to the next: lanes along channels or along taps, each
+// has a bank.
 __device__ __forceinline__ int weight_bytes(const DepthwiseDevice& p) { return 4 * (p.block | 1); }
 
 }  // namespace
