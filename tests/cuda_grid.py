@@ -191,6 +191,10 @@ MAY: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
     r"8 does not divide the \d+ input channels of a group": lambda case, dtype, op: (
         case.channels // case.groups % 8 != 0
     ),
+    "it is for depthwise layers, of one input channel in each of several groups": lambda case, dtype, op: (
+        not depthwise(case)
+    ),
+    "it has no kernels of three dims": lambda case, dtype, op: case.ndim == 3,
 }
 """Conditions by reasons, which are regular expressions."""
 
