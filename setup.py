@@ -64,7 +64,9 @@ def wanted() -> bool:
 
 def cuda_wanted() -> bool:
     """The same of the native CUDA module."""
-    return os.environ.get("SYMCONV_FAST_NO_CUDA", "0") in ("", "0") and any((ROOT / "csrc/cuda").glob("*.cpp"))
+    return os.environ.get("SYMCONV_FAST_NO_CUDA", "0") in ("", "0") and any(
+        (ROOT / "csrc/cuda").glob("*.cpp")
+    )
 
 
 def relative(pattern: str) -> list[str]:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 DEFAULT = "8.0;9.0a;10.0+PTX"
 """Without a GPU: what runs, from Ampere on, everywhere."""

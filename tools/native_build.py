@@ -138,7 +138,9 @@ def is_current(command: list[str], facts: str | None = None) -> bool:
         made = target.stat().st_mtime
         rule = dependencies.read_text().replace("\\\n", " ").split(": ", 1)[1]
         read = [name.replace("\0", " ") for name in rule.replace("\\ ", "\0").split()]
-        return note.read_text() == _signature(command, facts) and all(Path(f).stat().st_mtime <= made for f in read)
+        return note.read_text() == _signature(command, facts) and all(
+            Path(f).stat().st_mtime <= made for f in read
+        )
     except (OSError, IndexError):
         return False
 

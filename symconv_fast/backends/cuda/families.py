@@ -40,7 +40,16 @@ class Planner(Protocol):
         """An estimate by counting, of the kernels alone."""
 
 
-FAMILIES: dict[tuple[str, str], str] = {}
+FAMILIES: dict[tuple[str, str], str] = {
+    ("tile", "fprop"): "conv",
+    ("tile", "dgrad"): "conv",
+    ("tile", "wgrad"): "wgrad",
+    ("patch", "fprop"): "patch",
+    ("hopper", "fprop"): "hopper",
+    ("depthwise", "fprop"): "depthwise",
+    ("depthwise", "dgrad"): "depthwise",
+    ("depthwise", "wgrad"): "depthwise",
+}
 """By algorithm and pass: a module of this folder."""
 
 MOST_SEGMENTS = 8  # ties of one launch
