@@ -81,7 +81,9 @@ class Fake:
                     fake.compute(self.fields, *places[:5])
                 return fake.error
 
-        self.ConvParams = self.WgradParams = self.PatchParams = self.HopperParams = self.DepthwiseParams = Params
+        self.ConvParams = self.WgradParams = self.PatchParams = self.HopperParams = self.DepthwiseParams = (
+            Params
+        )
 
     def clear_buffers(self) -> None:
         self.buffers.clear()
@@ -98,7 +100,14 @@ class Fake:
         # No autograd here: inside an operator nothing is recorded.
         tensors = {name: tensor.double() for name, tensor in seen.items()}
         filters = problem.layer_ties.expand(tensors["w"], 0)
-        geometry = (problem.stride, problem.padding, problem.dilation, False, problem.output_padding, problem.groups)
+        geometry = (
+            problem.stride,
+            problem.padding,
+            problem.dilation,
+            False,
+            problem.output_padding,
+            problem.groups,
+        )
         assert bool(bias) == bool(f["bias"])
         if op == "fprop":
             b = memory(bias, (problem.out_channels,), (1,), problem.dtype).double() if bias else None

@@ -54,7 +54,9 @@ def test_kernels_find_every_tensor_where_the_planner_says(layout: str, name: str
             oracle.check(ROOMY[name], BF16, op, "cuda", "depthwise")
 
 
-@pytest.mark.parametrize("layouts", [(first, second) for first in oracle.LAYOUTS for second in oracle.LAYOUTS])
+@pytest.mark.parametrize(
+    "layouts", [(first, second) for first in oracle.LAYOUTS for second in oracle.LAYOUTS]
+)
 @pytest.mark.parametrize("result_last", [False, True])
 def test_what_kernels_are_given_is_as_their_family_wants_it(layouts: Any, result_last: bool) -> None:
     """Channels innermost and multiples of 16 bytes; or dense, both in one layout."""
@@ -154,7 +156,9 @@ def test_every_address_is_a_multiple_of_16_bytes(fake: cuda_fake.Fake, which: st
 # --- plans ---------------------------------------------------------------------------------------------------------
 
 
-def run_once(case: Case, dtype: torch.dtype, op: str = "fprop", activation: str | None = None) -> torch.Tensor:
+def run_once(
+    case: Case, dtype: torch.dtype, op: str = "fprop", activation: str | None = None
+) -> torch.Tensor:
     problem = oracle.problem_of(case, dtype, op)
     t = oracle.make_tensors(case, dtype)
     x, w, gy = (oracle.arrange(v, layout, dtype) for v, layout in zip((t.x, t.w, t.gy), case.layouts))
@@ -258,9 +262,7 @@ def reason(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> str | Non
     return backend.can_run(oracle.problem_of(case, dtype, op), op, algorithm)
 
 
-def test_refusals_before_a_family_is_asked(
-    fake: cuda_fake.Fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refusals_before_a_family_is_asked(fake: cuda_fake.Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     transposed = replace(LAST, transposed=True)
     for op in OPS:
         assert reason(LAST, BF16, op, "tile") is None
@@ -288,7 +290,9 @@ def test_what_a_family_refuses_is_said(fake: cuda_fake.Fake) -> None:
     problem = oracle.problem_of(LAST, BF16, "fprop")
     assert reason(LAST, BF16, "fprop", "tile") == "of its own"
     with pytest.raises(RuntimeError, match="of its own"):
-        run.bind(problem, "fprop", "tile")(torch.zeros(LAST.input_shape).bfloat16(), torch.zeros(LAST.weight_shape))
+        run.bind(problem, "fprop", "tile")(
+            torch.zeros(LAST.input_shape).bfloat16(), torch.zeros(LAST.weight_shape)
+        )
 
 
 @pytest.mark.parametrize(
