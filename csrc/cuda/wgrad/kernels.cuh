@@ -36,8 +36,8 @@ using WgradSums = float[Set::kSlots][Set::kM][Set::kN][4];
 template <class T, class Set, int ORBIT>
 __device__ __forceinline__ void multiply_orbit(WgradSums<Set>& sums, const uint32_t (&a)[Set::kSlices][Set::kM][4],
                                                uint32_t address, int pitch, const int (&window)[Set::kSlots]) {
-  constexpr int kWindows = Set::windows(ORBIT), kFirst = Set::first(ORBIT);
-  constexpr uint32_t kParities = Set::slices(ORBIT);
+  using Orbit = WgradOrbitOf<Set, ORBIT>;
+  constexpr int kWindows = Orbit::kWindows, kFirst = Orbit::kFirst;
 #pragma unroll
   for (int n = 0; n < Set::kN; n += 2) {
     uint32_t b[kWindows][4];
@@ -57,7 +57,7 @@ __device__ __forceinline__ void multiply_orbit(WgradSums<Set>& sums, const uint3
       for (int i = 0; i < 4; ++i) b[w][i] = operand<T>(b[w][i]);
 #pragma unroll
       for (int m = 0; m < Set::kM; ++m) {
-        const uint32_t(&rows)[4] = a[kParities >> 4 * w & 7][m];
+        const uint32_t(&rows)[4] = a[Orbit::kParities >> 4 * w & 7][m];
         multiply<T>(sums[kFirst + w][m][n], rows, b[w][0], b[w][2]);
         multiply<T>(sums[kFirst + w][m][n + 1], rows, b[w][1], b[w][3]);
       }

@@ -6,6 +6,7 @@
 
 #include "params.h"
 #include "plan.h"
+#include "../types.h"
 
 namespace symconv {
 

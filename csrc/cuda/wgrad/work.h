@@ -34,6 +34,13 @@ struct WgradSet {
     return all;
   }
 };
+// Numbers of one orbit of a set.
+template <class Set, int ORBIT>
+struct WgradOrbitOf {
+  static constexpr int kWindows = Set::windows(ORBIT), kFirst = Set::first(ORBIT);
+  static constexpr uint32_t kParities = Set::slices(ORBIT);
+};
+
 // One orbit a warp, of p = 0 to 3 axes; nine products of a 3 x 3 kernel or a part of another one: free, tied along
 // one axis (three pairs, three centres), along two (a quadruple, two pairs, a centre).
 using WgradOne0 = WgradSet<4, 8, 1, 0x0>;
