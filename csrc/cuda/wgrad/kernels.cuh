@@ -10,10 +10,11 @@
 
 namespace symconv {
 
-// A matrix of 16 channels x one step of pixels. Registers: channels 0 to 7 of the first half of the pixels, 8 to 15 of
-// it, 0 to 7 of the second half, 8 to 15: A as it is (rows are channels), and B of two blocks of 8, {0, 2} and {1, 3}.
+// 16 channels x one step of pixels, of which a register has 8 channels and half of the pixels. As A, rows: channels 0
+// to 7 of the first half, 8 to 15 of it, both of the second half. As B, columns: both halves of channels 0 to 7, then of
+// 8 to 15, so that the two registers of a block of 8 columns are neighbours, as the products want them.
 template <class T>
-__device__ __forceinline__ void load_step(uint32_t (&r)[4], uint32_t address, int pitch) {
+__device__ __forceinline__ void load_rows(uint32_t (&r)[4], uint32_t address, int pitch) {
   if constexpr (T::kBytes == 2) {
     load_transposed(r, address);
   } else {
@@ -21,11 +22,33 @@ __device__ __forceinline__ void load_step(uint32_t (&r)[4], uint32_t address, in
     r[2] = shared_load(address + 4 * pitch), r[3] = shared_load(address + 4 * pitch + 32);
   }
 }
-
-// A lane's part of the address of `load_step`, inside a run.
 template <class T>
-__device__ __forceinline__ int lane_offset(int pitch) {
+__device__ __forceinline__ void load_columns(uint32_t (&r)[4], uint32_t address, int pitch) {
+  if constexpr (T::kBytes == 2) {
+    load_transposed(r, address);
+  } else {
+    r[0] = shared_load(address), r[1] = shared_load(address + 4 * pitch);
+    r[2] = shared_load(address + 32), r[3] = shared_load(address + 4 * pitch + 32);
+  }
+}
+
+// A lane's part of those addresses: its run of the step, and the bytes in it.
+template <class T>
+__device__ __forceinline__ int row_run() {
+  return T::kBytes == 2 ? lane() / 16 : 0;
+}
+template <class T>
+__device__ __forceinline__ int row_offset(int pitch) {
   if constexpr (T::kBytes == 2) return lane() % 8 * pitch + lane() / 8 % 2 * 16;
+  return lane() % 4 * pitch + lane() / 4 * 4;
+}
+template <class T>
+__device__ __forceinline__ int column_run() {
+  return T::kBytes == 2 ? lane() / 8 % 2 : 0;
+}
+template <class T>
+__device__ __forceinline__ int column_offset(int pitch) {
+  if constexpr (T::kBytes == 2) return lane() % 8 * pitch + lane() / 16 * 16;
   return lane() % 4 * pitch + lane() / 4 * 4;
 }
 
@@ -43,7 +66,7 @@ __device__ __forceinline__ void multiply_orbit(WgradSums<Set>& sums, const uint3
     uint32_t b[kWindows][4];
 #pragma unroll
     for (int w = 0; w < kWindows; ++w)
-      load_step<T>(b[w], address + window[kFirst + w] + 8 * n * T::kBytes, pitch);
+      load_columns<T>(b[w], address + window[kFirst + w] + 8 * n * T::kBytes, pitch);
 #pragma unroll
     for (int bit = 1; bit < kWindows; bit *= 2)
 #pragma unroll
@@ -58,8 +81,8 @@ __device__ __forceinline__ void multiply_orbit(WgradSums<Set>& sums, const uint3
 #pragma unroll
       for (int m = 0; m < Set::kM; ++m) {
         const uint32_t(&rows)[4] = a[Orbit::kParities >> 4 * w & 7][m];
-        multiply<T>(sums[kFirst + w][m][n], rows, b[w][0], b[w][2]);
-        multiply<T>(sums[kFirst + w][m][n + 1], rows, b[w][1], b[w][3]);
+        multiply<T>(sums[kFirst + w][m][n], rows, b[w][0], b[w][1]);
+        multiply<T>(sums[kFirst + w][m][n + 1], rows, b[w][2], b[w][3]);
       }
     }
   }
@@ -110,11 +133,10 @@ template <class T, class Set>
 __device__ __forceinline__ void multiply_tile(const WgradWork& p, const WgradBlock& b, const WgradWarp<Set>& w,
                                               uint32_t stage, WgradSums<Set>& sums) {
   constexpr int kRuns = T::kBytes == 2 ? 2 : 1;  // of a step
-  const int half = T::kBytes == 2 ? lane() / 16 : 0;
-  const uint32_t x = stage + lane_offset<T>(p.x_pitch) + w.channel * T::kBytes;
+  const uint32_t x = stage + column_offset<T>(p.x_pitch) + w.channel * T::kBytes;
   uint32_t gradient =
-      stage + p.x_bytes + lane_offset<T>(p.y_pitch) + w.row * T::kBytes + half * 8 * p.y_pitch;
-  uint32_t run = b.runs + 4 * half;
+      stage + p.x_bytes + row_offset<T>(p.y_pitch) + w.row * T::kBytes + row_run<T>() * 8 * p.y_pitch;
+  uint32_t run = b.runs + 4 * column_run<T>();
 #pragma unroll 1
   for (int step = 0; step < p.steps; ++step) {
     const uint32_t address = x + shared_load(run);
@@ -123,7 +145,7 @@ __device__ __forceinline__ void multiply_tile(const WgradWork& p, const WgradBlo
     for (int k = 0; k < Set::kSlices; ++k)
 #pragma unroll
       for (int m = 0; m < Set::kM; ++m)
-        load_step<T>(a[k][m], gradient + w.slice[k] + 16 * m * T::kBytes, p.y_pitch);
+        load_rows<T>(a[k][m], gradient + w.slice[k] + 16 * m * T::kBytes, p.y_pitch);
     multiply_orbits<T, Set>(sums, a, address, p.x_pitch, w.window);
     run += 4 * kRuns;
     gradient += 8 * kRuns * p.y_pitch;
@@ -172,13 +194,14 @@ __device__ __forceinline__ WgradBlock wgrad_block(const WgradWork& p) {
 
 // All but the last `stages` - 2 of the groups committed: the oldest stage in flight has arrived.
 __device__ __forceinline__ void wait_stage(int stages) {
-  if (stages == 2) copy_wait<0>();
+  if (stages <= 2) copy_wait<0>();
   if (stages == 3) copy_wait<1>();
   if (stages == 4) copy_wait<2>();
 }
 
 // A CTA sums its split of the tiles for a block of rows and channels and a set of items. One barrier a tile: behind it
-// the stage is there and folded for all, and the stage of the tile before is free for the next copies.
+// the stage is there and folded for all, and the stage of the tile before is free for the next copies. Where but one
+// stage fits, nothing overlaps.
 template <class T, class Set>
 __global__ void __launch_bounds__(kWgradThreads, 1)
     wgrad_tiles(const __grid_constant__ WgradWork p, const void* x, const void* gy, float* to) {
@@ -210,11 +233,13 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
   int stage = 0, free = p.stages - 1;
 #pragma unroll 1
   for (int tile = first; tile < end; ++tile) {
+    if (p.stages == 1) copy(tile, 0);
     wait_stage(p.stages);
     fold_members<T>(p, b.stages + stage * p.stage_bytes + p.x_bytes);
     barrier();
-    copy(tile + p.stages - 1, free);
+    if (p.stages > 1) copy(tile + p.stages - 1, free);
     if (works) multiply_tile<T, Set>(p, b, w, b.stages + stage * p.stage_bytes, sums);
+    if (p.stages == 1) barrier();
     stage = stage + 1 == p.stages ? 0 : stage + 1;
     free = free + 1 == p.stages ? 0 : free + 1;
   }

@@ -1,7 +1,6 @@
 // How a gradient of the weight is cut up: tiles, warps of a CTA, splits. Chosen by counting; knows no CUDA.
 #pragma once
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -23,6 +22,7 @@ struct WgradPart {
   std::vector<WgradLaunch> launches;
   WgradTotal total;
   int64_t first_byte, bytes;
+  double clocks;
 };
 
 struct WgradPlan {
@@ -121,7 +121,7 @@ inline double clocks(const WgradWork& w, const WgradShape& s, int bytes, const W
   const int64_t ctas = grid(w), sms = p.multiprocessors;
   const bool two = warps(w) <= 4 && 2 * (shared_bytes(w) + kReserved) <= p.shared_bytes + kReserved;
   const int64_t resident = two ? 2 : 1, rest = ctas % (sms * resident), last = up(rest, sms);
-  const double depth = w.stages == 2 ? 1.1 : 1.0, tiles = up(w.all_tiles, w.splits);
+  const double depth = w.stages == 1 ? 1.8 : w.stages == 2 ? 1.1 : 1.0, tiles = up(w.all_tiles, w.splits);
   const auto round = [&](int n) { return tiles * depth * tile_clocks(w, s, bytes, n) + kStart; };
   double total = static_cast<double>(ctas / (sms * resident)) * round(static_cast<int>(resident));
   if (last) total += round(static_cast<int>(last));
@@ -157,9 +157,9 @@ inline std::vector<std::vector<int>> tiles(const WgradWork& w) {
   return all;
 }
 
-// The warps of a CTA, its tile, its stages and (if `splits` is 0) its splits that take the least time; false if
-// nothing fits the shared memory.
-inline bool choose(WgradWork& w, const WgradShape& shape, int bytes, const WgradParams& p, int splits, int most) {
+// The warps of a CTA, its tile, its stages and (if `splits` is 0) its splits that take the least clocks: returns
+// them, infinitely many if nothing fits the shared memory.
+inline double choose(WgradWork& w, const WgradShape& shape, int bytes, const WgradParams& p, int splits, int most) {
   double best = std::numeric_limits<double>::infinity();
   WgradWork chosen = w;
   const auto shapes = tiles(w);
@@ -171,16 +171,15 @@ inline bool choose(WgradWork& w, const WgradShape& shape, int bytes, const Wgrad
         for (const auto& tile : shapes) {
           std::copy(tile.begin(), tile.end(), w.tile);
           if (!lay_out(w, shape, bytes)) continue;
-          for (w.stages = 4; w.stages > 1 && shared_bytes(w) > p.shared_bytes;) --w.stages;
-          if (w.stages < 2) continue;
-          w.stages = std::min(w.stages, 3);
+          for (w.stages = 3; w.stages > 0 && shared_bytes(w) > p.shared_bytes;) --w.stages;
+          if (!w.stages) continue;
           w.splits = splits;
           const double t = splits ? clocks(w, shape, bytes, p) : split(w, shape, bytes, p, most);
           if (t < best) best = t, chosen = w;
         }
       }
   w = chosen;
-  return best < std::numeric_limits<double>::infinity();
+  return best;
 }
 
 inline WgradTotal total_of(const WgradParams& p, const WgradSegment& s, const WgradWork& w) {
@@ -192,28 +191,40 @@ inline WgradTotal total_of(const WgradParams& p, const WgradSegment& s, const Wg
   return t;
 }
 
-inline std::string plan_segment(const WgradParams& p, const WgradSegment& s, WgradPart& part) {
-  const int bytes = static_cast<int>(wgrad_bytes(p));
-  const WgradWork shared = start(p, s);
-  const int64_t slab = 4 * p.groups * s.rows * p.channels * p.kernel_depth * p.kernel_height * p.kernel_width;
-  const int64_t most = std::max<int64_t>(1, kWorkspace * s.rows / p.rows / slab);
+// The launches of one way to cut the taps up, and their clocks; infinite where something does not fit.
+inline double plan_way(const WgradParams& p, const WgradSegment& s, const std::vector<WgradItems>& way, int most,
+                       std::vector<WgradLaunch>& launches) {
   int splits = 0;
-  for (const WgradItems& items : wgrad_items(static_cast<int>(s.mask), shared.kernel)) {
-    WgradLaunch launch{items.set, 0, 0, 0, shared};
+  double total = 0;
+  for (const WgradItems& items : way) {
+    WgradLaunch launch{items.set, 0, 0, 0, start(p, s)};
     WgradWork& w = launch.work;
     w.items = items.count;
     std::copy(items.taps.begin(), items.taps.end(), w.taps);
     std::copy(items.axes.begin(), items.axes.end(), w.axes);
-    const WgradShape& shape = kWgradShapes[items.set];
-    if (!choose(w, shape, bytes, p, splits, static_cast<int>(std::min<int64_t>(most, 4096))))
-      return "no tile of this kernel, stride and dilation fits the shared memory";
+    total += choose(w, kWgradShapes[items.set], static_cast<int>(wgrad_bytes(p)), p, splits, most);
     splits = w.splits;
     launch.threads = 32 * warps(w), launch.shared_bytes = static_cast<int>(shared_bytes(w)), launch.grid = grid(w);
-    if (launch.grid > std::numeric_limits<int>::max()) return "there are more blocks than a grid holds";
-    part.launches.push_back(launch);
+    if (launch.grid > std::numeric_limits<int>::max()) total = std::numeric_limits<double>::infinity();
+    launches.push_back(launch);
   }
+  return total;
+}
+
+inline std::string plan_segment(const WgradParams& p, const WgradSegment& s, WgradPart& part) {
+  const int64_t slab = 4 * p.groups * s.rows * p.channels * p.kernel_depth * p.kernel_height * p.kernel_width;
+  const int64_t most = std::clamp<int64_t>(kWorkspace * s.rows / p.rows / slab, 1, 4096);
+  const int kernel[3] = {static_cast<int>(p.kernel_depth), static_cast<int>(p.kernel_height),
+                         static_cast<int>(p.kernel_width)};
+  part.clocks = std::numeric_limits<double>::infinity();
+  for (const auto& way : wgrad_ways(static_cast<int>(s.mask), kernel)) {
+    std::vector<WgradLaunch> launches;
+    const double t = plan_way(p, s, way, static_cast<int>(most), launches);
+    if (t < part.clocks) part.clocks = t, part.launches = std::move(launches);
+  }
+  if (part.launches.empty()) return "no tile of this kernel, stride and dilation fits the shared memory";
   part.total = total_of(p, s, part.launches[0].work);
-  part.bytes = slab * splits;
+  part.bytes = slab * part.total.splits;
   if (up(slab / 4, 256) > std::numeric_limits<int>::max()) return "the weight is too large";
   return "";
 }

@@ -27,7 +27,7 @@ template <class T>
 constexpr std::array<Run, kWgradSets> kRuns = {wgrad_run<T, WgradOne0>,  wgrad_run<T, WgradOne1>,
                                                wgrad_run<T, WgradOne2>,  wgrad_run<T, WgradOne3>,
                                                wgrad_run<T, WgradNine0>, wgrad_run<T, WgradNine1>,
-                                               wgrad_run<T, WgradNine2>};
+                                               wgrad_run<T, WgradNine2>, wgrad_run<T, WgradFlat2>};
 constexpr std::array<std::array<Run, kWgradSets>, 3> kAllRuns = {kRuns<Bfloat16>, kRuns<Float16>, kRuns<Float32>};
 constexpr RunTotal kTotals[3] = {wgrad_run_total<Bfloat16>, wgrad_run_total<Float16>, wgrad_run_total<Float32>};
 

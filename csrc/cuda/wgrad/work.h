@@ -50,6 +50,7 @@ using WgradOne3 = WgradSet<1, 4, 1, 0x7>;
 using WgradNine0 = WgradSet<2, 2, 9, 0x0>;
 using WgradNine1 = WgradSet<2, 2, 6, 0x000111>;
 using WgradNine2 = WgradSet<2, 2, 4, 0x0213>;
+using WgradFlat2 = WgradSet<1, 4, 4, 0x0213>;  // the same of at most 16 rows
 
 constexpr int kWgradThreads = 256;  // of a CTA, at most
 constexpr int kWgradSlots = 384;    // of the items of a launch: 7 x 7 x 7 taps and what fills the last item up
