@@ -1,7 +1,7 @@
 // The gradient of a reduced weight on matrix units: what a call is told, any geometry.
 //
-// Of `Pointers`, x is the layer's input, y the gradient of its output (both read), w the gradient of the reduced
-// weight, which is written.
+// Of `Pointers`, x is the layer's input, w the gradient of its output (both read), y the gradient of the reduced
+// weight, which is written. The names of strides are those of the layer: y of the output's gradient, w of the weight's.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -42,5 +42,6 @@ std::string wgrad_check(const WgradParams& params);
 int64_t wgrad_workspace(const WgradParams& params);
 std::string wgrad_launch(const WgradParams& params, const Pointers& pointers, const Queue& queue);
 std::vector<Variant> wgrad_variants();
+PlanFacts plan_facts(const WgradParams& params);
 
 }  // namespace symconv

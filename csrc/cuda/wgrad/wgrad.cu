@@ -29,6 +29,7 @@ constexpr std::array<Run, kWgradSets> kRuns = {wgrad_run<T, WgradOne0>,  wgrad_r
                                                wgrad_run<T, WgradNine0>, wgrad_run<T, WgradNine1>,
                                                wgrad_run<T, WgradNine2>, wgrad_run<T, WgradFlat2>};
 constexpr std::array<std::array<Run, kWgradSets>, 3> kAllRuns = {kRuns<Bfloat16>, kRuns<Float16>, kRuns<Float32>};
+constexpr const char* kTypes[3] = {"bf16", "fp16", "tf32"};
 constexpr RunTotal kTotals[3] = {wgrad_run_total<Bfloat16>, wgrad_run_total<Float16>, wgrad_run_total<Float32>};
 
 // Planning tries some thousand tiles, so plans are kept; all are let go of when there are many.
@@ -51,7 +52,7 @@ std::shared_ptr<const WgradPlan> plan_of(const WgradParams& params) {
 
 std::string check_pointers(const Pointers& p) {
   if (!p.x || !p.y || !p.w || !p.workspace) return "a tensor is missing";
-  for (const void* pointer : {p.x, static_cast<const void*>(p.y), static_cast<const void*>(p.workspace)})
+  for (const void* pointer : {p.x, p.w, static_cast<const void*>(p.workspace)})
     if (reinterpret_cast<uintptr_t>(pointer) % 16) return "tensors must start at multiples of 16 bytes";
   return "";
 }
@@ -60,12 +61,12 @@ std::string run_part(const WgradPart& part, int dtype, const Pointers& p, const 
   float* sums = reinterpret_cast<float*>(static_cast<uint8_t*>(p.workspace) + part.first_byte);
   for (const WgradLaunch& l : part.launches) {
     const auto error = kAllRuns[dtype][l.set](l.work, static_cast<int>(l.grid), l.threads, l.shared_bytes, queue,
-                                              p.x, p.y, sums);
+                                              p.x, p.w, sums);
     if (!error.empty()) return error;
   }
   const WgradTotal& t = part.total;
   const int64_t each = int64_t{t.groups} * t.rows * t.channels * t.kernel[0] * t.kernel[1] * t.kernel[2];
-  return kTotals[dtype](t, static_cast<int>((each + 255) / 256), queue, sums, const_cast<void*>(p.w));
+  return kTotals[dtype](t, static_cast<int>((each + 255) / 256), queue, sums, p.y);
 }
 
 }  // namespace
@@ -89,12 +90,25 @@ std::string wgrad_launch(const WgradParams& params, const Pointers& pointers, co
   return "";
 }
 
+PlanFacts plan_facts(const WgradParams& params) {
+  PlanFacts facts;
+  const auto plan = plan_of(params);
+  if (!plan->error.empty()) return facts;
+  for (const WgradPart& part : plan->parts) {
+    facts.clocks += part.clocks;
+    for (const WgradLaunch& l : part.launches)
+      facts.kernels.push_back(kTypes[params.dtype] + std::string("_") + kWgradShapes[l.set].name);
+    facts.kernels.push_back(kTypes[params.dtype] + std::string("_total"));
+  }
+  return facts;
+}
+
 std::vector<Variant> wgrad_variants() {
   std::vector<Variant> all;
-  for (const char* type : {"bf16", "fp16", "tf32"}) {
+  for (const std::string type : kTypes) {
     for (const WgradShape& shape : kWgradShapes)
-      all.push_back({"wgrad", std::string(type) + "_" + shape.name, 80, kWgradThreads, 227 << 10, 1});
-    all.push_back({"wgrad", std::string(type) + "_total", 80, 256, 0, 8});
+      all.push_back({"wgrad", type + "_" + shape.name, 80, kWgradThreads, 227 << 10, 1});
+    all.push_back({"wgrad", type + "_total", 80, 256, 0, 5});
   }
   return all;
 }
