@@ -41,7 +41,7 @@ inline WgradAxes wgrad_axes(const WgradParams& p) {
 inline int64_t wgrad_bytes(const WgradParams& p) { return p.dtype == 2 ? 4 : 2; }  // of an element
 
 inline std::string wgrad_check_sizes(const WgradParams& p) {
-  constexpr int64_t most = 1 << 30, most_stride = int64_t{1} << 48;
+  constexpr int64_t most = 1 << 30;
   if (p.dtype < 0 || p.dtype > 2) return "dtype must be 0, 1 or 2";
   for (const int64_t n : {p.batch, p.groups, p.channels, p.rows, p.filters})
     if (n < 1 || n > most) return "batch, groups, channels, rows and filters must be 1 to 2^30";
@@ -53,7 +53,8 @@ inline std::string wgrad_check_sizes(const WgradParams& p) {
   for (int a = 0; a < 3; ++a) {
     if (axes.x[a] < 1 || axes.x[a] > most || axes.y[a] < 1 || axes.y[a] > most)
       return "sizes of maps must be 1 to 2^30";
-    if (axes.kernel[a] < 1 || axes.kernel[a] > 7) return "kernels of more than 7 taps an axis are not compiled";
+    if (axes.kernel[a] < 1 || axes.kernel[a] > 7)
+      return "kernels of more than 7 taps an axis are not compiled";
     if (axes.stride[a] < 1 || axes.stride[a] > 1023) return "strides must be 1 to 1023";
     if (axes.dilation[a] < 1 || axes.dilation[a] > 1023) return "dilations must be 1 to 1023";
     if (axes.padding[a] < 0 || axes.padding[a] > most) return "padding must be 0 to 2^30";
@@ -62,14 +63,27 @@ inline std::string wgrad_check_sizes(const WgradParams& p) {
     pixels[1] = pixels[1] > most ? pixels[1] : pixels[1] * axes.y[a];
   }
   if (pixels[0] > most || pixels[1] > most) return "there are more than 2^30 pixels";
-  for (int i = 0; i < 4; ++i)
-    if (axes.x_stride[i] < 0 || axes.x_stride[i] > most_stride || axes.y_stride[i] < 0 ||
-        axes.y_stride[i] > most_stride)
-      return "strides of tensors must be 0 to 2^48";
-  for (const int64_t s : {p.w_stride_group, p.w_stride_row, p.w_stride_channel, p.w_stride_z, p.w_stride_y,
-                          p.w_stride_x})
-    if (s < 0 || s > most_stride) return "strides of the weight must be 0 to 2^48";
-  if (p.groups * p.rows * p.channels > int64_t{1} << 36) return "the weight is too large";
+  if (p.groups * p.rows > int64_t{1} << 36 || p.groups * p.rows * p.channels > int64_t{1} << 36)
+    return "the weight is too large";
+  return "";
+}
+
+// Strides, such that offsets fit 64 bits.
+inline std::string wgrad_check_strides(const WgradParams& p) {
+  const WgradAxes axes = wgrad_axes(p);
+  const auto wrong = [](int64_t size, int64_t stride) {
+    return stride < 0 || stride > (int64_t{1} << 58) / size;
+  };
+  bool tensors = wrong(p.batch, axes.x_stride[0]) || wrong(p.batch, axes.y_stride[0]);
+  // Tiles reach over the end of a map, where nothing is read.
+  for (int a = 0; a < 3; ++a)
+    tensors |= wrong(axes.x[a] + axes.padding[a] + 2048, axes.x_stride[a + 1]) ||
+               wrong(axes.y[a] + 2048, axes.y_stride[a + 1]);
+  if (tensors) return "strides of tensors must be 0 or more, and offsets below 2^58 elements";
+  if (wrong(p.groups, p.w_stride_group) || wrong(p.rows, p.w_stride_row) ||
+      wrong(p.channels, p.w_stride_channel) || wrong(p.kernel_depth, p.w_stride_z) ||
+      wrong(p.kernel_height, p.w_stride_y) || wrong(p.kernel_width, p.w_stride_x))
+    return "strides of the weight must be 0 or more, and offsets below 2^58 elements";
   return "";
 }
 

@@ -21,8 +21,15 @@ inline constexpr WgradShape kWgradShapes[kWgradSets] = {
     wgrad_shape<WgradOne0>("one0"),   wgrad_shape<WgradOne1>("one1"),   wgrad_shape<WgradOne2>("one2"),
     wgrad_shape<WgradOne3>("one3"),   wgrad_shape<WgradNine0>("nine0"), wgrad_shape<WgradNine1>("nine1"),
     wgrad_shape<WgradNine2>("nine2"), wgrad_shape<WgradFlat2>("flat2")};
+inline constexpr WgradShape kWgradThin3 = wgrad_shape<WgradThin3>("one3");
 
-// The taps of an orbit: that of window w is mirrored along the axes of w, whose bits are those of `axes` in order.
+// Of elements of so many bytes.
+inline const WgradShape& wgrad_shape_of(int set, int bytes) {
+  return set == kOne3 && bytes == 4 ? kWgradThin3 : kWgradShapes[set];
+}
+
+// The taps of an orbit: that of window w is mirrored along the axes of w, whose bits are those of `axes` in
+// order.
 struct WgradOrbit {
   int axes;  // as a mask: bit 0 width
   std::vector<int> taps;
@@ -84,8 +91,8 @@ inline WgradItems wgrad_pack(int set, int mask, int axes, size_t count,
   return items;
 }
 
-// Ways to cut the taps of a tie up, each a launch or several: an orbit a warp, a launch for each number of axes; or
-// nine products a warp, where some slots may stay empty.
+// Ways to cut the taps of a tie up, each a launch or several: an orbit a warp, a launch for each number of
+// axes; or nine products a warp, where some slots may stay empty.
 inline std::vector<std::vector<WgradItems>> wgrad_ways(int mask, const int (&kernel)[3]) {
   std::vector<std::vector<WgradOrbit>> by(8);  // by axes
   for (auto& orbit : wgrad_orbits(mask, kernel)) by[orbit.axes].push_back(std::move(orbit));
@@ -94,7 +101,8 @@ inline std::vector<std::vector<WgradItems>> wgrad_ways(int mask, const int (&ker
   std::vector<WgradItems> nine, ones;
   if (mask == 0) nine = {wgrad_pack(kNine0, 0, 0, count(0, 9), {by[0]}, {9}, {1})};
   if (mask && !high && !by[mask].empty())
-    nine = {wgrad_pack(kNine1, mask, mask, std::max(count(mask, 3), count(0, 3)), {by[mask], by[0]}, {3, 3}, {2, 1})};
+    nine = {wgrad_pack(kNine1, mask, mask, std::max(count(mask, 3), count(0, 3)), {by[mask], by[0]}, {3, 3},
+                       {2, 1})};
   if (high && !(high & (high - 1)) && !by[mask].empty()) {
     const size_t items = std::max({by[mask].size(), by[low].size(), by[high].size(), by[0].size()});
     nine = {wgrad_pack(kNine2, mask, mask, items, {by[mask], by[low], by[high], by[0]}, {1, 1, 1, 1},
@@ -104,8 +112,8 @@ inline std::vector<std::vector<WgradItems>> wgrad_ways(int mask, const int (&ker
     WgradItems items{set, 0, {}, {}};
     for (int axes = 0; axes < 8; ++axes) {
       if ((axes & 1) + (axes >> 1 & 1) + (axes >> 2 & 1) != set - kOne0 || by[axes].empty()) continue;
-      const WgradItems some = wgrad_pack(set, mask, axes, by[axes].size(), {by[axes]}, {1},
-                                         {1 << (set - kOne0)});
+      const WgradItems some =
+          wgrad_pack(set, mask, axes, by[axes].size(), {by[axes]}, {1}, {1 << (set - kOne0)});
       items.count += some.count;
       items.taps.insert(items.taps.end(), some.taps.begin(), some.taps.end());
       items.axes.insert(items.axes.end(), some.axes.begin(), some.axes.end());

@@ -1,18 +1,19 @@
 // Gradient of the reduced weight on matrix units: tiles of pixels through shared memory, sums in registers.
 //
-// M is rows, N channels, K pixels: both operands lie pixel by pixel in shared memory, so both are loaded transposed.
-// A pixel has 16 bytes of padding (32 of TF32), so that neither kind of load has a bank conflict. A step is 32 bytes
-// of pixels: two runs of 8 along the width, or one of TF32. A tap is an address: its window of any tile is the
-// run's address plus an offset that the warp computes once.
+// M is rows, N channels, K pixels: both operands lie pixel by pixel in shared memory, so both are loaded
+// transposed. A pixel has 16 bytes of padding (32 of TF32), so that neither kind of load has a bank conflict.
+// A step is 32 bytes of pixels: two runs of 8 along the width, or one of TF32. A tap is an address: its
+// window of any tile is the run's address plus an offset that the warp computes once.
 #pragma once
 #include "tile.cuh"
 #include "total.cuh"
 
 namespace symconv {
 
-// 16 channels x one step of pixels, of which a register has 8 channels and half of the pixels. As A, rows: channels 0
-// to 7 of the first half, 8 to 15 of it, both of the second half. As B, columns: both halves of channels 0 to 7, then of
-// 8 to 15, so that the two registers of a block of 8 columns are neighbours, as the products want them.
+// 16 channels x one step of pixels, of which a register has 8 channels and half of the pixels. As A, rows:
+// channels 0 to 7 of the first half, 8 to 15 of it, both of the second half. As B, columns: both halves of
+// channels 0 to 7, then of 8 to 15, so that the two registers of a block of 8 columns are neighbours, as the
+// products want them.
 template <class T>
 __device__ __forceinline__ void load_rows(uint32_t (&r)[4], uint32_t address, int pitch) {
   if constexpr (T::kBytes == 2) {
@@ -57,8 +58,10 @@ using WgradSums = float[Set::kSlots][Set::kM][Set::kN][4];
 
 // The products of one orbit and step: windows are loaded, become parities, and are multiplied.
 template <class T, class Set, int ORBIT>
-__device__ __forceinline__ void multiply_orbit(WgradSums<Set>& sums, const uint32_t (&a)[Set::kSlices][Set::kM][4],
-                                               uint32_t address, int pitch, const int (&window)[Set::kSlots]) {
+__device__ __forceinline__ void multiply_orbit(WgradSums<Set>& sums,
+                                               const uint32_t (&a)[Set::kSlices][Set::kM][4],
+                                               uint32_t address, int pitch,
+                                               const int (&window)[Set::kSlots]) {
   using Orbit = WgradOrbitOf<Set, ORBIT>;
   constexpr int kWindows = Orbit::kWindows, kFirst = Orbit::kFirst;
 #pragma unroll
@@ -80,7 +83,7 @@ __device__ __forceinline__ void multiply_orbit(WgradSums<Set>& sums, const uint3
       for (int i = 0; i < 4; ++i) b[w][i] = operand<T>(b[w][i]);
 #pragma unroll
       for (int m = 0; m < Set::kM; ++m) {
-        const uint32_t(&rows)[4] = a[Orbit::kParities >> 4 * w & 7][m];
+        const uint32_t (&rows)[4] = a[Orbit::kParities >> 4 * w & 7][m];
         multiply<T>(sums[kFirst + w][m][n], rows, b[w][0], b[w][1]);
         multiply<T>(sums[kFirst + w][m][n + 1], rows, b[w][2], b[w][3]);
       }
@@ -89,8 +92,10 @@ __device__ __forceinline__ void multiply_orbit(WgradSums<Set>& sums, const uint3
 }
 
 template <class T, class Set, int ORBIT = 0>
-__device__ __forceinline__ void multiply_orbits(WgradSums<Set>& sums, const uint32_t (&a)[Set::kSlices][Set::kM][4],
-                                                uint32_t address, int pitch, const int (&window)[Set::kSlots]) {
+__device__ __forceinline__ void multiply_orbits(WgradSums<Set>& sums,
+                                                const uint32_t (&a)[Set::kSlices][Set::kM][4],
+                                                uint32_t address, int pitch,
+                                                const int (&window)[Set::kSlots]) {
   multiply_orbit<T, Set, ORBIT>(sums, a, address, pitch, window);
   if constexpr (ORBIT + 1 < Set::kOrbits) multiply_orbits<T, Set, ORBIT + 1>(sums, a, address, pitch, window);
 }
@@ -98,9 +103,9 @@ __device__ __forceinline__ void multiply_orbits(WgradSums<Set>& sums, const uint
 // A warp's part of the work: its item, its block, and where it reads.
 template <class Set>
 struct WgradWarp {
-  int item, row, channel;     // in the CTA's block
-  int window[Set::kSlots];    // bytes from a pixel to the window of a tap
-  int slice[Set::kSlices];    // bytes to the parities of the gradient
+  int item, row, channel;   // in the CTA's block
+  int window[Set::kSlots];  // bytes from a pixel to the window of a tap
+  int slice[Set::kSlices];  // bytes to the parities of the gradient
 };
 
 template <class T, class Set>
@@ -113,25 +118,24 @@ __device__ __forceinline__ void wgrad_warp(const WgradWork& p, const WgradBlock&
 #pragma unroll
   for (int s = 0; s < Set::kSlots; ++s) {
     const int tap = max(static_cast<int>(p.taps[item * Set::kSlots + s]), 0), row = tap / p.kernel[2];
-    const int z = row / p.kernel[1] * p.dilation[0], y = row % p.kernel[1] * p.dilation[1],
-              x = tap % p.kernel[2] * p.dilation[2];
-    const int pixel =
-        (z * p.halo[1] + y) * p.halo[2] + x % p.stride[2] * p.columns + x / p.stride[2];
+    const int z = row / p.kernel[1] * p.reach[0], y = row % p.kernel[1] * p.reach[1],
+              x = tap % p.kernel[2] * p.reach[2];
+    const int pixel = (z * p.halo[1] + y) * p.halo[2] + x % p.step[2] * p.columns + x / p.step[2];
     w.window[s] = pixel * p.x_pitch;
   }
 #pragma unroll
   for (int k = 0; k < Set::kSlices; ++k) {
-    int parity = 0;
+    int parity = Set::kWhole ? k : 0;
 #pragma unroll
-    for (int bit = 0; bit < 3; ++bit)
+    for (int bit = 0; bit < 3 && !Set::kWhole; ++bit)
       if (k >> bit & 1) parity |= p.axes[item] >> 3 * bit & 7;
     w.slice[k] = parity * p.slice_bytes;
   }
 }
 
 template <class T, class Set>
-__device__ __forceinline__ void multiply_tile(const WgradWork& p, const WgradBlock& b, const WgradWarp<Set>& w,
-                                              uint32_t stage, WgradSums<Set>& sums) {
+__device__ __forceinline__ void multiply_tile(const WgradWork& p, const WgradBlock& b,
+                                              const WgradWarp<Set>& w, uint32_t stage, WgradSums<Set>& sums) {
   constexpr int kRuns = T::kBytes == 2 ? 2 : 1;  // of a step
   const uint32_t x = stage + column_offset<T>(p.x_pitch) + w.channel * T::kBytes;
   uint32_t gradient =
@@ -199,9 +203,9 @@ __device__ __forceinline__ void wait_stage(int stages) {
   if (stages == 4) copy_wait<2>();
 }
 
-// A CTA sums its split of the tiles for a block of rows and channels and a set of items. One barrier a tile: behind it
-// the stage is there and folded for all, and the stage of the tile before is free for the next copies. Where but one
-// stage fits, nothing overlaps.
+// A CTA sums its split of the tiles for a block of rows and channels and a set of items. One barrier a tile:
+// behind it the stage is there and folded for all, and the stage of the tile before is free for the next
+// copies. Where but one stage fits, nothing overlaps.
 template <class T, class Set>
 __global__ void __launch_bounds__(kWgradThreads, 1)
     wgrad_tiles(const __grid_constant__ WgradWork p, const void* x, const void* gy, float* to) {

@@ -1,8 +1,10 @@
 // How a gradient of the weight is cut up: tiles, warps of a CTA, splits. Chosen by counting; knows no CUDA.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -17,7 +19,8 @@ struct WgradLaunch {
   WgradWork work;
 };
 
-// The launches of a segment, which share the splits, and the bytes of its sums before `first_byte` of the next.
+// The launches of a segment, which share the splits, and the bytes of its sums before `first_byte` of the
+// next.
 struct WgradPart {
   std::vector<WgradLaunch> launches;
   WgradTotal total;
@@ -33,12 +36,14 @@ struct WgradPlan {
 
 namespace wgrad {
 
-constexpr int kMostPlace = 1023;                      // 10 bits an axis in the tables
-constexpr int64_t kWorkspace = int64_t{64} << 20;     // of all segments together, beyond one split
-constexpr int64_t kReserved = 1024;                   // bytes of shared memory that a resident CTA takes besides
-// Clocks of a multiprocessor: a product, 16 bytes a lane of shared memory, a byte from the second-level cache and of
-// the workspace, a tile's waits, a CTA's start. Of an H200, where they were measured or come from its data sheet.
-constexpr double kProduct = 1.5, kMatrices = 4, kByte = 1 / 24.0, kSumByte = 1 / 15.0, kTile = 300, kStart = 3000;
+constexpr int kMostPlace = 1023;                   // 10 bits an axis in the tables
+constexpr int64_t kWorkspace = int64_t{64} << 20;  // of all segments together, beyond one split
+constexpr int64_t kReserved = 1024;                // bytes of shared memory that a resident CTA takes besides
+// Clocks of a multiprocessor: a product (an H200's rate, measured), 16 bytes a lane of shared memory, a byte
+// from the second-level cache and of the workspace; guesses: a tile's waits, a CTA's start, a warp's waits in
+// a step, what a thread takes to copy 16 bytes and to fold them.
+constexpr double kProduct = 1.5, kMatrices = 4, kByte = 1 / 24.0, kSumByte = 1 / 15.0;
+constexpr double kTile = 150, kStart = 3000, kStep = 60, kCopy = 25, kFoldTurn = 40;
 
 inline int64_t up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 inline int log2_of(int64_t n) { return n > 1 ? 1 + log2_of(n / 2) : 0; }
@@ -72,13 +77,17 @@ inline bool lay_out(WgradWork& w, const WgradShape& shape, int bytes) {
     w.tiles[a] = static_cast<int>(up(w.y[a], w.tile[a]));
     if (int64_t{w.all_tiles} * w.tiles[a] > 1 << 30) return false;
     w.all_tiles *= w.tiles[a];
-    w.halo[a] = (w.tile[a] - 1) * w.stride[a] + (w.kernel[a] - 1) * w.dilation[a] + 1;
-    if (w.tile[a] > kMostPlace) return false;
+    // Along an axis with one pixel, or one tap, only what lies under taps, or pixels, is kept.
+    w.sample[a] = w.tile[a] == 1     ? w.dilation[a]
+                  : w.kernel[a] == 1 ? w.stride[a]
+                                     : std::gcd(w.stride[a], w.dilation[a]);
+    w.step[a] = std::max(1, w.stride[a] / w.sample[a]), w.reach[a] = w.dilation[a] / w.sample[a];
+    w.halo[a] = (w.tile[a] - 1) * w.step[a] + (w.kernel[a] - 1) * w.reach[a] + 1;
   }
-  w.columns = static_cast<int>(up(w.halo[2], w.stride[2]));
-  w.halo[2] = w.columns * w.stride[2];
+  w.columns = static_cast<int>(up(w.halo[2], w.step[2]));
+  w.halo[2] = w.columns * w.step[2];
   for (int a = 0; a < 3; ++a)
-    if (w.halo[a] > kMostPlace) return false;
+    if (int64_t{w.halo[a] - 1} * w.sample[a] > kMostPlace || w.tile[a] > kMostPlace) return false;
   const int64_t pixels = int64_t{w.halo[0]} * w.halo[1] * w.halo[2];
   if (pixels > 1 << 14) return false;
   w.pixels = static_cast<int>(pixels);
@@ -103,36 +112,48 @@ inline int64_t grid(const WgradWork& w) {
   return int64_t{w.groups} * w.blocks_m * w.blocks_n * w.sets * w.splits;
 }
 
-// Clocks of a tile when `resident` CTAs share the multiprocessor, times `resident`.
-inline double tile_clocks(const WgradWork& w, const WgradShape& s, int bytes, int resident) {
-  const int all = warps(w) * resident;
-  const double busiest = up(all, 4) * 4;  // warps go to four schedulers
-  const double latency = all < 8 ? 1.25 : 1.0;
-  const double products = latency * busiest * w.steps * s.slots * s.m * s.n * kProduct;
-  const double folds = 2.0 * (w.order || bytes == 4 ? w.slice_bytes << w.order : 0);
-  const double copied = double{1.0} * w.pixels * (w.x_pitch - 16) + (double{1.0} * w.slice_bytes * (1 << w.order));
-  const double shared = resident * (warps(w) * w.steps * (s.slices * s.m + s.windows * s.n / 2.0) * kMatrices +
-                                    (folds + copied) / 128);
-  return std::max({products, shared, resident * copied * kByte}) + kTile;
+// CTAs that share a multiprocessor: by registers eight warps, and what the shared memory holds.
+inline int64_t resident(const WgradWork& w, const WgradParams& p) {
+  const int64_t memory = (p.shared_bytes + kReserved) / (shared_bytes(w) + kReserved);
+  return std::clamp<int64_t>(memory, 1, std::max(1, 8 / warps(w)));
+}
+
+// Clocks of a tile in each of `together` CTAs on a multiprocessor: what it can do in all, and what a warp
+// does in turn.
+inline double tile_clocks(const WgradWork& w, const WgradShape& s, int bytes, int64_t together) {
+  const double busiest = static_cast<double>(up(warps(w) * together, 4)) * 4;  // warps go to four schedulers
+  const double products = double{1} * w.steps * s.slots * s.m * s.n;           // of a warp
+  const double gradient = double{1} * w.slice_bytes * (1 << w.order),
+               input = double{1} * w.pixels * w.x_pitch;
+  const bool folds = w.order || bytes == 4;
+  const double loads = warps(w) * w.steps * (s.slices * s.m + s.slots * s.n / 2.0);
+  const double memory = loads * kMatrices + (input + gradient * (folds ? 3 : 1)) / 128;
+  const double each = 16.0 * warps(w) * 32;  // bytes that the CTA's threads copy at once
+  const double turn = products * 4 * kProduct + w.steps * kStep +
+                      std::ceil((input + gradient) / each) * kCopy +
+                      (folds ? std::ceil(gradient / each) * kFoldTurn : 0);
+  const double all = static_cast<double>(together);
+  return std::max({busiest * products * kProduct, all * memory, all * (input + gradient) * kByte, turn}) +
+         kTile;
 }
 
 // Clocks of a launch with its splits, and of what it leaves to sum up.
 inline double clocks(const WgradWork& w, const WgradShape& s, int bytes, const WgradParams& p) {
-  const int64_t ctas = grid(w), sms = p.multiprocessors;
-  const bool two = warps(w) <= 4 && 2 * (shared_bytes(w) + kReserved) <= p.shared_bytes + kReserved;
-  const int64_t resident = two ? 2 : 1, rest = ctas % (sms * resident), last = up(rest, sms);
+  const int64_t ctas = grid(w), sms = p.multiprocessors, together = resident(w, p);
+  const int64_t rest = ctas % (sms * together), last = up(rest, sms);
   const double depth = w.stages == 1 ? 1.8 : w.stages == 2 ? 1.1 : 1.0, tiles = up(w.all_tiles, w.splits);
-  const auto round = [&](int n) { return tiles * depth * tile_clocks(w, s, bytes, n) + kStart; };
-  double total = static_cast<double>(ctas / (sms * resident)) * round(static_cast<int>(resident));
-  if (last) total += round(static_cast<int>(last));
-  const double sums = 4.0 * w.groups * w.rows * w.channels * w.kernel[0] * w.kernel[1] * w.kernel[2] * w.splits;
+  const auto round = [&](int64_t n) { return tiles * depth * tile_clocks(w, s, bytes, n) + kStart; };
+  double total = static_cast<double>(ctas / (sms * together)) * round(together);
+  if (last) total += round(last);
+  const double sums =
+      4.0 * w.groups * w.rows * w.channels * w.kernel[0] * w.kernel[1] * w.kernel[2] * w.splits;
   return total + 2 * sums * kSumByte / static_cast<double>(sms);
 }
 
 // The best number of splits of this work: few, or such that whole rounds of CTAs fill the device.
 inline double split(WgradWork& w, const WgradShape& s, int bytes, const WgradParams& p, int most) {
   w.splits = 1;
-  const int64_t base = grid(w), slots = p.multiprocessors * 2;
+  const int64_t base = grid(w), slots = p.multiprocessors * resident(w, p);
   double best = std::numeric_limits<double>::infinity();
   int chosen = 1;
   for (int64_t half_rounds = 0; half_rounds <= 6; ++half_rounds) {
@@ -151,15 +172,17 @@ inline std::vector<std::vector<int>> tiles(const WgradWork& w) {
   for (const int z : {1, 2, 4})
     for (const int y : {1, 2, 3, 4, 6, 7, 8, 14, 16})
       for (const int x : {8, 16, 24, 32, 64, 128}) {
-        if (z * y * x > 256 || (z > 1 && z >= 2 * w.y[0]) || (y > 1 && y >= 2 * w.y[1]) || x >= w.y[2] + 8) continue;
+        if (z * y * x > 256 || (z > 1 && z >= 2 * w.y[0]) || (y > 1 && y >= 2 * w.y[1]) || x >= w.y[2] + 8)
+          continue;
         all.push_back({z, y, x});
       }
   return all;
 }
 
-// The warps of a CTA, its tile, its stages and (if `splits` is 0) its splits that take the least clocks: returns
-// them, infinitely many if nothing fits the shared memory.
-inline double choose(WgradWork& w, const WgradShape& shape, int bytes, const WgradParams& p, int splits, int most) {
+// The warps of a CTA, its tile, its stages and (if `splits` is 0) its splits that take the least clocks:
+// returns them, infinitely many if nothing fits the shared memory.
+inline double choose(WgradWork& w, const WgradShape& shape, int bytes, const WgradParams& p, int splits,
+                     int most) {
   double best = std::numeric_limits<double>::infinity();
   WgradWork chosen = w;
   const auto shapes = tiles(w);
@@ -171,11 +194,12 @@ inline double choose(WgradWork& w, const WgradShape& shape, int bytes, const Wgr
         for (const auto& tile : shapes) {
           std::copy(tile.begin(), tile.end(), w.tile);
           if (!lay_out(w, shape, bytes)) continue;
-          for (w.stages = 3; w.stages > 0 && shared_bytes(w) > p.shared_bytes;) --w.stages;
-          if (!w.stages) continue;
-          w.splits = splits;
-          const double t = splits ? clocks(w, shape, bytes, p) : split(w, shape, bytes, p, most);
-          if (t < best) best = t, chosen = w;
+          for (w.stages = 3; w.stages > 0; --w.stages) {
+            if (shared_bytes(w) > p.shared_bytes) continue;
+            w.splits = splits;
+            const double t = splits ? clocks(w, shape, bytes, p) : split(w, shape, bytes, p, most);
+            if (t < best) best = t, chosen = w;
+          }
         }
       }
   w = chosen;
@@ -183,7 +207,8 @@ inline double choose(WgradWork& w, const WgradShape& shape, int bytes, const Wgr
 }
 
 inline WgradTotal total_of(const WgradParams& p, const WgradSegment& s, const WgradWork& w) {
-  WgradTotal t{w.groups, w.rows, w.channels, {w.kernel[0], w.kernel[1], w.kernel[2]}, w.mask, w.order, w.splits, 0, {}};
+  WgradTotal t{w.groups, w.rows, w.channels, {w.kernel[0], w.kernel[1], w.kernel[2]}, w.mask, w.order,
+               w.splits, 0,      {}};
   const int64_t stride[] = {p.w_stride_group, p.w_stride_row, p.w_stride_channel,
                             p.w_stride_z,     p.w_stride_y,   p.w_stride_x};
   std::copy(stride, stride + 6, t.stride);
@@ -192,8 +217,8 @@ inline WgradTotal total_of(const WgradParams& p, const WgradSegment& s, const Wg
 }
 
 // The launches of one way to cut the taps up, and their clocks; infinite where something does not fit.
-inline double plan_way(const WgradParams& p, const WgradSegment& s, const std::vector<WgradItems>& way, int most,
-                       std::vector<WgradLaunch>& launches) {
+inline double plan_way(const WgradParams& p, const WgradSegment& s, const std::vector<WgradItems>& way,
+                       int most, std::vector<WgradLaunch>& launches) {
   int splits = 0;
   double total = 0;
   for (const WgradItems& items : way) {
@@ -202,9 +227,11 @@ inline double plan_way(const WgradParams& p, const WgradSegment& s, const std::v
     w.items = items.count;
     std::copy(items.taps.begin(), items.taps.end(), w.taps);
     std::copy(items.axes.begin(), items.axes.end(), w.axes);
-    total += choose(w, kWgradShapes[items.set], static_cast<int>(wgrad_bytes(p)), p, splits, most);
+    const int bytes = static_cast<int>(wgrad_bytes(p));
+    total += choose(w, wgrad_shape_of(items.set, bytes), bytes, p, splits, most);
     splits = w.splits;
-    launch.threads = 32 * warps(w), launch.shared_bytes = static_cast<int>(shared_bytes(w)), launch.grid = grid(w);
+    launch.threads = 32 * warps(w), launch.shared_bytes = static_cast<int>(shared_bytes(w)),
+    launch.grid = grid(w);
     if (launch.grid > std::numeric_limits<int>::max()) total = std::numeric_limits<double>::infinity();
     launches.push_back(launch);
   }
@@ -233,7 +260,8 @@ inline std::string plan_segment(const WgradParams& p, const WgradSegment& s, Wgr
 
 inline WgradPlan wgrad_plan(const WgradParams& p) {
   WgradPlan plan;
-  for (const auto check : {wgrad_check_sizes, wgrad_check_segments, wgrad_check_alignment}) {
+  for (const auto check :
+       {wgrad_check_sizes, wgrad_check_strides, wgrad_check_segments, wgrad_check_alignment}) {
     plan.error = check(p);
     if (!plan.error.empty()) return plan;
   }

@@ -1,4 +1,5 @@
-// A stage of the weight gradient: tables of where its pixels lie, the copies into it, the fold of the members.
+// A stage of the weight gradient: tables of where its pixels lie, the copies into it, the fold of the
+// members.
 #pragma once
 #include "../device.h"
 #include "../launch.h"
@@ -33,13 +34,14 @@ __device__ __forceinline__ uint32_t packed(int z, int y, int x) { return z | y <
 __device__ __forceinline__ void wgrad_tables(const WgradWork& p, const WgradBlock& b) {
   for (int i = thread(); i < p.pixels; i += threads()) {  // in the order of shared memory
     const int place = i % p.halo[2], row = i / p.halo[2];
-    const int column = place % p.columns * p.stride[2] + place / p.columns;
-    shared_store(b.pixels + 4 * i, packed(row / p.halo[1], row % p.halo[1], column));
+    const int column = place % p.columns * p.step[2] + place / p.columns;
+    const int z = row / p.halo[1] * p.sample[0], y = row % p.halo[1] * p.sample[1];
+    shared_store(b.pixels + 4 * i, packed(z, y, column * p.sample[2]));
   }
   const int across = p.tile[2] / 8, real = across * p.tile[1] * p.tile[0];
   for (int i = thread(); i < p.runs; i += threads()) {
     const int x = i % across, y = i / across % p.tile[1], z = i / across / p.tile[1];
-    const int pixel = (z * p.stride[0] * p.halo[1] + y * p.stride[1]) * p.halo[2] + 8 * x;
+    const int pixel = (z * p.step[0] * p.halo[1] + y * p.step[1]) * p.halo[2] + 8 * x;
     shared_store(b.runs + 4 * i, i < real ? pixel * p.x_pitch : 0);
     for (int j = 0; j < 8; ++j)
       shared_store(b.outputs + 32 * i + 4 * j, i < real ? packed(z, y, 8 * x + j) : kNoPixel);
@@ -69,8 +71,8 @@ __device__ __forceinline__ void copy_input(const WgradWork& p, const WgradBlock&
   }
 }
 
-// All members of an orbit's rows, each in a slice of its own; zeros outside of the map and beyond the rows. A thread
-// copies all members of what it copies one of, and folds them itself (`fold_members`).
+// All members of an orbit's rows, each in a slice of its own; zeros outside of the map and beyond the rows. A
+// thread copies all members of what it copies one of, and folds them itself (`fold_members`).
 template <class T>
 __device__ __forceinline__ void copy_gradient(const WgradWork& p, const WgradBlock& b, const uint8_t* gy,
                                               const WgradPlace& at, uint32_t stage) {
@@ -83,7 +85,8 @@ __device__ __forceinline__ void copy_gradient(const WgradWork& p, const WgradBlo
     const bool inside = entry != kNoPixel && z < p.y[0] && y < p.y[1] && x < p.y[2];
     const int left = (p.rows - b.row - chunk * kVector<T>)*T::kBytes;
     const int bytes = inside ? max(0, min(left, 16)) : 0;
-    const int64_t from = start + z * p.y_stride[1] + y * p.y_stride[2] + x * p.y_stride[3] + chunk * kVector<T>;
+    const int64_t from =
+        start + z * p.y_stride[1] + y * p.y_stride[2] + x * p.y_stride[3] + chunk * kVector<T>;
     const uint32_t target = stage + pixel * p.y_pitch + 16 * chunk;
     for (int m = 0; m < 1 << p.order; ++m)
       copy16(target + m * p.slice_bytes, gy + (bytes ? (from + p.members[m]) * T::kBytes : 0), bytes);

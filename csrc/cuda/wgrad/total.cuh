@@ -6,7 +6,8 @@
 
 namespace symconv {
 
-// A thread makes all taps of an orbit, for one row and channel. Bit a of a parity is axis 2 - a, as of a mask.
+// A thread makes all taps of an orbit, for one row and channel. Bit a of a parity is axis 2 - a, as of a
+// mask.
 template <class T>
 __global__ void __launch_bounds__(256)
     wgrad_total(const __grid_constant__ WgradTotal p, const float* sums, void* weight) {
@@ -67,7 +68,8 @@ __global__ void __launch_bounds__(256)
 }
 
 template <class T>
-std::string wgrad_run_total(const WgradTotal& work, int grid, const Queue& queue, const float* sums, void* weight) {
+std::string wgrad_run_total(const WgradTotal& work, int grid, const Queue& queue, const float* sums,
+                            void* weight) {
   return launch(wgrad_total<T>, grid, 256, 0, queue, work, sums, weight);
 }
 

@@ -1,12 +1,14 @@
-// Launches the gradient of a reduced weight: plans kept by their parameters, each segment's kernels, its total.
+// Launches the gradient of a reduced weight: plans kept by their parameters, each segment's kernels, its
+// total.
 #include <array>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <type_traits>
 
+#include "../types.h"
 #include "params.h"
 #include "plan.h"
-#include "../types.h"
 
 namespace symconv {
 
@@ -15,7 +17,8 @@ template <class T, class Set>
 std::string wgrad_run(const WgradWork& work, int grid, int threads, int shared_bytes, const Queue& queue,
                       const void* x, const void* gy, float* to);
 template <class T>
-std::string wgrad_run_total(const WgradTotal& work, int grid, const Queue& queue, const float* sums, void* weight);
+std::string wgrad_run_total(const WgradTotal& work, int grid, const Queue& queue, const float* sums,
+                            void* weight);
 
 namespace {
 
@@ -24,13 +27,16 @@ using RunTotal = std::string (*)(const WgradTotal&, int, const Queue&, const flo
 
 // By type and set (`WgradSetName`).
 template <class T>
-constexpr std::array<Run, kWgradSets> kRuns = {wgrad_run<T, WgradOne0>,  wgrad_run<T, WgradOne1>,
-                                               wgrad_run<T, WgradOne2>,  wgrad_run<T, WgradOne3>,
-                                               wgrad_run<T, WgradNine0>, wgrad_run<T, WgradNine1>,
-                                               wgrad_run<T, WgradNine2>, wgrad_run<T, WgradFlat2>};
-constexpr std::array<std::array<Run, kWgradSets>, 3> kAllRuns = {kRuns<Bfloat16>, kRuns<Float16>, kRuns<Float32>};
+using Three = std::conditional_t<T::kBytes == 4, WgradThin3, WgradOne3>;
+template <class T>
+constexpr std::array<Run, kWgradSets> kRuns = {
+    wgrad_run<T, WgradOne0>,  wgrad_run<T, WgradOne1>,  wgrad_run<T, WgradOne2>,  wgrad_run<T, Three<T>>,
+    wgrad_run<T, WgradNine0>, wgrad_run<T, WgradNine1>, wgrad_run<T, WgradNine2>, wgrad_run<T, WgradFlat2>};
+constexpr std::array<std::array<Run, kWgradSets>, 3> kAllRuns = {kRuns<Bfloat16>, kRuns<Float16>,
+                                                                 kRuns<Float32>};
 constexpr const char* kTypes[3] = {"bf16", "fp16", "tf32"};
-constexpr RunTotal kTotals[3] = {wgrad_run_total<Bfloat16>, wgrad_run_total<Float16>, wgrad_run_total<Float32>};
+constexpr RunTotal kTotals[3] = {wgrad_run_total<Bfloat16>, wgrad_run_total<Float16>,
+                                 wgrad_run_total<Float32>};
 
 // Planning tries some thousand tiles, so plans are kept; all are let go of when there are many.
 std::shared_ptr<const WgradPlan> plan_of(const WgradParams& params) {
@@ -60,8 +66,8 @@ std::string check_pointers(const Pointers& p) {
 std::string run_part(const WgradPart& part, int dtype, const Pointers& p, const Queue& queue) {
   float* sums = reinterpret_cast<float*>(static_cast<uint8_t*>(p.workspace) + part.first_byte);
   for (const WgradLaunch& l : part.launches) {
-    const auto error = kAllRuns[dtype][l.set](l.work, static_cast<int>(l.grid), l.threads, l.shared_bytes, queue,
-                                              p.x, p.w, sums);
+    const auto error = kAllRuns[dtype][l.set](l.work, static_cast<int>(l.grid), l.threads, l.shared_bytes,
+                                              queue, p.x, p.w, sums);
     if (!error.empty()) return error;
   }
   const WgradTotal& t = part.total;
