@@ -153,13 +153,13 @@ def must_run(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> bool:
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> None:
+def check(case: Case, dtype: torch.dtype, op: str, algorithm: str, device: str = "cpu") -> None:
     """`oracle.check`; float32 that is multiplied as TF32 gets whole numbers, of which no rounding loses anything."""
     if dtype != FP32 or algorithm == "depthwise":
-        oracle.check(case, dtype, op, "cuda", algorithm)
+        oracle.check(case, dtype, op, "cuda", algorithm, device)
         return
     with mock.patch.object(oracle, "make_tensors", lambda case, dtype: make_tensors(case, BF16)):
-        result = oracle.run(case, FP32, op, "cuda", algorithm)
+        result = oracle.run(case, FP32, op, "cuda", algorithm, device).cpu()
     wrong = result.double() != expected(case, BF16)[op]
     assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} values of {case!r} are wrong"
 
