@@ -43,6 +43,9 @@ class Planner:
         fields = {f"{t}_{a}": s for t in AXES for a, s in zip(AXES[t], strides[t])}
         return {**fields, "number": len(self.problems) - 1, "activation": activation, "bias": bias}
 
+    def kernels(self, problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:
+        return (f"of {op}",)
+
     def seconds(self, problem: Problem, op: str, limits: Limits) -> float:
         return 1e-6
 
@@ -81,7 +84,15 @@ class Fake:
                     fake.compute(self.fields, *places[:5])
                 return fake.error
 
-        self.ConvParams = self.WgradParams = self.PatchParams = self.HopperParams = self.DepthwiseParams = Params
+        self.ConvParams = self.WgradParams = self.PatchParams = self.HopperParams = self.DepthwiseParams = (
+            Params
+        )
+
+    def variants(self) -> list[dict[str, Any]]:
+        return [
+            {"family": "conv", "name": "of fprop", "arch": 80},
+            {"family": "hopper", "name": "of fprop", "arch": 90},
+        ]
 
     def clear_buffers(self) -> None:
         self.buffers.clear()
@@ -98,7 +109,14 @@ class Fake:
         # No autograd here: inside an operator nothing is recorded.
         tensors = {name: tensor.double() for name, tensor in seen.items()}
         filters = problem.layer_ties.expand(tensors["w"], 0)
-        geometry = (problem.stride, problem.padding, problem.dilation, False, problem.output_padding, problem.groups)
+        geometry = (
+            problem.stride,
+            problem.padding,
+            problem.dilation,
+            False,
+            problem.output_padding,
+            problem.groups,
+        )
         assert bool(bias) == bool(f["bias"])
         if op == "fprop":
             b = memory(bias, (problem.out_channels,), (1,), problem.dtype).double() if bias else None

@@ -33,8 +33,7 @@ import cuda_nvcc  # noqa: E402
 import cuda_report  # noqa: E402
 import cuda_sources  # noqa: E402
 import native_build  # noqa: E402
-from cuda_nvcc import Architecture, Nvcc, Unavailable  # noqa: E402
-from cuda_sources import Family  # noqa: E402
+from cuda_nvcc import Architecture, Nvcc, UnavailableError  # noqa: E402
 
 ROOT = HERE.parent
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
@@ -74,7 +73,7 @@ def pybind11() -> str:
     """The folder with the headers of pybind11: its package's, else the copy that torch has.
 
     Raises:
-        Unavailable: there are none.
+        UnavailableError: there are none.
     """
     places = {"pybind11": "include", "torch": "include"}
     for package, folder in places.items():
@@ -83,30 +82,26 @@ def pybind11() -> str:
             include = Path(found.origin).parent / folder
             if (include / "pybind11" / "pybind11.h").exists():
                 return str(include)
-    raise Unavailable("the headers of pybind11 are missing (pip install pybind11)")
+    raise UnavailableError("the headers of pybind11 are missing (pip install pybind11)")
 
 
 def python_headers() -> str:
     """The folder with Python.h.
 
     Raises:
-        Unavailable: it has none.
+        UnavailableError: it has none.
     """
     include = sysconfig.get_path("include")
     if not Path(include, "Python.h").exists():
-        raise Unavailable("Python.h is missing (a package named python3-dev or python3-devel has it)")
+        raise UnavailableError("Python.h is missing (a package named python3-dev or python3-devel has it)")
     return include
-
-
-def _common(sources: Path, generated: Path) -> list[str]:
-    return [f"-I{sources}", f"-I{generated}"]
 
 
 def plan_for_gpus(nvcc: Nvcc, chosen: list[Architecture], sources: Path, folder: Path) -> Plan:
     """Commands of nvcc: a file for each instantiation and each launcher, and the binding.
 
     Raises:
-        Unavailable, SourceError: headers are missing; instances.txt is not understood.
+        UnavailableError, SourceError: headers are missing; instances.txt is not understood.
     """
     generated = folder / "generated"
     hopper = [a for a in chosen if a.name == "9.0a"]
@@ -122,8 +117,8 @@ def plan_for_gpus(nvcc: Nvcc, chosen: list[Architecture], sources: Path, folder:
         left_out=f"kernels for 9.0a of {', '.join(without)}" if without else "",
     )
     stubs = ["-static-global-template-stub=false"] if nvcc.weak_stubs else []
-    base = [nvcc.path, "-std=c++17", "-O3", "-DSYMCONV_CUDA", f"-DSYMCONV_HOPPER={len(hopper)}"]
-    base += [*_common(sources, generated), "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", *stubs]
+    base = [nvcc.path, "-std=c++17", "-DSYMCONV_CUDA", f"-DSYMCONV_HOPPER={len(hopper)}"]
+    base += [f"-I{sources}", f"-I{generated}", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", *stubs]
     commands = []
     for family in built:
         cuda_sources.write_declarations(family, generated, bool(hopper))
@@ -135,8 +130,10 @@ def plan_for_gpus(nvcc: Nvcc, chosen: list[Architecture], sources: Path, folder:
         for name, source, only_hopper in files:
             flags = [a.generate for a in (hopper if only_hopper else chosen)]
             target = folder / f"{family.name}_{name}.o"
-            commands.append((f"{family.name}/{name}", [*base, *flags, "-c", str(source), "-o", str(target)]))
-    headers = [f"-I{python_headers()}", "-isystem", pybind11(), "-DSYMCONV_MODULE=_cuda"]
+            commands.append(
+                (f"{family.name}/{name}", [*base, "-O3", *flags, "-c", str(source), "-o", str(target)])
+            )
+    headers = ["-O2", f"-I{python_headers()}", "-isystem", pybind11(), "-DSYMCONV_MODULE=_cuda"]
     module = [str(sources / "module.cpp"), "-o", str(folder / "module.o")]
     commands.append(("module", [*base, *headers, "-c", *module]))
     # Nothing of CUDA's runtime is offered to others: torch brings its own.
@@ -148,17 +145,17 @@ def plan_for_host(sources: Path, folder: Path) -> Plan:
     """The same files as C++, several instantiations in one, against csrc/cuda/host in place of a GPU.
 
     Raises:
-        Unavailable, SourceError: there is no compiler, headers are missing; instances.txt is not understood.
+        UnavailableError, SourceError: there is no compiler, headers are missing; instances.txt is not understood.
     """
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     if not compiler or shutil.which(compiler[0]) is None:
-        raise Unavailable(f"there is no C++ compiler ({os.environ.get('CXX', 'g++')!r})")
+        raise UnavailableError(f"there is no C++ compiler ({os.environ.get('CXX', 'g++')!r})")
     generated = folder / "generated"
     built = cuda_sources.families(sources)
     facts = {"version": version(), "cuda_version": "", "architectures": "host", "left_out": ""}
     cuda_sources.write_families(built, generated, **facts)
-    base = [*compiler, "-std=c++20", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
-    base += ["-DSYMCONV_STAND_IN", "-DSYMCONV_HOPPER=1", *_common(sources, generated), "-x", "c++"]
+    base = [*compiler, "-std=c++20", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+    base += ["-DSYMCONV_STAND_IN", "-DSYMCONV_HOPPER=1", f"-I{sources}", f"-I{generated}", "-x", "c++"]
     files = [(f"host/{path.stem}", path) for path in sorted((sources / "host").glob("*.cpp"))]
     for family in built:
         cuda_sources.write_declarations(family, generated, True)
@@ -169,8 +166,8 @@ def plan_for_host(sources: Path, folder: Path) -> Plan:
     commands = []
     for name, source in files:
         target = folder / f"{name.replace('/', '_')}.o"
-        commands.append((name, [*base, "-c", str(source), "-o", str(target)]))
-    headers = [f"-I{python_headers()}", "-isystem", pybind11(), f"-DSYMCONV_MODULE={HOST_MODULE}"]
+        commands.append((name, [*base, "-O2", "-c", str(source), "-o", str(target)]))
+    headers = ["-O1", f"-I{python_headers()}", "-isystem", pybind11(), f"-DSYMCONV_MODULE={HOST_MODULE}"]
     module = [str(sources / "module.cpp"), "-o", str(folder / "module.o")]
     commands.append(("module", [*base, *headers, "-c", *module]))
     return Plan(commands, [*compiler, "-shared", "-s"], folder, "host")
@@ -198,7 +195,9 @@ def execute(plan: Plan, target: Path) -> None:
     )
     if done.returncode:
         print(done.stdout, file=sys.stderr, flush=True)
-        raise native_build.CompileError(f"linking {target.name}: the linker ended with code {done.returncode}")
+        raise native_build.CompileError(
+            f"linking {target.name}: the linker ended with code {done.returncode}"
+        )
     _place(scratch, target)
     note.write_text(text)
 
@@ -236,7 +235,7 @@ def _no_stale(target: Path) -> Iterator[None]:
     """If a module cannot be built again, no earlier one must be loaded, packed or tested."""
     try:
         yield
-    except (Unavailable, native_build.CompileError, cuda_sources.SourceError):
+    except (UnavailableError, native_build.CompileError, cuda_sources.SourceError):
         target.unlink(missing_ok=True)
         raise
 
@@ -245,7 +244,7 @@ def build(target: Path = TARGET, everywhere: bool = False, strict: bool = False)
     """Build the module for GPUs. What was left out is said; faults of kernels are said, or an error if `strict`.
 
     Raises:
-        Unavailable: it cannot be built here, with the reason as a clause.
+        UnavailableError: it cannot be built here, with the reason as a clause.
         CompileError, SourceError: building it failed.
     """
     folder = ROOT / "build" / "cuda"
@@ -259,7 +258,9 @@ def build(target: Path = TARGET, everywhere: bool = False, strict: bool = False)
         execute(plan, target)
         faults = cuda_report.faults(plan.reports().values())
         for fault in faults:
-            print(f"{'fault' if strict else 'slower than it should be'}: {fault}", file=sys.stderr, flush=True)
+            print(
+                f"{'fault' if strict else 'slower than it should be'}: {fault}", file=sys.stderr, flush=True
+            )
         if faults and strict:
             raise native_build.CompileError(f"{len(faults)} faults of kernels")
     return plan
@@ -269,7 +270,7 @@ def build_host(target: Path = HOST_TARGET, sources: Path = ROOT / "csrc" / "cuda
     """Build the stand-in for tests, if it is not up to date.
 
     Raises:
-        Unavailable: it cannot be built here, with the reason as a clause.
+        UnavailableError: it cannot be built here, with the reason as a clause.
         CompileError, SourceError: building it failed.
     """
     with _no_stale(target), _alone(target.parent):
@@ -279,19 +280,25 @@ def build_host(target: Path = HOST_TARGET, sources: Path = ROOT / "csrc" / "cuda
 
 def main(arguments: list[str] | None = None) -> int:
     """Build from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--everywhere", action="store_true", help="for all GPUs, not for the one that is here")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--everywhere", action="store_true", help="for all GPUs, not for the one that is here"
+    )
     parser.add_argument("--strict", action="store_true", help="spills and serialised products are errors")
     parser.add_argument("--if-gpu", action="store_true", help="only where a GPU is")
     parser.add_argument("--table", action="store_true", help="print registers and spills of every kernel")
     options = parser.parse_args(arguments)
     if options.if_gpu and not cuda_nvcc.capabilities():
         TARGET.unlink(missing_ok=True)
-        native_build.say("the CUDA module is left out: there is no GPU here (make cuda builds it all the same)")
+        native_build.say(
+            "the CUDA module is left out: there is no GPU here (make cuda builds it all the same)"
+        )
         return 0
     try:
         plan = build(everywhere=options.everywhere, strict=options.strict)
-    except Unavailable as error:
+    except UnavailableError as error:
         native_build.say(f"the CUDA module is left out: {error}")
         return 0 if options.if_gpu else 3
     except (native_build.CompileError, cuda_sources.SourceError) as error:

@@ -28,7 +28,9 @@ def kernels(text: str) -> list[Kernel]:
         if entry:
             found.append(Kernel(entry[1], entry[2]))
         elif found:
-            stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line)
+            stack = re.search(
+                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+            )
             if stack:
                 found[-1].stack, found[-1].spills = int(stack[1]), int(stack[2]) + int(stack[3])
             used = re.search(r"Used (\d+) registers", line)
@@ -40,7 +42,9 @@ def kernels(text: str) -> list[Kernel]:
 def faults(reports: Iterable[str]) -> list[str]:
     """Spills, serialised wgmma, and kernels that more than one file compiles, a line each."""
     reports = list(reports)
-    lines = [line.strip() for text in reports for line in text.splitlines() if re.search(r"\(C75\d\d\)", line)]
+    lines = [
+        line.strip() for text in reports for line in text.splitlines() if re.search(r"\(C75\d\d\)", line)
+    ]
     every = [kernel for text in reports for kernel in kernels(text)]
     lines += [f"{k.name} ({k.arch}): {k.spills} bytes are spilled" for k in every if k.spills]
     times = Counter((kernel.name, kernel.arch) for kernel in every)

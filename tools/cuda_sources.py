@@ -1,6 +1,7 @@
 # The families of CUDA kernels, as csrc/cuda says them, and the files that the build writes from that.
-"""A folder of csrc/cuda with `instances.txt` is a family. A line of that file is `NAME | ARCHITECTURES | statements`, of
-explicit instantiations, which are compiled by themselves; ARCHITECTURES is `all`, or `90a` for Hopper's instructions."""
+"""A folder of csrc/cuda with `instances.txt` is a family. A line of that file is `NAME | ARCHITECTURES | statements`:
+explicit instantiations, which are compiled by themselves, for `all` architectures or, with Hopper's instructions,
+for `90a` alone."""
 
 from __future__ import annotations
 
@@ -104,7 +105,9 @@ def statements(text: str) -> list[str]:
     return [part for part in text.split(";") if part.strip()]
 
 
-def instance_file(family: Family, generated: Path, instances: tuple[Instance, ...], name: str, end: str) -> Path:
+def instance_file(
+    family: Family, generated: Path, instances: tuple[Instance, ...], name: str, end: str
+) -> Path:
     """A file that compiles some instantiations; errors in one name its line of instances.txt."""
     lines = [f"// Instantiations of {family.name}.", f'#include "{family.name}/kernels.cuh"']
     for instance in instances:

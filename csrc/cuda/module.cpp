@@ -1,5 +1,5 @@
-// The Python module `_cuda`: parameters by keyword, launches on plain addresses. It knows nothing of torch, and
-// is compiled by the host's compiler alone, also where kernels are nvcc's.
+// The Python module `_cuda`: parameters by keyword, launches on plain addresses. It knows nothing of torch,
+// and is compiled by the host's compiler alone, also where kernels are nvcc's.
 //
 // The build writes families.h: the parameters of every family, SYMCONV_FAMILIES(F) with a line F(conv,
 // ConvParams, CONV_FIELDS) each, and texts about the build.
@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "launch.h"
@@ -22,7 +23,7 @@ namespace {
 template <class Params>
 struct Field {
   const char* name;
-  int64_t Params::*member;
+  int64_t Params::* member;
 };
 
 // What a family offers, as pointers to its functions.
@@ -56,8 +57,8 @@ Params from_keywords(const Family<Params>& family, const py::kwargs& given) {
     const int64_t integer = number ? PyLong_AsLongLong(number.ptr()) : -1;
     if (PyErr_Occurred()) {
       PyErr_Clear();
-      throw py::type_error(std::string(family.type) + ": " + field.name + " must be an integer of 64 bits, not " +
-                           std::string(py::repr(value)));
+      throw py::type_error(std::string(family.type) + ": " + field.name +
+                           " must be an integer of 64 bits, not " + std::string(py::repr(value)));
     }
     params.*field.member = integer;
   }
@@ -74,8 +75,8 @@ Params from_keywords(const Family<Params>& family, const py::kwargs& given) {
   throw py::type_error(text);
 }
 
-// The driver may wait, for room in a stream's queue or while it loads a kernel; other threads then go on. That
-// costs 50 ns a launch. The stand-in is never used by two threads at a time.
+// The driver may wait, for room in a stream's queue or while it loads a kernel; other threads then go on.
+// That costs 50 ns a launch. The stand-in is never used by two threads at a time.
 #ifdef SYMCONV_STAND_IN
 using Guard = py::call_guard<>;
 #else
@@ -105,12 +106,15 @@ void bind(py::module_& module, const Family<Params>& family) {
   type.def(py::init([family](const py::kwargs& given) { return from_keywords(family, given); }));
   type.def("check", [family](const Params& params) { return family.check(params); });
   type.def("workspace", [family](const Params& params) { return family.workspace(params); });
+  type.def("plan", [](const Params& params) {
+    const PlanFacts facts = plan_facts(params);
+    return std::make_pair(facts.clocks, facts.kernels);
+  });
   type.def(
       "launch",
-      [family](const Params& params, uintptr_t x, uintptr_t w, uintptr_t bias, uintptr_t y, uintptr_t workspace,
-               uintptr_t stream, int device) {
-        return launch_on(family, params, x, w, bias, y, workspace, stream, device);
-      },
+      [family](const Params& params, uintptr_t x, uintptr_t w, uintptr_t bias, uintptr_t y,
+               uintptr_t workspace, uintptr_t stream,
+               int device) { return launch_on(family, params, x, w, bias, y, workspace, stream, device); },
       py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("y"), py::arg("workspace"), py::arg("stream"),
       py::arg("device"), Guard());
 }
@@ -187,10 +191,11 @@ PYBIND11_MODULE(SYMCONV_MODULE, module) {
   module.def("info", &info, "Version, architectures and families that were built, and what was left out.");
   module.def("variants", &variants, "What is known of every kernel before it runs.");
 #define SYMCONV_FIELD(name) {#name, &P::name},
-#define SYMCONV_BIND(family, Params, FIELDS)                                                                  \
-  {                                                                                                          \
-    using P = Params;                                                                                        \
-    bind<P>(module, {#Params, {FIELDS(SYMCONV_FIELD)}, family##_check, family##_workspace, family##_launch}); \
+#define SYMCONV_BIND(family, Params, FIELDS)                                                          \
+  {                                                                                                   \
+    using P = Params;                                                                                 \
+    bind<P>(module,                                                                                   \
+            {#Params, {FIELDS(SYMCONV_FIELD)}, family##_check, family##_workspace, family##_launch}); \
   }
   SYMCONV_FAMILIES(SYMCONV_BIND)
 #undef SYMCONV_BIND

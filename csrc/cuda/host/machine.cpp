@@ -228,7 +228,7 @@ void resume_warp(int warp) {
 
 bool last_to_arrive(const char* operation, Site at) {
   Warp& w = my_warp();
-  if (w.arrived && (std::strcmp(w.operation, operation) || w.site.line() != at.line()))
+  if (w.arrived && (w.operation != operation || w.site.line() != at.line()))
     fail(
         std::string("lanes of a warp at ") + w.operation + " (" + described(w.site) + ") and at " + operation,
         at);

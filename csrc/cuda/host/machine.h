@@ -134,7 +134,8 @@ void tick(int warp);
 // The running thread waits, and others run, until its bit of `ready` is set.
 void suspend(const char* why, Site at);
 void resume_warp(int warp);
-// True of the last lane of the warp to arrive, which then does the operation for all; the others wait.
+// True of the last lane of the warp to arrive, which then does the operation for all; the others wait. Names
+// of operations are compared by address.
 bool last_to_arrive(const char* operation, Site at);
 
 // What an instruction does to words of shared memory: checked, and noted. `lane` may be kWarpWide.

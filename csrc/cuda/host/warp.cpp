@@ -41,6 +41,19 @@ void gather(Kind kind, const Warp& w, Operands& o, Site at) {
   }
 }
 
+using Four = float __attribute__((vector_size(16)));
+
+// Of a row of A and four columns of B.
+inline Four product(const float* a, const float* b, int depth) {
+  Four sum = {};
+  for (int k = 0; k < depth; ++k) {
+    Four columns;
+    std::memcpy(&columns, b + k * 8, sizeof columns);
+    sum += a[k] * columns;
+  }
+  return sum;
+}
+
 // Distinct 16-byte rows that want the same banks take one access after the other.
 int wavefronts(const uint32_t* rows) {
   int most = 1;
@@ -95,7 +108,6 @@ void load_matrices(uint32_t* r, int count, uint32_t address, bool transposed, Si
 }
 
 void multiply(Kind kind, float* d, const uint32_t* a, uint32_t b0, uint32_t b1, Site at) {
-  using Row = float __attribute__((vector_size(32)));
   Warp& w = my_warp();
   const int lane = self().lane;
   w.sums[lane] = d, w.a[lane] = a, w.b[lane][0] = b0, w.b[lane][1] = b1;
@@ -103,16 +115,12 @@ void multiply(Kind kind, float* d, const uint32_t* a, uint32_t b0, uint32_t b1, 
   Operands o;
   gather(kind, w, o, at);
   const int depth = kind == Kind::kTf32 ? 8 : 16;
-  for (int row = 0; row < 16; ++row) {
-    Row sum = {};
-    for (int k = 0; k < depth; ++k) {
-      Row b;
-      std::memcpy(&b, o.b[k], sizeof b);
-      sum += o.a[row][k] * b;
+  for (int row = 0; row < 16; ++row)
+    for (int side = 0; side < 2; ++side) {
+      const Four sum = product(o.a[row], o.b[0] + side * 4, depth);
+      for (int column = 0; column < 4; ++column)
+        w.sums[row % 8 * 4 + side * 2 + column / 2][row / 8 * 2 + column % 2] += sum[column];
     }
-    for (int column = 0; column < 8; ++column)
-      w.sums[row % 8 * 4 + column / 2][row / 8 * 2 + column % 2] += sum[column];
-  }
   Counts& counts = machine.counts;
   ++(kind == Kind::kTf32      ? counts.mma_tf32
      : kind == Kind::kFloat16 ? counts.mma_float16

@@ -19,14 +19,15 @@ __device__ __forceinline__ float folded(int tap, const float (&w)[kTaps], float 
     const int row = tap < 6 ? tap / 2 : tap - 6;
     const float *r = w + row * 3, side = tap % 2 == 0 ? r[0] + r[2] : r[0] - r[2];
     return tap >= 6 ? r[1] : kept * side;
-  }
-  float side[3];  // tap / 3 == 0: sum over the sides, 1: difference, 2: centre
+  } else {
+    float side[3];  // tap / 3 == 0: sum over the sides, 1: difference, 2: centre
 #pragma unroll
-  for (int row = 0; row < 3; ++row) {
-    const float* r = w + row * 3;
-    side[row] = tap / 3 == 0 ? kept * (r[0] + r[2]) : tap / 3 == 1 ? kept * (r[0] - r[2]) : r[1];
+    for (int row = 0; row < 3; ++row) {
+      const float* r = w + row * 3;
+      side[row] = tap / 3 == 0 ? kept * (r[0] + r[2]) : tap / 3 == 1 ? kept * (r[0] - r[2]) : r[1];
+    }
+    return tap % 3 == 0 ? kept * (side[0] + side[2]) : tap % 3 == 1 ? kept * (side[0] - side[2]) : side[1];
   }
-  return tap % 3 == 0 ? kept * (side[0] + side[2]) : tap % 3 == 1 ? kept * (side[0] - side[2]) : side[1];
 }
 
 // A thread for each orbit of each block and channel of each stage; what does not exist is zero.

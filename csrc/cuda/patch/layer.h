@@ -14,11 +14,6 @@ inline WeightStrides weight_strides(const PatchParams& p) {
 
 constexpr int64_t whole_blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
-// Blocks of orbits of all groups, stages of channels: of any tile, in 64 bits for the checks.
-inline int64_t blocks_of(const PatchParams& p, int64_t orbits) {
-  return p.groups * whole_blocks(p.orbits, orbits);
-}
-
 // Can a lane store `together` orbits at once, wherever they are?
 inline bool stores_whole(const PatchParams& p, const void* y, int together) {
   const auto divides = [&](int64_t stride) { return stride % together == 0; };
