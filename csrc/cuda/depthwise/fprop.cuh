@@ -87,23 +87,26 @@ struct DepthwiseColumn {
   }
 };
 
-// One column of taps, or a pair of mirrored ones; `left` and `right` are where their first tap meets the
-// input.
+// Of the columns of taps that begin at `w`: one that meets the input at `left`, or a pair that meets it there
+// and at `right`; further ones, `more` of them in all, meet it `across` bytes further in, from both ends.
 template <bool FOLD, bool TWO, bool PLAIN>
-__device__ __forceinline__ void add_column(float (&sums)[2][2][kRun], const DepthwiseAxis& s, uint32_t left,
-                                           uint32_t right, uint32_t w) {
+__device__ __forceinline__ void add_columns(float (&sums)[2][2][kRun], const DepthwiseAxis& s, uint32_t left,
+                                            uint32_t right, uint32_t w, int across, int more) {
   DepthwiseColumn<FOLD, TWO> column;
   column.odd = s.taps * 4;
-  if constexpr (PLAIN) {
-    column.left = left, column.right = right, column.w = w, column.back = w + (s.taps - 1) * 4;
-    column.roll = column.next = 4;
-    column.add(sums, s.taps);
-  } else {
-    for (int phase = 0; phase < s.tap_step && phase < s.taps; ++phase) {
-      column.left = left + phase * s.dilation * 4, column.right = right + phase * s.dilation * 4;
-      column.w = w + phase * 4, column.back = w + (s.taps - 1 - phase) * 4;
-      column.roll = s.row_step * 4, column.next = s.tap_step * 4;
-      column.add(sums, (s.taps - 1 - phase) / s.tap_step + 1);
+  for (int phase = 0; phase < (PLAIN ? 1 : min(s.tap_step, s.taps)); ++phase) {
+    const int count = PLAIN ? s.taps : (s.taps - 1 - phase) / s.tap_step + 1, ahead = count / kRun * kRun;
+    column.roll = PLAIN ? 4 : s.row_step * 4;
+    column.next = PLAIN ? 4 : s.tap_step * 4;
+    column.left = left + phase * s.dilation * 4, column.right = right + phase * s.dilation * 4;
+    column.w = w + phase * 4, column.back = w + (s.taps - 1 - phase) * 4;
+    for (int j = 0; j < more; ++j) {
+      column.add(sums, count);
+      // Whole runs have moved it on along the column.
+      column.left += across - ahead * column.roll;
+      column.right -= across + ahead * column.roll;
+      column.w += s.taps * (FOLD ? 8 : 4) - ahead * column.next;
+      column.back += s.taps * (FOLD ? 8 : 4) + ahead * column.next;
     }
   }
 }
@@ -193,14 +196,12 @@ __device__ __forceinline__ void fprop_row(const DepthwiseDevice& p, const Depthw
     if (c >= at.channels || at.across + across >= f.y || left_over <= 0) continue;
     const uint32_t here = window + image * p.window.image + c * p.window.channel +
                           across * f.stride * f.step + along * s.stride * 4;
-    uint32_t taps = weights + c * p.weights_channel;
+    const uint32_t taps = weights + c * p.weights_channel;
     float sums[2][2][kRun] = {};
     const int columns = FOLD ? f.taps / 2 : f.taps, tap = f.dilation * f.step;
-    for (int j = 0; j < columns; ++j) {
-      add_column<FOLD, TWO, PLAIN>(sums, s, here + j * tap, here + (f.taps - 1 - j) * tap, taps);
-      taps += s.taps * (FOLD ? 8 : 4);
-    }
-    if (FOLD && f.taps % 2) add_column<false, TWO, PLAIN>(sums, s, here + columns * tap, 0, taps);
+    add_columns<FOLD, TWO, PLAIN>(sums, s, here, here + (f.taps - 1) * tap, taps, tap, columns);
+    if (FOLD && f.taps % 2)
+      add_columns<false, TWO, PLAIN>(sums, s, here + columns * tap, 0, taps + columns * s.taps * 8, 0, 1);
     const int64_t group = static_cast<int64_t>(at.channel + c) * p.filters;
     const int64_t first = (at.image + image) * p.y_image + group * p.y_channel;
     const DepthwiseOutputs out{y,

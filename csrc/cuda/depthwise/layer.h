@@ -6,7 +6,7 @@ namespace symconv {
 
 constexpr int kRun =
     7;  // neighbouring outputs, or taps of wgrad, of a thread: divides the maps of most networks
-constexpr int kFpropThreads = 256, kDgradThreads = 512, kWgradThreads = 256;  // most of a CTA
+constexpr int kFpropThreads = 224, kDgradThreads = 448, kWgradThreads = 256;  // most of a CTA
 constexpr int kSumThreads = 128;
 constexpr int kSegments = 8;
 

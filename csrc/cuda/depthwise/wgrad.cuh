@@ -165,7 +165,7 @@ __device__ __forceinline__ void store_taps(const DepthwiseDevice& p, const Depth
 
 // The rows of one segment. PLAIN: stride and dilation along are 1.
 template <class T, bool FOLD, bool TWO, bool PLAIN>
-__global__ void __launch_bounds__(kWgradThreads, 3)
+__global__ void __launch_bounds__(kWgradThreads, FOLD&& TWO ? 2 : 3)
     depthwise_wgrad(const __grid_constant__ DepthwiseDevice p, int number, const void* x, const void* gy,
                     float* work) {
   constexpr int sets = (FOLD ? 2 : 1) * (TWO ? 2 : 1);

@@ -17,7 +17,7 @@ from .limits import Limits
 
 # As csrc/cuda/depthwise/layer.h has them.
 RUN = 7
-THREADS = {"fprop": 256, "dgrad": 512, "wgrad": 256}
+THREADS = {"fprop": 224, "dgrad": 448, "wgrad": 256}
 RESIDENT = {"fprop": 3, "dgrad": 2, "wgrad": 3}
 
 _CLOCK = 1.7e9
