@@ -73,6 +73,7 @@ def fprop_direct(c: Context) -> Plan:
         constants | {"SEGS": table},
         config.warps,
         config.stages,
+        config,
     )
     return Plan((launch,))
 
@@ -116,6 +117,7 @@ def fprop_fold(c: Context) -> Plan:
                 constants | {"SEGS": table, "BLOCKS": blocks, "HALVE": c.half},
                 config.warps,
                 config.stages,
+                config,
             )
         )
     return Plan(tuple(launches), (Buffer("folded", g.taps * g.groups * cp * up, c.dtype),))
@@ -194,6 +196,7 @@ def dgrad(c: Context, algorithm: str) -> Plan:
         | {"SEGS": table, "WIDE": at["total"] + config.m >= LIMIT, "PACKED": packed, "BK": config.k},
         config.warps,
         config.stages,
+        config,
     )  # fmt: skip
     return Plan((launch,))
 
@@ -224,6 +227,7 @@ def wgrad(c: Context, algorithm: str) -> Plan:
         | {"SEGS": table, "BLOCKS": blocks, "SPLITS": splits, "SIZES": block, "TAPS": taps},
         config.warps,
         config.stages,
+        config,
     )  # fmt: skip
     if reduction is None:
         return Plan((launch,))
@@ -292,7 +296,9 @@ def depthwise(c: Context, op: str) -> Plan:
         scalars |= c.strides("y", "g", "ncdhw") | c.strides("x", "x", "ncdhw")
         rows = 1
     grid = tiles * phases * blocks * rows
-    return Plan((Launch(f"{op}_depthwise", grid, pointers, scalars, constants, config.warps, config.stages),))
+    return Plan(
+        (Launch(f"{op}_depthwise", grid, pointers, scalars, constants, config.warps, config.stages, config),)
+    )
 
 
 def _depthwise_wgrad(
@@ -316,6 +322,7 @@ def _depthwise_wgrad(
         | {"U": g.rows, "SPLITS": splits, "TAPS": taps, "WIDE": positions + config.m * splits >= LIMIT},
         config.warps,
         config.stages,
+        config,
     )  # fmt: skip
     if reduction is None:
         return Plan((launch,))

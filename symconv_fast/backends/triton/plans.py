@@ -39,6 +39,8 @@ class Launch:
     constants: Mapping[str, Any]
     warps: int = 4
     stages: int = 2
+    config: Config | None = None
+    """The tile, cut to the problem; None for what goes over elements."""
 
     @property
     def function(self) -> Any:

@@ -13,6 +13,7 @@ from ...activation import ACTIVATIONS
 from ...problem import Problem, as_result
 from ..gpu_cost import tf32_allowed
 from . import launch
+from .configs import Config
 from .geometry import geometry, pixels_view, weight_view
 from .launch import Launch, Options, Plan
 
@@ -104,6 +105,7 @@ def fprop(
     weight: Tensor,
     bias: Tensor | None,
     activation: str | None = None,
+    config: Config | None = None,
 ) -> Tensor:
     """Output of the layer, with the bias added and the activation applied before the one rounding."""
     g = geometry(problem)
@@ -115,21 +117,26 @@ def fprop(
     if bias is not None:
         tensors["bias"] = bias.contiguous()
     number = 0 if activation is None else 1 + list(ACTIVATIONS).index(activation)
-    _run(problem, "fprop", algorithm, tensors, activation=number, bias=bias is not None)
+    options: dict[str, Any] = {"activation": number, "bias": bias is not None, "config": config}
+    _run(problem, "fprop", algorithm, tensors, **options)
     return finish(problem, result)
 
 
-def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
+def dgrad(
+    problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor, config: Config | None = None
+) -> Tensor:
     """Gradient of the layer's input."""
     g = geometry(problem)
     result = result_like(problem, "dgrad", weight, g.channels)
     w = packed_weight(problem, "dgrad", weight)
     tensors = {"x": pixels_view(result), "w": w, "y": pixels(grad_output, g.filters)}
-    _run(problem, "dgrad", algorithm, tensors)
+    _run(problem, "dgrad", algorithm, tensors, config=config)
     return finish(problem, result)
 
 
-def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
+def wgrad(
+    problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor, config: Config | None = None
+) -> Tensor:
     """Gradient of the reduced weight; bitwise repeatable."""
     g = geometry(problem)
     result = problem.empty_result("wgrad", input)
@@ -138,7 +145,7 @@ def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) 
         "w": weight_view(result, problem),
         "y": pixels(grad_output, g.filters),
     }
-    _run(problem, "wgrad", algorithm, tensors)
+    _run(problem, "wgrad", algorithm, tensors, config=config)
     return finish(problem, result)
 
 

@@ -1,0 +1,167 @@
+"""Small problems like a given one: what a kernel is asked, and the answers in float64, before a layer may use it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..activation import activate
+from ..problem import Problem, memory_format
+from ..ties import orbit_size
+
+MACS = 150_000_000
+"""Multiply-accumulates of a small problem's ordinary convolution at most: some 30 ms in float64 on two cores."""
+OWN_MACS = 4_000_000_000
+"""The same where the layer's own map is needed, since the kernel runs on no smaller one."""
+
+# Positions of an output map along each axis: odd, or unlike each other, so that no two axes can be mistaken.
+_MAPS = {1: (163,), 2: (13, 11), 3: (5, 7, 6)}
+_POSITIONS = 280  # more than two tiles of 128 positions; where maps are smaller there are more images
+# Channels and rows of a group at most: those along which a tile of an operator is widest are more than one tile, or
+# as many as its next power of two, so that no tile is cut.
+_CHANNELS = {"fprop": 96, "dgrad": 160, "wgrad": 96}
+_ROWS = {"fprop": 160, "dgrad": 64, "wgrad": 96}
+_CONTRACTION = 320  # elements that are contracted at least, where a kernel has few taps
+_FEW = 4  # channels in a group with which a layer with many groups is like a depthwise one
+
+
+class Tensors(NamedTuple):
+    """Arguments of the three operators."""
+
+    x: Tensor
+    w: Tensor
+    b: Tensor
+    gy: Tensor
+
+    def of(self, op: str, bias: bool) -> tuple[Tensor | None, ...]:
+        """The arguments of one of them."""
+        if op == "fprop":
+            return self.x, self.w, self.b if bias else None
+        return (self.gy, self.w) if op == "dgrad" else (self.gy, self.x)
+
+
+def like(problem: Problem, op: str) -> Iterator[Problem]:
+    """Problems with the features of a layer, from the smallest on: ties, stride, dilation, padding, groups, layout.
+
+    Channels and rows keep their remainder by 32, so that loads of 16 bytes are as possible as in the layer, and are as
+    many as make several tiles and more steps of the contraction than a pipeline has stages. The second problem keeps
+    the remainders of the map's sizes by 8 too; then come the map of the layer, and its channels.
+    """
+    odd = [_map(problem, axis) for axis in range(problem.ndim)]
+    kept = [
+        _cut(n, max(least, 8) + 8, 8) if least < n else n for n, least in zip(problem.spatial, odd)
+    ]  # never below the odd size, which holds a window
+    found = [
+        *_within(problem, op, tuple(odd), MACS),
+        *_within(problem, op, tuple(kept), MACS),
+        *_within(problem, op, problem.spatial, OWN_MACS),
+    ]
+    own = replace(problem, batch=min(problem.batch, 2))
+    if own.macs_dense <= OWN_MACS:
+        found.append(own)
+    yield from dict.fromkeys(found)
+
+
+def features(problem: Problem, activation: str | None) -> tuple[object, ...]:
+    """What a known answer stands for: a layer with other features wants one of its own."""
+    p = problem
+    inside, rows = p.in_channels // p.groups, p.out_channels // p.groups
+    groups = "one" if p.groups == 1 else "depthwise" if inside <= _FEW else "several"
+    return (
+        tuple(mask for mask, _ in p.ties), p.kernel, tuple(s if s < 3 else 3 + s % 2 for s in p.stride),
+        tuple(d > 1 for d in p.dilation), tuple(n > 0 for n in p.padding), p.transposed, groups,
+        inside % 8 == 0, rows % 8 == 0, p.channels_last, p.input_channels_last, activation,
+    )  # fmt: skip
+
+
+def _within(problem: Problem, op: str, spatial: tuple[int, ...], macs: int) -> Iterator[Problem]:
+    """The problem with a map of these sizes and as many channels and rows as the products allow, or nothing."""
+    for share in (1, 2, 4, 8):
+        small = _with(problem, op, spatial, share)
+        if small.macs_dense <= macs:
+            yield small
+            return
+
+
+def _with(problem: Problem, op: str, spatial: tuple[int, ...], share: int) -> Problem:
+    """The problem with that map and `share` times fewer channels and rows than are aimed at, never more than it has."""
+    p, ties = problem, problem.ties
+    inside, many = p.in_channels // p.groups, p.groups > 8
+    deep = max(_CHANNELS[op], _CONTRACTION // math.prod(p.kernel)) // share
+    inside = _cut(inside, max(deep, 32), 32)
+    groups = _cut(p.groups, 72, 32) if many and p.in_channels // p.groups <= _FEW else _cut(p.groups, 3, 2)
+    most = max((_ROWS[op] if len(ties) < 3 else _ROWS[op] // 2) // share, 32)
+    rows = [_cut(count // p.groups, most, 32) * groups for _, count in ties]
+    alone = replace(p, spatial=spatial, batch=1)
+    images = max(2, -(-_POSITIONS // math.prod(alone.out_spatial)))
+    return replace(
+        alone,
+        batch=min(p.batch, images),
+        groups=groups,
+        in_channels=inside * groups,
+        unique=sum(rows),
+        out_channels=sum(count * orbit_size(mask) for count, (mask, _) in zip(rows, ties)),
+        ties=tuple((mask, count) for count, (mask, _) in zip(rows, ties)),
+    )
+
+
+def _map(problem: Problem, axis: int) -> int:
+    """The size of the input along an axis for which the output has about the wanted positions, or the layer's own."""
+    p, wanted = problem, _MAPS[problem.ndim][axis]
+    extent = p.dilation[axis] * (p.kernel[axis] - 1) + 1
+    if p.transposed:
+        gained = extent + p.output_padding[axis] - 2 * p.padding[axis]
+        size = max(1, -(-(wanted - gained) // p.stride[axis]) + 1)
+    else:
+        size = (wanted - 1) * p.stride[axis] + extent - 2 * p.padding[axis]
+    return min(max(1, size), p.spatial[axis])
+
+
+def _cut(n: int, most: int, step: int) -> int:
+    """`n`, or the largest number up to `most` with its remainder by `step`."""
+    return n if n <= most else most - (most - n) % step
+
+
+# --- tensors and answers ---------------------------------------------------------------------------------------------
+
+
+def make(problem: Problem, exact: bool, seed: int = 0) -> Tensors:
+    """Seeded tensors on the CPU, in the dtype and layout of the problem.
+
+    `exact`: small integers, with which every product and sum of a right kernel is exact, so that one rounding alone
+    may part it from the answer. Else normal numbers, with which it shows how precisely a kernel multiplies and adds.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def values(shape: tuple[int, ...], last: bool = False) -> Tensor:
+        if exact:
+            drawn = torch.randint(1, 4, shape, generator=generator, device="cpu", dtype=torch.float64)
+            sign = torch.randint(0, 2, shape, generator=generator, device="cpu", dtype=torch.float64)
+            drawn *= 2 * sign - 1
+        else:
+            drawn = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float64)
+        fmt = memory_format(len(shape) - 2, last) if len(shape) > 2 else torch.contiguous_format
+        return drawn.to(problem.dtype).contiguous(memory_format=fmt)
+
+    last = problem.input_channels_last
+    return Tensors(
+        values(problem.input_shape, last),
+        values(problem.weight_shape),
+        values((problem.out_channels,)),
+        values(problem.output_shape, last),
+    )
+
+
+def answer(problem: Problem, op: str, tensors: Tensors, bias: bool, activation: str | None) -> Tensor:
+    """What is right, in float64 on the CPU, by the reference."""
+    from ..backends import reference  # with the rates of CPUs, which take 20 ms to import
+
+    exact = replace(problem, dtype=torch.float64, device="cpu")
+    arguments = [None if t is None else t.detach().cpu().double() for t in tensors.of(op, bias)]
+    result: Tensor = getattr(reference, op)(exact, "expand", *arguments)
+    return result if activation is None else activate(result, activation)
