@@ -14,18 +14,19 @@ from ..activation import activate
 from ..problem import Problem, memory_format
 from ..ties import orbit_size
 
-MACS = 150_000_000
-"""Multiply-accumulates of a small problem's ordinary convolution at most: some 30 ms in float64 on two cores."""
+MACS = 350_000_000
+"""Multiply-accumulates of a small problem's ordinary convolution at most: in float64 that is 0.1 s on two cores."""
 OWN_MACS = 4_000_000_000
 """The same where the layer's own map is needed, since the kernel runs on no smaller one."""
 
 # Positions of an output map along each axis: odd, or unlike each other, so that no two axes can be mistaken.
-_MAPS = {1: (163,), 2: (13, 11), 3: (5, 7, 6)}
+_MAPS = {1: (163,), 2: (13, 11), 3: (5, 6, 5)}
 _POSITIONS = 280  # more than two tiles of 128 positions; where maps are smaller there are more images
 # Channels and rows of a group at most: those along which a tile of an operator is widest are more than one tile, or
 # as many as its next power of two, so that no tile is cut.
 _CHANNELS = {"fprop": 96, "dgrad": 160, "wgrad": 96}
 _ROWS = {"fprop": 160, "dgrad": 64, "wgrad": 96}
+_SHARES = ((1, 1), (2, 1), (4, 1), (4, 2), (4, 4), (8, 8))
 _CONTRACTION = 320  # elements that are contracted at least, where a kernel has few taps
 _FEW = 4  # channels in a group with which a layer with many groups is like a depthwise one
 
@@ -48,9 +49,10 @@ class Tensors(NamedTuple):
 def like(problem: Problem, op: str) -> Iterator[Problem]:
     """Problems with the features of a layer, from the smallest on: ties, stride, dilation, padding, groups, layout.
 
-    Channels and rows keep their remainder by 32, so that loads of 16 bytes are as possible as in the layer, and are as
-    many as make several tiles and more steps of the contraction than a pipeline has stages. The second problem keeps
-    the remainders of the map's sizes by 8 too; then come the map of the layer, and its channels.
+    Channels keep their remainder by 32 and rows theirs by 16, so that loads of 16 bytes are as possible as in the
+    layer. There are enough of both for several tiles, and for more steps of the contraction than a pipeline has
+    stages. The second problem keeps the remainders of the map's sizes by 8 too; then come the map of the layer, and
+    its channels.
     """
     odd = [_map(problem, axis) for axis in range(problem.ndim)]
     kept = [
@@ -81,22 +83,26 @@ def features(problem: Problem, activation: str | None) -> tuple[object, ...]:
 
 def _within(problem: Problem, op: str, spatial: tuple[int, ...], macs: int) -> Iterator[Problem]:
     """The problem with a map of these sizes and as many channels and rows as the products allow, or nothing."""
-    for share in (1, 2, 4, 8):
-        small = _with(problem, op, spatial, share)
+    for narrow, wide in _SHARES:
+        small = _with(problem, op, spatial, narrow, wide)
         if small.macs_dense <= macs:
             yield small
             return
 
 
-def _with(problem: Problem, op: str, spatial: tuple[int, ...], share: int) -> Problem:
-    """The problem with that map and `share` times fewer channels and rows than are aimed at, never more than it has."""
+def _with(problem: Problem, op: str, spatial: tuple[int, ...], narrow: int, wide: int) -> Problem:
+    """The problem with that map and so many times fewer channels and rows than are aimed at, never more than it has.
+
+    `wide` is the share of those along which the tiles of the operator are widest, `narrow` that of the others.
+    """
     p, ties = problem, problem.ties
-    inside, many = p.in_channels // p.groups, p.groups > 8
-    deep = max(_CHANNELS[op], _CONTRACTION // math.prod(p.kernel)) // share
-    inside = _cut(inside, max(deep, 32), 32)
-    groups = _cut(p.groups, 72, 32) if many and p.in_channels // p.groups <= _FEW else _cut(p.groups, 3, 2)
-    most = max((_ROWS[op] if len(ties) < 3 else _ROWS[op] // 2) // share, 32)
-    rows = [_cut(count // p.groups, most, 32) * groups for _, count in ties]
+    channels, rows = (narrow, wide) if op == "fprop" else (wide, narrow)
+    deep = max(_CHANNELS[op], _CONTRACTION // math.prod(p.kernel)) // channels
+    inside = _cut(p.in_channels // p.groups, max(deep, 32), 32)
+    many = p.groups > 8 and p.in_channels // p.groups <= _FEW
+    groups = _cut(p.groups, 72, 32) if many else _cut(p.groups, 3, 2)
+    most = max((_ROWS[op] if len(ties) < 3 else _ROWS[op] // 2) // rows, 32)
+    counts = [_cut(count // p.groups, most, 16) * groups for _, count in ties]
     alone = replace(p, spatial=spatial, batch=1)
     images = max(2, -(-_POSITIONS // math.prod(alone.out_spatial)))
     return replace(
@@ -104,9 +110,9 @@ def _with(problem: Problem, op: str, spatial: tuple[int, ...], share: int) -> Pr
         batch=min(p.batch, images),
         groups=groups,
         in_channels=inside * groups,
-        unique=sum(rows),
-        out_channels=sum(count * orbit_size(mask) for count, (mask, _) in zip(rows, ties)),
-        ties=tuple((mask, count) for count, (mask, _) in zip(rows, ties)),
+        unique=sum(counts),
+        out_channels=sum(count * orbit_size(mask) for count, (mask, _) in zip(counts, ties)),
+        ties=tuple((mask, count) for count, (mask, _) in zip(counts, ties)),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,31 +87,33 @@ def kernels(problem: Problem, op: str, algorithm: str) -> tuple[str, ...]:
 def bind_like(
     problem: Problem, op: str, algorithm: str, like: Problem, activation: str | None = None
 ) -> Callable[..., Tensor] | None:
-    """The operator of a problem with the tile that another one gets; None where it is cut, or there are several."""
+    """The operator of a problem with the tiles that another one gets; None where these would be cut."""
     wanted = _launches(like, op, algorithm)
-    tiles = {step.config for step in wanted}
-    if len(tiles) > 1:
-        alike = _names(_launches(problem, op, algorithm)) == _names(wanted)
-        return _bind(problem, op, algorithm, activation, None) if alike else None
-    (tile,) = tiles
-    if _names(_launches(problem, op, algorithm, tile)) != _names(wanted):
+    options = _tiles(like, wanted)
+    if _names(_launches(problem, op, algorithm, **options)) != _names(wanted):
         return None
-    return _bind(problem, op, algorithm, activation, tile)
-
-
-def _bind(
-    problem: Problem, op: str, algorithm: str, activation: str | None, tile: Config | None
-) -> Callable[..., Tensor]:
     if op == "fprop":
-        return partial(run.fprop, problem, algorithm, activation=activation, config=tile)
-    return partial(run.dgrad if op == "dgrad" else run.wgrad, problem, algorithm, config=tile)
+        return partial(run.fprop, problem, algorithm, activation=activation, **options)
+    return partial(run.dgrad if op == "dgrad" else run.wgrad, problem, algorithm, **options)
 
 
-def _launches(problem: Problem, op: str, algorithm: str, tile: Config | None = None) -> list[launch.Launch]:
+def _tiles(problem: Problem, steps: list[launch.Launch]) -> dict[str, Any]:
+    """The options that ask for the tiles of some launches: of one, or of one for each number of tied axes."""
+    if len(steps) == 1:
+        return {"config": steps[0].config}
+    tiles = []
+    for step in steps:
+        rows = {entry[1] for entry in step.constants["SEGS"]}
+        order = max(s.order for s in geometry(problem).segments if s.row in rows)
+        tiles.append((order, step.config))
+    return {"tiles": tuple(tiles)}
+
+
+def _launches(problem: Problem, op: str, algorithm: str, **tiles: Any) -> list[launch.Launch]:
     """Those that have a tile: the others go over elements, one by one."""
     device = torch.device(problem.device)
     options = Options(
-        arch=run.architecture(device), device=run.device_name(device), precision=run.precision(), config=tile
+        arch=run.architecture(device), device=run.device_name(device), precision=run.precision(), **tiles
     )
     steps = launch.plan(problem, op, algorithm, options=options).launches
     return [step for step in steps if step.config is not None]

@@ -128,6 +128,8 @@ def _partition(c: Context, positions: int) -> list[list[Segment]]:
     by_order: dict[int, list[Segment]] = {}
     for s in c.g.segments:
         by_order.setdefault(s.order, []).append(s)
+    if c.options.tiles:
+        return list(by_order.values())
     tiles = configs.tiles("fprop_fold", max(by_order), c.dtype.itemsize, c.options.arch, c.product)
     tile = next(iter(tiles), c.options.config)
     assert tile is not None, "refused without a tile"

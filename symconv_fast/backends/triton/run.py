@@ -13,7 +13,6 @@ from ...activation import ACTIVATIONS
 from ...problem import Problem, as_result
 from ..gpu_cost import tf32_allowed
 from . import launch
-from .configs import Config
 from .geometry import geometry, pixels_view, weight_view
 from .launch import Launch, Options, Plan
 
@@ -105,9 +104,12 @@ def fprop(
     weight: Tensor,
     bias: Tensor | None,
     activation: str | None = None,
-    config: Config | None = None,
+    **options: Any,
 ) -> Tensor:
-    """Output of the layer, with the bias added and the activation applied before the one rounding."""
+    """Output of the layer, with the bias added and the activation applied before the one rounding.
+
+    Other `options` are those of a plan that ask for tiles; the gradients have them too.
+    """
     g = geometry(problem)
     result = result_like(problem, "fprop", input, g.filters)
     w = weight_view(weight, problem)
@@ -117,26 +119,21 @@ def fprop(
     if bias is not None:
         tensors["bias"] = bias.contiguous()
     number = 0 if activation is None else 1 + list(ACTIVATIONS).index(activation)
-    options: dict[str, Any] = {"activation": number, "bias": bias is not None, "config": config}
-    _run(problem, "fprop", algorithm, tensors, **options)
+    _run(problem, "fprop", algorithm, tensors, activation=number, bias=bias is not None, **options)
     return finish(problem, result)
 
 
-def dgrad(
-    problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor, config: Config | None = None
-) -> Tensor:
+def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor, **options: Any) -> Tensor:
     """Gradient of the layer's input."""
     g = geometry(problem)
     result = result_like(problem, "dgrad", weight, g.channels)
     w = packed_weight(problem, "dgrad", weight)
     tensors = {"x": pixels_view(result), "w": w, "y": pixels(grad_output, g.filters)}
-    _run(problem, "dgrad", algorithm, tensors, config=config)
+    _run(problem, "dgrad", algorithm, tensors, **options)
     return finish(problem, result)
 
 
-def wgrad(
-    problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor, config: Config | None = None
-) -> Tensor:
+def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor, **options: Any) -> Tensor:
     """Gradient of the reduced weight; bitwise repeatable."""
     g = geometry(problem)
     result = problem.empty_result("wgrad", input)
@@ -145,7 +142,7 @@ def wgrad(
         "w": weight_view(result, problem),
         "y": pixels(grad_output, g.filters),
     }
-    _run(problem, "wgrad", algorithm, tensors, config=config)
+    _run(problem, "wgrad", algorithm, tensors, **options)
     return finish(problem, result)
 
 
