@@ -58,7 +58,7 @@ def _wrong(
     """What is wrong with the result, or None."""
     tensors = small.make(problem, exact)
     right = small.answer(problem, op, tensors, exact, activation)
-    there = small.Tensors(*(t.to(device) for t in tensors))
+    there = small.Tensors(*(t.to(device, copy=True) for t in tensors))
     arguments = there.of(op, exact)
     result = run(*arguments)
     for given, used in zip(tensors, there):
