@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from trials import X, clear, layer, off_by_one, run_right, runs_of, warned, world
+from trials import X, layer, off_by_one, run_right, runs_of, warned, world
 
 import symconv_fast as sf
 from symconv_fast import binding, dispatch, settings
@@ -138,27 +138,34 @@ def test_memory_that_does_not_suffice_is_not_held_against_a_kernel(world):
     assert runs_of(world, conv, X[:1].contiguous()) == ["slow"]
 
 
-def test_a_kernel_that_no_small_problem_runs_is_not_used(world, monkeypatch):
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_kernel_that_no_small_problem_runs_is_asked_the_layers_own(world, wrong):
     """The names say which kernel would run: a known answer of another one proves nothing."""
-    monkeypatch.setattr(
-        world.slow,
-        "kernels",
-        lambda problem, op, algorithm: (f"tile for {problem.input_shape}",),
-        raising=False,
-    )
-    monkeypatch.setattr("symconv_fast.trial.small.OWN_MACS", 0)
+    world.slow.kernels = lambda problem, op, algorithm: (f"tile for {problem.input_shape}",)
+    world.slow.damage = off_by_one if wrong else None
+    conv = layer()
+    messages = warned(lambda: run_right(conv, X))
+    assert len(messages) == wrong
+    assert {shape for _, shape in world.slow.ran} == {tuple(X.shape)}
+    assert runs_of(world, conv, X) == ["reference" if wrong else "slow"]
+
+
+def test_a_backend_may_run_a_small_problem_with_the_kernels_of_a_large_one(world):
+    asked = []
+
+    def bind_like(small, op, algorithm, like, activation):
+        asked.append((small.input_shape, like.input_shape))
+        return (
+            binding.bind(world.slow, small, op, algorithm, activation) if small.spatial != (13, 11) else None
+        )
+
+    world.slow.kernels = lambda problem, op, algorithm: (f"tile for {problem.input_shape}",)
+    world.slow.bind_like = bind_like
     conv = layer()
     run_right(conv, X)
-    assert world.slow.ran == []
-    report = sf.explain(conv, X).passes[0]
-    (known,) = [e for c, e in zip(report.candidates, report.evidence) if c.backend == "slow"]
-    assert known.known_answer == "not run (no problem small enough runs this kernel)"
-    world.slow.bind_like = lambda small, op, algorithm, like, activation: binding.bind(
-        world.slow, small, op, algorithm, activation
-    )
-    clear()
-    run_right(conv, X)
     assert runs_of(world, conv, X) == ["slow"]
+    # The sizes with the remainders of the layer's, since the first were declined.
+    assert asked == [((2, 4, 13, 11), (2, 4, 21, 20)), ((2, 4, 21, 12), (2, 4, 21, 20))]
 
 
 def test_known_answers_can_be_switched_off(world, monkeypatch):

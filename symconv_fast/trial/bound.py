@@ -14,7 +14,7 @@ from ..backends.gpu_cost import tf32_allowed
 from ..binding import bind
 from ..problem import Problem
 from . import known_answers, modes, small, timing, verdicts
-from .known_answers import Run
+from .known_answers import Answer, Run
 from .verdicts import Way
 
 WITHIN = 3.0
@@ -185,24 +185,25 @@ def prove(
     The device is the current one of its type.
     """
     wanted = verdicts.kernel(module, problem, op, algorithm, device)
-    if verdicts.why_open(wanted, problem, activation) is not None:
-        return None
+    asked, given = _ask(module, problem, op, algorithm, device, activation)
+    if given.right:
+        verdicts.pass_(wanted, problem, activation)
+    elif given.right is False:
+        verdicts.fail(wanted, asked, str(given.error))
+    return given.right
+
+
+def _ask(
+    module: Any, problem: Problem, op: str, algorithm: str, device: torch.device, activation: str | None
+) -> tuple[Problem, Answer]:
+    """A known answer of a small problem that runs the kernels of the layer, else of the layer's own problem."""
     for asked in small.like(problem, op):
-        if module.can_run(asked, op, algorithm) is not None:
-            continue
-        run = _bind_like(module, asked, op, algorithm, problem, activation)
-        if run is None:
-            continue
-        given = known_answers.ask(asked, op, run, device, activation)
-        if given.right is None:
-            return None  # no memory now; another time there may be
-        if given.right:
-            verdicts.pass_(wanted, problem, activation)
-        else:
-            verdicts.fail(wanted, asked, str(given.error))
-        return given.right
-    verdicts.leave_open(wanted, problem, activation, "no problem small enough runs this kernel")
-    return None
+        if module.can_run(asked, op, algorithm) is None:
+            run = _bind_like(module, asked, op, algorithm, problem, activation)
+            if run is not None:
+                return asked, known_answers.ask(asked, op, run, device, activation)
+    run = bind(module, problem, op, algorithm, activation)
+    return problem, known_answers.ask_in_place(problem, op, run, device, activation)
 
 
 def _bind_like(

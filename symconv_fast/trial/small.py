@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from ..ties import orbit_size
 
 MACS = 350_000_000
 """Multiply-accumulates of a small problem's ordinary convolution at most: in float64 that is 0.1 s on two cores."""
-OWN_MACS = 4_000_000_000
-"""The same where the layer's own map is needed, since the kernel runs on no smaller one."""
 
 # Positions of an output map along each axis: odd, or unlike each other, so that no two axes can be mistaken.
 _MAPS = {1: (163,), 2: (13, 11), 3: (5, 6, 5)}
@@ -29,6 +27,9 @@ _ROWS = {"fprop": 160, "dgrad": 64, "wgrad": 96}
 _SHARES = ((1, 1), (2, 1), (4, 1), (4, 2), (4, 4), (8, 8))
 _CONTRACTION = 320  # elements that are contracted at least, where a kernel has few taps
 _FEW = 4  # channels in a group with which a layer with many groups is like a depthwise one
+
+
+CPU = torch.device("cpu")
 
 
 class Tensors(NamedTuple):
@@ -51,21 +52,13 @@ def like(problem: Problem, op: str) -> Iterator[Problem]:
 
     Channels keep their remainder by 32 and rows theirs by 16, so that loads of 16 bytes are as possible as in the
     layer. There are enough of both for several tiles, and for more steps of the contraction than a pipeline has
-    stages. The second problem keeps the remainders of the map's sizes by 8 too; then come the map of the layer, and
-    its channels.
+    stages. The second problem keeps the remainders of the map's sizes by 8 too.
     """
     odd = [_map(problem, axis) for axis in range(problem.ndim)]
     kept = [
         _cut(n, max(least, 8) + 8, 8) if least < n else n for n, least in zip(problem.spatial, odd)
     ]  # never below the odd size, which holds a window
-    found = [
-        *_within(problem, op, tuple(odd), MACS),
-        *_within(problem, op, tuple(kept), MACS),
-        *_within(problem, op, problem.spatial, OWN_MACS),
-    ]
-    own = replace(problem, batch=min(problem.batch, 2))
-    if own.macs_dense <= OWN_MACS:
-        found.append(own)
+    found = [*_within(problem, op, tuple(odd)), *_within(problem, op, tuple(kept))]
     yield from dict.fromkeys(found)
 
 
@@ -81,11 +74,11 @@ def features(problem: Problem, activation: str | None) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _within(problem: Problem, op: str, spatial: tuple[int, ...], macs: int) -> Iterator[Problem]:
+def _within(problem: Problem, op: str, spatial: tuple[int, ...]) -> Iterator[Problem]:
     """The problem with a map of these sizes and as many channels and rows as the products allow, or nothing."""
     for narrow, wide in _SHARES:
         small = _with(problem, op, spatial, narrow, wide)
-        if small.macs_dense <= macs:
+        if small.macs_dense <= MACS:
             yield small
             return
 
@@ -136,23 +129,22 @@ def _cut(n: int, most: int, step: int) -> int:
 # --- tensors and answers ---------------------------------------------------------------------------------------------
 
 
-def make(problem: Problem, exact: bool, seed: int = 0) -> Tensors:
-    """Seeded tensors on the CPU, in the dtype and layout of the problem.
+def make(problem: Problem, exact: bool, device: torch.device = CPU) -> Tensors:
+    """Seeded tensors on a device, in the dtype and layout of the problem; no other random numbers are drawn.
 
     `exact`: small integers, with which every product and sum of a right kernel is exact, so that one rounding alone
     may part it from the answer. Else normal numbers, with which it shows how precisely a kernel multiplies and adds.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    how: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(0), "device": device}
 
     def values(shape: tuple[int, ...], last: bool = False) -> Tensor:
         if exact:
-            drawn = torch.randint(1, 4, shape, generator=generator, device="cpu", dtype=torch.float64)
-            sign = torch.randint(0, 2, shape, generator=generator, device="cpu", dtype=torch.float64)
-            drawn *= 2 * sign - 1
+            drawn = torch.randint(-3, 3, shape, dtype=problem.dtype, **how)
+            drawn += drawn >= 0  # none is zero
         else:
-            drawn = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float64)
+            drawn = torch.randn(shape, dtype=torch.float64, **how).to(problem.dtype)
         fmt = memory_format(len(shape) - 2, last) if len(shape) > 2 else torch.contiguous_format
-        return drawn.to(problem.dtype).contiguous(memory_format=fmt)
+        return drawn.contiguous(memory_format=fmt)
 
     last = problem.input_channels_last
     return Tensors(
@@ -163,11 +155,23 @@ def make(problem: Problem, exact: bool, seed: int = 0) -> Tensors:
     )
 
 
-def answer(problem: Problem, op: str, tensors: Tensors, bias: bool, activation: str | None) -> Tensor:
-    """What is right, in float64 on the CPU, by the reference."""
+def answer(
+    problem: Problem,
+    op: str,
+    tensors: Tensors,
+    bias: bool,
+    activation: str | None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """What is right, by the reference: in float64 as the CPU has it, in float32 on the device of the tensors.
+
+    With small integers float32 is exact too, whatever is multiplied how; where the library transforms (Winograd, FFT)
+    it is not, but nearer than half of one.
+    """
     from ..backends import reference  # with the rates of CPUs, which take 20 ms to import
 
-    exact = replace(problem, dtype=torch.float64, device="cpu")
-    arguments = [None if t is None else t.detach().cpu().double() for t in tensors.of(op, bias)]
+    exact = replace(problem, dtype=dtype, device="cpu" if dtype == torch.float64 else problem.device)
+    arguments = [None if t is None else t.to(dtype) for t in tensors.of(op, bias)]
     result: Tensor = getattr(reference, op)(exact, "expand", *arguments)
+    result = result if dtype == torch.float64 else result.round()
     return result if activation is None else activate(result, activation)

@@ -46,7 +46,6 @@ class Timed(NamedTuple):
 
 _passed: set[tuple[Kernel, tuple[object, ...]]] = set()
 _failed: dict[Kernel, str] = {}
-_open: dict[tuple[Kernel, tuple[object, ...]], str] = {}
 _times: dict[Timed, dict[Way, float]] = {}
 _MOST = 8192
 _counts = [0, 0]
@@ -64,7 +63,7 @@ def failures() -> int:
 
 def forget() -> None:
     """For tests: as in a fresh process."""
-    for known in (_passed, _failed, _open, _times):
+    for known in (_passed, _failed, _times):
         known.clear()
     _counts[:] = [n + 1 for n in _counts]
 
@@ -117,20 +116,9 @@ def error(found: Kernel) -> str | None:
     return _failed.get(found)
 
 
-def why_open(found: Kernel, problem: Problem, activation: str | None = None) -> str | None:
-    """Why there is no known answer although one was wanted."""
-    return _open.get((found, small.features(problem, activation)))
-
-
 def pass_(found: Kernel, problem: Problem, activation: str | None) -> None:
     """It gave the known answer."""
     _passed.add((found, small.features(problem, activation)))
-    _counts[0] += 1
-
-
-def leave_open(found: Kernel, problem: Problem, activation: str | None, why: str) -> None:
-    """There is no known answer, and none will be asked for again."""
-    _open[found, small.features(problem, activation)] = why
     _counts[0] += 1
 
 
