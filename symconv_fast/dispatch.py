@@ -16,7 +16,7 @@ from torch import Tensor
 from . import binding, native, settings, trial
 from .problem import FAR, Problem
 
-BACKENDS: tuple[str, ...] = ("cpu", "triton", "composed", "distinct", "reference")
+BACKENDS: tuple[str, ...] = ("cpu", "cuda", "triton", "composed", "distinct", "reference")
 """Modules under symconv_fast.backends. To add a backend, add its name here and nowhere else."""
 
 ENV_BACKEND = "SYMCONV_FAST_BACKEND"
@@ -163,7 +163,13 @@ def choose(problem: Problem, op: str) -> Choice:
     Raises:
         RuntimeError: what is pinned cannot run, with the reason. ValueError: the environment names no backend.
     """
-    return _choose(problem, op, pinned(), torch.get_num_threads(), settings.version(), trial.state(problem))
+    learnt = (rounding(problem.device), trial.state(problem))
+    return _choose(problem, op, pinned(), torch.get_num_threads(), settings.version(), learnt)
+
+
+def rounding(device: str) -> bool:
+    """What torch's own switches say of the rounding of float32 on a type of device: part of the key of a choice."""
+    return device == "cuda" and settings.tf32_allowed()
 
 
 def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""Switches that every room can read: what exactness may be traded for speed, and whether candidates are timed."""
+"""Switches that every room can read: what exactness may be traded for speed (TF32 is torch's), what is timed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+
+import torch
 
 WINOGRAD_LEVELS = ("f2", "f4", False)
 BENCHMARK_LEVELS = (True, False, "auto")
@@ -28,6 +30,15 @@ _version = 0
 def winograd() -> str | bool:
     """How far float32 may trade rounding for speed: "f2", "f4" or False; see `symconv_fast.allow_winograd`."""
     return _winograd
+
+
+def tf32_allowed() -> bool:
+    """May float32 convolutions on a GPU be rounded to TF32? On AMD torch 2.13 never does, whatever its switch says.
+
+    `torch.backends.cudnn.allow_tf32` raises where torch's newer switches tell convolutions and recurrent layers apart.
+    """
+    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return bool(precision == "tf32") and not torch.version.hip
 
 
 def version() -> int:

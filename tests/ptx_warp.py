@@ -85,20 +85,30 @@ class Threads:
             self.move(parts, names, groups)
         elif parts[0] == "ldmatrix":
             assert "m8n8" in parts, operation
-            assert "x4" in parts, operation
-            self.set(names[0], self.warps(self.ldmatrix("trans" in parts), self.address(groups[1])))
+            load = self.ldmatrix("trans" in parts, int(operation[operation.index(".x") + 2]))
+            self.set(names[0], self.warps(load, self.address(groups[1])))
         elif parts[0] == "mma":
-            assert "m16n8k16.row.col.f32.bf16.bf16.f32" in operation, operation
+            multiply = self.product(operation)
             sums, a, b = (self.stack(names[i]) for i in (3, 1, 2))
-            self.set(names[0], self.warps(self.standin.mma, sums.view(np.float32), a, b).view(np.uint32))
+            self.set(names[0], self.warps(multiply, sums.view(np.float32), a, b).view(np.uint32))
         elif parts[0] == "wgmma":
             self.wgmma(operation, groups, names)
         else:
             self.compute(parts, groups)
 
-    def ldmatrix(self, transposed: bool) -> Callable[..., np.ndarray]:
-        """Of one warp."""
-        return lambda at: self.standin.ldmatrix(at.astype(np.int64), self.shared, transposed)
+    def ldmatrix(self, transposed: bool, count: int) -> Callable[..., np.ndarray]:
+        """Of one warp: four matrices, or two if the stand-in has that."""
+        more = () if count == 4 else (count,)
+        return lambda at: self.standin.ldmatrix(at.astype(np.int64), self.shared, transposed, *more)
+
+    def product(self, operation: str) -> Callable[..., np.ndarray]:
+        """mma.sync of one warp: of bfloat16, or another type if the stand-in has that."""
+        found = re.search(r"m16n8k(\d+)\.row\.col\.f32\.(\w+)\.\2\.f32", operation)
+        assert found, operation
+        depth, kind = found.groups()
+        assert depth == ("8" if kind == "tf32" else "16"), operation
+        more = () if kind == "bf16" else (kind,)
+        return lambda sums, a, b: self.standin.mma(sums, a, b, *more)
 
     def wgmma(self, operation: str, groups: list[str], names: list[list[str]]) -> None:
         """m64n64k16 with A from registers: the descriptor's address and kind, and whether sums are kept."""

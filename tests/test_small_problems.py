@@ -16,8 +16,8 @@ import torch
 from oracle import OPS, Case, problem_of
 
 from symconv_fast import __main__ as report
-from symconv_fast import binding, dispatch
-from symconv_fast.backends import gpu_cost, reference
+from symconv_fast import binding, dispatch, settings
+from symconv_fast.backends import reference
 from symconv_fast.problem import Problem
 from symconv_fast.ties import orbit_size
 from symconv_fast.trial import known_answers, small
@@ -62,7 +62,7 @@ LAYERS = {
 @pytest.fixture(autouse=True)
 def ieee(monkeypatch) -> None:
     """float32 means float32, whatever the switch of the process says."""
-    monkeypatch.setattr(gpu_cost, "tf32_allowed", lambda: False)
+    monkeypatch.setattr(settings, "tf32_allowed", lambda: False)
 
 
 # --- what they are like ----------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_tf32_passes_where_it_is_allowed_alone(monkeypatch):
         return coarse_operands(p, "fprop", *tensors)
 
     assert known_answers.ask(p, "fprop", tf32, CPU).right is False
-    monkeypatch.setattr(gpu_cost, "tf32_allowed", lambda: True)
+    monkeypatch.setattr(settings, "tf32_allowed", lambda: True)
     assert known_answers.ask(p, "fprop", tf32, CPU).right is True
 
 

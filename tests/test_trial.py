@@ -12,7 +12,7 @@ from trials import World, X, clear, clear_plans_only, layer, right, run_right, r
 
 import symconv_fast as sf
 from symconv_fast import settings
-from symconv_fast.trial import bound, modes, timing, verdicts
+from symconv_fast.trial import modes, timing
 
 __all__ = ["world"]  # a fixture
 
@@ -340,15 +340,14 @@ def test_the_environment_sets_the_level(monkeypatch, word, level):
         _ = sf.benchmark
 
 
-def test_a_switch_of_torch_makes_the_choice_anew(world, monkeypatch):
-    """A kernel that multiplies in TF32 must not run after that was forbidden."""
-    allowed = [True]
-    for where in (bound, verdicts):
-        monkeypatch.setattr(where, "tf32_allowed", lambda: allowed[0])
+def test_times_count_under_the_switches_of_torch_under_which_they_were_measured(world, monkeypatch):
+    """The operators ask for another function when TF32 is allowed or forbidden; see `ops.plan`."""
+    conv, allowed = layer(), [True]
+    monkeypatch.setattr(settings, "tf32_allowed", lambda: allowed[0])
     world.slow.can_run = lambda *_: None if allowed[0] else "TF32 is not allowed"
-    conv = layer()
-    run_right(conv, X)
-    assert runs_of(world, conv, X) == ["slow"]
-    allowed[0] = False
-    run_right(conv, X)
-    assert runs_of(world, conv, X) == ["reference"]
+    for allowed[0], winner in ((True, "slow"), (False, "reference"), (True, "slow")):
+        clear_plans_only()
+        samples = world.clock.samples
+        run_right(conv, X)
+        assert runs_of(world, conv, X) == [winner]
+    assert world.clock.samples == samples  # the first times are still known

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .. import settings
-from ..backends.gpu_cost import tf32_allowed
 from ..binding import bind
 from ..problem import Problem
 from . import known_answers, modes, small, timing, verdicts
@@ -47,39 +46,37 @@ class Trial:
 
     def __init__(self, problem: Problem, op: str, activation: str | None, ways: Ways) -> None:
         self._problem, self._op, self._activation, self._ways = problem, op, activation, ways
-        self._single = problem.dtype == torch.float32
         self._settled: Run | None = None
-        self._settled_at: tuple[int, bool] = (-1, False)
-        self._meanwhile: dict[int, tuple[tuple[object, ...], Run]] = {}
+        self._settled_at = -1
+        self._meanwhile: dict[int, tuple[int, Run]] = {}
 
     def __call__(self, *tensors: Tensor | None) -> Tensor:
         """The operator's result, always of a run of its own."""
-        at = (verdicts.failures(), self._single and tf32_allowed())
-        if self._settled is not None and self._settled_at == at:
+        if self._settled is not None and self._settled_at == verdicts.failures():
             return self._settled(*tensors)
-        return self._choose(tensors, at)(*tensors)
+        return self._choose(tensors)(*tensors)
 
-    def _choose(self, tensors: tuple[Tensor | None, ...], at: tuple[int, bool]) -> Run:
+    def _choose(self, tensors: tuple[Tensor | None, ...]) -> Run:
         """What runs this call, and the ones to come where nothing more is to be learnt."""
         device = next(t.device for t in tensors if t is not None)
         level = modes.allowed(device, tensors)
         held = level > modes.NOTHING and modes.LOCK.acquire(blocking=False)
         try:
             level = level if held else modes.NOTHING
-            seen = (verdicts.changes(), at)
+            seen = verdicts.changes()
             found = self._meanwhile.get(level)
             if found is not None and found[0] == seen:
                 return found[1]
             with _current(device):
                 run, settled = self._decide(device, level, tensors)
+            # Under the lock nobody else learns anything, and what was learnt meanwhile is in the choice.
+            self._meanwhile[level] = (verdicts.changes() if held else seen, run)
+            if settled:
+                self._settled, self._settled_at = run, verdicts.failures()
+            return run
         finally:
             if held:
                 modes.LOCK.release()
-        # What was just learnt is in `run`: the numbers are those from now on.
-        self._meanwhile[level] = ((verdicts.changes(), (verdicts.failures(), at[1])), run)
-        if settled:
-            self._settled, self._settled_at = run, (verdicts.failures(), at[1])
-        return run
 
     def _decide(
         self, device: torch.device, level: int, tensors: tuple[Tensor | None, ...]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import settings
 from ..activation import activate
-from ..backends import gpu_cost
 from ..problem import Problem
 from . import small
 
@@ -148,7 +148,7 @@ def _least(problem: Problem, op: str, right: Tensor) -> float:
     """The error that a right kernel may have even where torch's own has less: a rounding of operands or of sums."""
     roundoff = torch.finfo(problem.dtype).eps / 2
     share = _ROUNDING
-    if problem.dtype == torch.float32 and gpu_cost.tf32_allowed():
+    if problem.dtype == torch.float32 and settings.tf32_allowed():
         roundoff = 2.0**-11
     elif problem.dtype.itemsize > 2:
         share = max(_ROUNDING, math.sqrt(_terms(problem, op)) / 4)

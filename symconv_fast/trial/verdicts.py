@@ -10,7 +10,6 @@ import torch
 
 from .. import settings
 from .._version import __version__
-from ..backends.gpu_cost import tf32_allowed
 from ..problem import Problem
 from . import small
 
@@ -78,7 +77,7 @@ def switches(problem: Problem) -> tuple[object, ...]:
     """Values of torch's and this package's switches on which the times, or what can run, depend."""
     single = problem.dtype == torch.float32
     return (
-        single and tf32_allowed(),
+        single and settings.tf32_allowed(),
         single and settings.winograd(),
         torch.backends.cudnn.benchmark,
         torch.are_deterministic_algorithms_enabled(),

@@ -1,0 +1,366 @@
+# Instructions of the CUDA kernels' stand-in held against Triton's compiler, torch's rounding and nvcc's PTX.
+"""Kernels and stand-in are written from one manual; here others say what it means. Nothing needs a GPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+gl = pytest.importorskip("triton.experimental.gluon.language", reason="needs Triton with Gluon")
+triton = pytest.importorskip("triton")
+if triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET is set: nothing can be compiled", allow_module_level=True)
+
+import gluon_kernels  # noqa: E402
+from cuda_instructions import CUDA, Instructions, changed, compile_stand_in  # noqa: E402
+from layouts import in_registers, to_bf16, triton_table  # noqa: E402
+from ptx_warp import Threads  # noqa: E402
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+MMA = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[1, 1], instr_shape=[16, 8])
+KINDS = ("bf16", "f16", "tf32")
+TRITON = {"bf16": "bf16", "f16": "fp16", "tf32": "fp32"}
+TORCH = {"bf16": torch.bfloat16, "f16": torch.float16}
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The machine, compiled once."""
+    return compile_stand_in(tmp_path_factory.mktemp("objects"))
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory, objects: list[Path]) -> Instructions:
+    return Instructions(objects, tmp_path_factory.mktemp("machine"))
+
+
+def bits(values: np.ndarray, kind: str) -> np.ndarray:
+    """Elements of whole numbers that every type holds: 16 bits each, or 32."""
+    if kind == "tf32":
+        return np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return to_bf16(values) if kind == "bf16" else np.ascontiguousarray(values, np.float16).view(np.uint16)
+
+
+def registers(matrix: np.ndarray, table: np.ndarray, kind: str) -> np.ndarray:
+    """[register, lane] of a matrix as a table of elements says."""
+    if kind == "tf32":
+        return bits(matrix, kind)[table[..., 0], table[..., 1]]
+    return in_registers(bits(matrix, kind), table)
+
+
+def check_product(machine: Instructions, kind: str) -> None:
+    """Registers filled by Triton's tables, multiplied by the stand-in, read by Triton's table."""
+    depth, together = (8, 1) if kind == "tf32" else (16, 2)
+    a, b = (np.random.default_rng(0).integers(-8, 8, shape) for shape in ((16, depth), (depth, 8)))
+    left = registers(a, triton_table(gl.DotOperandLayout(0, MMA, together), [16, depth])[0], kind)
+    right = registers(b, triton_table(gl.DotOperandLayout(1, MMA, together), [depth, 8])[0], kind)
+    at = triton_table(MMA, [16, 8])[0]
+    before = np.arange(4 * 32, dtype=np.float32).reshape(4, 32)
+    sums = machine.mma(before, left, right, kind) - before
+    np.testing.assert_array_equal(sums, (a @ b)[at[..., 0], at[..., 1]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_product(machine: Instructions, kind: str) -> None:
+    check_product(machine, kind)
+
+
+def test_operands_that_are_not_tf32_are_a_fault(machine: Instructions) -> None:
+    sums, right = np.zeros((4, 32), np.float32), np.zeros((2, 32), np.uint32)
+    left = np.full((4, 32), 0x3F801000, np.uint32)
+    with pytest.raises(ValueError, match=r"operand is not rounded to TF32 \(cuda_instructions.cpp:\d+"):
+        machine.mma(sums, left, right, "tf32")
+
+
+@cache
+def ptx_of_a_warp(kind: str, x_transposed: bool, w_transposed: bool) -> str:
+    kernel = gluon_kernels.product_of_a_warp
+    flags = {"X_TRANSPOSED": x_transposed, "W_TRANSPOSED": w_transposed}
+    return gluon_kernels.compile_for(kernel, 80, 1, TRITON[kind], **flags)
+
+
+def run(
+    machine: Instructions, ptx: str, kind: str, x: np.ndarray, w: np.ndarray, columns: int
+) -> tuple[np.ndarray, list[str]]:
+    """Run Triton's code on the stand-in: global memory holds x, w and y; returns y and what was executed."""
+    operands = np.concatenate([bits(x, kind).ravel(), bits(w, kind).ravel()]).view(np.uint8)
+    at_w, at_y = operands.size * x.size // (x.size + w.size), operands.size
+    memory = np.concatenate([operands, np.full(4 * len(x) * columns, 0xFF, np.uint8)])
+    threads = Threads(machine, 1, [0, at_w, at_y], memory)
+    threads.run(ptx)
+    return memory[at_y:].view(np.float32).reshape(len(x), columns), threads.executed
+
+
+def check_ldmatrix(machine: Instructions, kind: str, x_transposed: bool, w_transposed: bool) -> None:
+    """Which lanes give which rows, and what arrives: Triton's own addresses only work if both are right."""
+    x, w = np.random.default_rng(1).integers(-8, 8, (2, 16, 16))
+    y, executed = run(machine, ptx_of_a_warp(kind, x_transposed, w_transposed), kind, x, w, 16)
+    np.testing.assert_array_equal(y, (x.T if x_transposed else x) @ (w.T if w_transposed else w))
+    loads = [".trans" in op for op in executed if "ldmatrix" in op]
+    if kind != "tf32":  # ldmatrix cannot transpose 32 bits
+        assert loads == [x_transposed, not w_transposed]
+    assert not any(loads) or kind != "tf32"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("x_transposed", [False, True])
+@pytest.mark.parametrize("w_transposed", [False, True])
+def test_ldmatrix_in_code_of_triton(
+    machine: Instructions, kind: str, x_transposed: bool, w_transposed: bool
+) -> None:
+    check_ldmatrix(machine, kind, x_transposed, w_transposed)
+
+
+def check_two_matrices(machine: Instructions) -> None:
+    ptx = gluon_kernels.compile_for(gluon_kernels.product_with_few_columns, 80, 1, "fp16")
+    x, w = (
+        np.random.default_rng(2).integers(-8, 8, (16, 16)),
+        np.random.default_rng(3).integers(-8, 8, (8, 16)),
+    )
+    y, executed = run(machine, ptx, "f16", x, w, 8)
+    assert sum("m8n8.x2.shared" in op for op in executed) == 1
+    np.testing.assert_array_equal(y, x @ w.T)
+
+
+def test_ldmatrix_of_two_in_code_of_triton(machine: Instructions) -> None:
+    check_two_matrices(machine)
+
+
+def test_lanes_exchange(machine: Instructions) -> None:
+    for mask in (1, 2, 4, 8, 16, 31, 0):
+        np.testing.assert_array_equal(machine.shuffle_xor(np.arange(32), mask), np.arange(32) ^ mask)
+
+
+# ---- one thread: elements as torch rounds them
+
+
+def every_element(kind: str) -> torch.Tensor:
+    """All bit patterns of 16 bits."""
+    return torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(TORCH[kind])
+
+
+def as_bits(values: torch.Tensor) -> np.ndarray:
+    """Of 16 or 32 bits, as uint32; every NaN the same."""
+    values = torch.where(values.isnan(), torch.full_like(values, float("nan")), values)
+    kind = torch.int32 if values.element_size() == 4 else torch.int16
+    return values.view(kind).numpy().astype(np.uint32) & (0xFFFFFFFF if kind == torch.int32 else 0xFFFF)
+
+
+def same(got: np.ndarray, wanted: torch.Tensor) -> None:
+    """Bit for bit, but that NaN is NaN."""
+    dtype = np.int32 if wanted.element_size() == 4 else np.int16
+    found = torch.from_numpy(got.astype(np.uint32).view(np.int32).astype(dtype)).view(wanted.dtype)
+    np.testing.assert_array_equal(as_bits(found), as_bits(wanted))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+def test_every_element_of_16_bits(machine: Instructions, kind: str) -> None:
+    halves, zero = np.arange(1 << 16, dtype=np.uint32), np.zeros(1, np.uint32)
+    wanted = every_element(kind).float()
+    same(machine.each(kind, "low_of", halves, zero), wanted)
+    same(machine.each(kind, "high_of", halves << 16, zero), wanted)
+    again = machine.each(kind, "pack2", wanted.numpy().view(np.uint32), wanted.numpy().view(np.uint32))
+    same(again & 0xFFFF, every_element(kind))
+    same(again >> 16, every_element(kind))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+def test_rounding_to_16_bits(machine: Instructions, kind: str) -> None:
+    """float32 of every exponent, and halfway between neighbours of 16 bits, just below and just above."""
+    floats = every_element(kind).float()
+    middle = floats[1:] / 2 + floats[:-1] / 2
+    values = [middle, torch.nextafter(middle, floats[1:]), torch.nextafter(middle, floats[:-1])]
+    patterns = torch.from_numpy(
+        np.random.default_rng(4).integers(-(1 << 31), 1 << 31, 1 << 18).astype(np.int32)
+    )
+    for some in (*values, patterns.view(torch.float32)):
+        packed = machine.each(kind, "pack2", some.numpy().view(np.uint32), np.zeros(1, np.uint32))
+        same(packed & 0xFFFF, some.to(TORCH[kind]))
+
+
+def pairs(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random elements of every exponent, and each element with itself, its neighbour and its opposite."""
+    every = every_element(kind)
+    a, b = (
+        every[torch.randint(1 << 16, (1 << 18,), generator=torch.Generator().manual_seed(i))] for i in (0, 1)
+    )
+    return torch.cat([a, every, every, every]), torch.cat([b, every, every.roll(1), -every])
+
+
+def folded(kind: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a + b rounded once; of float16 a / 2 + b / 2, the half of b rounded before."""
+    if kind == "bf16":
+        return (a.double() + b.double()).to(torch.bfloat16)
+    return (a.double() / 2 + (b.double() / 2).to(torch.float16).double()).to(torch.float16)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+@pytest.mark.parametrize("operation", ["fold_add", "fold_subtract"])
+def test_fold(machine: Instructions, kind: str, operation: str) -> None:
+    a, b = pairs(kind)
+    wanted = folded(kind, a, b if operation == "fold_add" else -b)
+    left, right = (v.view(torch.int16).numpy().astype(np.uint32) & 0xFFFF for v in (a, b))
+    one = np.uint32(0x3F80 if kind == "bf16" else 0x3C00)
+    low = machine.each(kind, operation, left | one << 16, right | one << 16)
+    same(low & 0xFFFF, wanted)
+    high = 0 if operation == "fold_subtract" else 0x4000 if kind == "bf16" else one
+    assert (low >> 16 == high).all()
+    same(machine.each(kind, operation, left << 16, right << 16) >> 16, wanted)
+
+
+def test_rounding_to_tf32(machine: Instructions) -> None:
+    """To nearest of 10 bits, ties away from zero: the nearer neighbour, in float64."""
+    some = np.random.default_rng(5).integers(0, 1 << 32, 1 << 18, np.uint64).astype(np.uint32)
+    some = np.concatenate(
+        [some, some & np.uint32(0xFFFFE000), some & np.uint32(0xFFFFE000) | np.uint32(0x1000)]
+    )
+    some = some[(some >> 23 & 0xFF) < 0xFE]
+    below = some & np.uint32(0xFFFFE000)
+    above = below + np.uint32(0x2000)
+    value, low, high = (v.view(np.float32).astype(np.float64) for v in (some, below, above))
+    wanted = np.where(np.abs(high - value) <= np.abs(value - low), above, below)
+    np.testing.assert_array_equal(machine.each("tf32", "operand", some, some), wanted)
+    special = np.array([0x7F800000, 0xFF800000, 0, 0x80000000], np.uint32)
+    np.testing.assert_array_equal(machine.each("tf32", "operand", special, special), special)
+
+
+# ---- faults put into a copy of the stand-in, and what must see them
+
+FAULTS: dict[str, tuple[str, str, str, Callable[[Instructions], None]]] = {
+    "rows of A's registers": (
+        "warp.cpp",
+        "o.a[l / 4 + e % 2 * 8][k]",
+        "o.a[l / 4 + e / 2 * 8][k]",
+        lambda m: check_product(m, "f16"),
+    ),
+    "columns of A's registers": (
+        "warp.cpp",
+        "l % 4 + e / 2 * 4",
+        "l % 4 + e % 2 * 4",
+        lambda m: check_product(m, "tf32"),
+    ),
+    "lanes of B": ("warp.cpp", "o.b[k][l / 4]", "o.b[k][l % 8]", lambda m: check_product(m, "bf16")),
+    "halves of a register": (
+        "warp.cpp",
+        "rows[l % 4 * 2 + half]",
+        "rows[l % 4 * 2 + 1 - half]",
+        lambda m: check_ldmatrix(m, "f16", True, True),
+    ),
+    "columns of the sums": (
+        "warp.cpp",
+        "side * 2 + column / 2",
+        "column + side / 2",
+        lambda m: check_product(m, "tf32"),
+    ),
+    "lanes of ldmatrix": (
+        "warp.cpp",
+        "rows[l / 4] + l % 4 * 4",
+        "rows[l % 8] + l / 8 * 4",
+        lambda m: check_ldmatrix(m, "tf32", False, True),
+    ),
+    "matrices that lanes give": (
+        "warp.cpp",
+        "w.address + m * 8",
+        "w.address + (m ^ 1) * 8",
+        lambda m: check_two_matrices(m),
+    ),
+    "ldmatrix transposed": (
+        "warp.cpp",
+        "rows[l % 4 * 2 + half] + l / 4 * 2",
+        "rows[l / 4] + l % 4 * 4 + half * 2",
+        lambda m: check_ldmatrix(m, "f16", True, True),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(name, marks=[] if i % 4 == 0 else pytest.mark.full) for i, name in enumerate(FAULTS)],
+)
+def test_a_wrong_bit_in_the_stand_in_is_seen(tmp_path: Path, objects: list[Path], fault: str) -> None:
+    file, old, new, check = FAULTS[fault]
+    sources = changed(tmp_path / "sources", {file: (old, new)})
+    (wrong,) = compile_stand_in(tmp_path, sources, only=file)
+    machine = Instructions([wrong if o.name == wrong.name else o for o in objects], tmp_path, sources)
+    with pytest.raises((AssertionError, ValueError)):
+        check(machine)
+
+
+# ---- what nvcc makes of device.h
+
+PROBE = """
+#include "device.h"
+namespace symconv {
+template <class T>
+__global__ void probe(float* d, const void* from) {
+  const uint32_t s = shared_memory();
+  uint32_t a[4], b[2];
+  load_matrices(a, s);
+  load_matrices(b, s + 512);
+  float sums[4] = {};
+  multiply<T>(sums, a, b[0], b[1]);
+  load_transposed(a, s + 1024);
+  multiply<T>(sums, a, b[1], b[0]);
+  copy16(s, from, 8);
+  copy4(s + 16, from, 0);
+  copy_commit();
+  copy_wait<3>();
+  for (int e = 0; e < 4; ++e) d[e] = sums[e];
+}
+template __global__ void probe<%s>(float*, const void*);
+}
+"""
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("type_", "product"),
+    [
+        ("Bfloat16", "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"),
+        ("Float16", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"),
+        ("Float32", "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"),
+    ],
+)
+def test_instructions_of_device_h(tmp_path: Path, type_: str, product: str) -> None:
+    """The very instructions that Triton uses, with their operands in the same order."""
+    source = tmp_path / "probe.cu"
+    source.write_text(PROBE % type_)
+    command = [
+        "nvcc",
+        "-std=c++17",
+        "-arch=sm_80",
+        "-ptx",
+        f"-I{CUDA}",
+        str(source),
+        "-o",
+        str(tmp_path / "ptx"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    text = re.sub(r"\s+", " ", (tmp_path / "ptx").read_text())
+    four, two = (r"\{(%\w+(?:, %\w+){" + str(n - 1) + r"})\}" for n in (4, 2))
+    products = re.findall(rf"{re.escape(product)} {four}, {four}, {two}, {four};", text)
+    assert len(products) == text.count("mma.sync") == 2
+    loads = {
+        name: re.findall(rf"ldmatrix\.sync\.aligned\.m8n8\.{name}\.shared\.b16 {many}, \[%r\d+\];", text)
+        for name, many in (("x4", four), ("x2", two), (r"x4\.trans", four))
+    }
+    assert Counter({name: len(found) for name, found in loads.items()}) == {"x4": 1, "x2": 1, r"x4\.trans": 1}
+    (first, second), (b,) = products, loads["x2"]
+    assert all(sums == again for sums, _, _, again in products)
+    assert [first[1], second[1]] == [loads["x4"][0], loads[r"x4\.trans"][0]]
+    assert first[2] == b
+    assert second[2].split(", ") == b.split(", ")[::-1]
+    assert re.search(r"cp\.async\.cg\.shared\.global \[%r\d+\], \[%rd\d+\], 16, %r\d+;", text)
+    assert re.search(r"cp\.async\.ca\.shared\.global \[%r\d+\], \[%rd\d+\], 4, %r\d+;", text)
+    assert text.index("cp.async.commit_group;") < text.index("cp.async.wait_group 3;")
