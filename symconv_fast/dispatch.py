@@ -177,11 +177,12 @@ def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[.
 
     On a GPU one that chooses when it is called, after it has proven kernels and timed candidates: see `trial`.
     """
+    if trial.tried(problem.device) and not settled(problem):
+        pin = pinned()
+        _check_names(pin)
+        return _try(problem, op, activation, lambda: _able(problem, op, pin), bool(pin.name or pin.algorithm))
     choice = choose(problem, op)
-    if not trial.tried(problem.device) or settled(problem):
-        return binding.bind(choice.backend, problem, op, choice.algorithm, activation)
-    pin = pinned()
-    return _try(problem, op, activation, lambda: _able(problem, op, pin), bool(pin.name or pin.algorithm))
+    return binding.bind(choice.backend, problem, op, choice.algorithm, activation)
 
 
 def _try(

@@ -171,7 +171,6 @@ def test_deterministic_algorithms_go_by_proof_and_estimates(world):
     assert runs_of(world, conv, X) == ["slow"]
     assert world.clock.samples
     torch.use_deterministic_algorithms(True)
-    clear_plans_only()
     assert runs_of(world, conv, X) == ["quick"]  # not by times, which differ from run to run
 
 

@@ -47,12 +47,12 @@ class Trial:
     def __init__(self, problem: Problem, op: str, activation: str | None, ways: Ways) -> None:
         self._problem, self._op, self._activation, self._ways = problem, op, activation, ways
         self._settled: Run | None = None
-        self._settled_at = -1
-        self._meanwhile: dict[int, tuple[int, Run]] = {}
+        self._settled_at: tuple[int, bool] | None = None
+        self._meanwhile: dict[tuple[int, bool], tuple[int, Run]] = {}
 
     def __call__(self, *tensors: Tensor | None) -> Tensor:
         """The operator's result, always of a run of its own."""
-        if self._settled is not None and self._settled_at == verdicts.failures():
+        if self._settled is not None and self._settled_at == _circumstances():
             return self._settled(*tensors)
         return self._choose(tensors)(*tensors)
 
@@ -64,15 +64,16 @@ class Trial:
         try:
             level = level if held else modes.NOTHING
             seen = verdicts.changes()
-            found = self._meanwhile.get(level)
+            place = (level, torch.are_deterministic_algorithms_enabled())
+            found = self._meanwhile.get(place)
             if found is not None and found[0] == seen:
                 return found[1]
             with _current(device):
                 run, settled = self._decide(device, level, tensors)
             # Under the lock nobody else learns anything, and what was learnt meanwhile is in the choice.
-            self._meanwhile[level] = (verdicts.changes() if held else seen, run)
+            self._meanwhile[place] = (verdicts.changes() if held else seen, run)
             if settled:
-                self._settled, self._settled_at = run, verdicts.failures()
+                self._settled, self._settled_at = run, _circumstances()
             return run
         finally:
             if held:
@@ -101,7 +102,7 @@ class Trial:
                 return self._function(candidate), settled
         if self._ways.insisted:
             able = list(self._ways.able())  # raises with the reasons where all have failed
-            return self._function(min(able, key=_seconds)), level == modes.TIME
+            return self._function(min(able, key=_seconds)), level > modes.NOTHING
         raise RuntimeError("no candidate can run, though the reference always can")
 
     def _function(self, candidate: Candidate) -> Run:
@@ -147,6 +148,11 @@ class Trial:
         seconds = timing.race(functions, timing.clock_of(device), failed) if len(functions) > 1 else {}
         if seconds:
             verdicts.keep(self._problem, self._op, self._activation, device, seconds)
+
+
+def _circumstances() -> tuple[int, bool]:
+    """What may have changed since something was settled: a kernel was disabled, or runs must repeat from now on."""
+    return verdicts.failures(), torch.are_deterministic_algorithms_enabled()
 
 
 def _call(run: Run, tensors: tuple[Tensor | None, ...]) -> Callable[[], object]:
