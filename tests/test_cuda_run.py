@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import cases
@@ -335,6 +336,35 @@ def test_devices_are_told_apart() -> None:
     assert cuda.misplaced("cuda") is None
     assert cuda.misplaced("cpu") == "the tensors are on the CPU"
     assert cuda.misplaced("xpu") == "the tensors are on xpu, not on a CUDA GPU"
+
+
+@pytest.mark.parametrize(
+    ("capability", "reported", "shared"),
+    [
+        ((9, 0), 232448, 232448),
+        ((9, 0), None, 227 << 10),
+        ((8, 9), None, 99 << 10),
+        ((8, 0), None, 163 << 10),
+    ],
+)
+def test_limits_are_those_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], reported: int | None, shared: int
+) -> None:
+    """As torch reports them; shared memory by the programming guide where it does not."""
+    found = SimpleNamespace(major=capability[0], minor=capability[1], multi_processor_count=132)
+    if reported is not None:
+        found.shared_memory_per_block_optin = reported
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: asked.append(index) or found)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    limits._limits.cache_clear()
+    arch = "sm_{}{}".format(*capability)
+    assert limits.of() == limits.of(3) == limits.Limits(arch, capability, shared, 132, False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert limits.of(1).tf32
+    assert asked == [3, 1]
+    limits._limits.cache_clear()
 
 
 def test_a_module_without_code_for_the_device_is_said(
