@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "device.h"
+#include "host/hopper.h"
 #include "launch.h"
 
 namespace symconv {
@@ -19,6 +19,7 @@ struct Memory {
 struct Rule {
   const char* name;
   void (*kernel)(Memory);
+  int cluster = 1;
 };
 
 // The first half of a pipeline of two stages: copies of 16 bytes a thread, waited for two rounds later.
@@ -49,7 +50,88 @@ void matrix_rows(int apart) {
   barrier();
 }
 
+// Two CTAs fetch halves of weights for both, by the copy engine, through two stages; in each a warp
+// multiplies.
+enum Broken {
+  kNothing,
+  kUnpublished,
+  kUnstarted,
+  kFew,
+  kFull,
+  kEmpty,
+  kParity,
+  kEarly,
+  kFence,
+  kOwn,
+  kGone,
+  kPlace
+};
+constexpr int kStage = 1024;
+
+void produce(Memory m, Broken broken, uint32_t stages, uint32_t full, uint32_t empty) {
+  const int rank = block() % 2;
+  for (int round = 0; round < 5; ++round) {
+    const uint32_t to = stages + round % 2 * kStage + rank * 512, barrier = full + round % 2 * 8;
+    if (broken != kEmpty) await(empty + round % 2 * 8, round / 2 % 2 ^ (broken == kParity ? 0 : 1));
+    if (lane()) continue;
+    expect(barrier, broken == kFew ? 512 : 1024);
+    copy_multicast(to + (broken == kPlace ? 8 : 0), m.in + rank * 128, 512, barrier, 3);
+  }
+}
+
+void release(Broken broken, uint32_t empty) {
+  warp_barrier();
+  if (lane() < 2) arrive_at(empty, broken == kOwn ? block() % 2 : lane());
+}
+
+void consume(Memory m, Broken broken, uint32_t stages, uint32_t full, uint32_t empty) {
+  float d[8] = {};
+  const uint32_t a[4] = {};
+  for (int round = 0; round < 5; ++round) {
+    const uint32_t turn = round % 2 * 8;
+    if (broken != kFull) await(full + turn, round / 2 % 2);
+    if (broken != kFence) product_fence();
+    product<Bfloat16, 16, 64>(d, a, stages + round % 2 * kStage);
+    product_commit();
+    if (broken == kEarly) release(broken, empty + turn);
+    product_wait<0>();
+    if (broken != kEarly) release(broken, empty + turn);
+  }
+  for (int e = 0; e < 8; ++e) work_store(m.work + block() * 32 + lane(), d[e]);
+}
+
+template <Broken kBroken>
+void engine(Memory m) {
+  const uint32_t stages = (shared_memory() + 1023) / 1024 * 1024, full = stages + 2 * kStage,
+                 empty = full + 16;
+  if (thread() == 0) {
+    for (int stage = 0; stage < 2; ++stage) {
+      start_barrier(full + stage * 8, 1);
+      start_barrier(empty + stage * 8, 2);
+    }
+    if (kBroken != kUnpublished) publish_barriers();
+  }
+  if (kBroken != kUnstarted) cluster_barrier();
+  if (thread() < 32)
+    produce(m, kBroken, stages, full, empty);
+  else
+    consume(m, kBroken, stages, full, empty);
+  if (kBroken != kGone) cluster_barrier();
+}
+
 const Rule kRules[] = {
+    {"nothing of the engine", engine<kNothing>, 2},
+    {"barriers not published", engine<kUnpublished>, 2},
+    {"barriers not started", engine<kUnstarted>, 2},
+    {"bytes that are not expected", engine<kFew>, 2},
+    {"full not awaited", engine<kFull>, 2},
+    {"empty not awaited", engine<kEmpty>, 2},
+    {"wrong parity", engine<kParity>, 2},
+    {"stage let go of too early", engine<kEarly>, 2},
+    {"no fence", engine<kFence>, 2},
+    {"released to its own CTA", engine<kOwn>, 2},
+    {"a CTA is gone", engine<kGone>, 2},
+    {"bulk alignment", engine<kPlace>, 2},
     {"nothing", [](Memory m) { pipelined(m, true, true); }},
     {"nothing of lanes",
      [](Memory m) {
@@ -247,7 +329,9 @@ const char* broken(int rule, uint64_t seed) {
   host::set_seed(seed);
   host::forget_buffers();
   for (const int i : {0, 2, 4}) host::register_buffer(memory[i], sizeof memory[i], i > 0);
-  said = launch(kRules[rule].kernel, 3, 64, 4096, Queue{}, Memory{memory[0], memory[2], work});
+  const int cluster = kRules[rule].cluster, grid = cluster == 1 ? 3 : 4;
+  const Memory m{memory[0], memory[2], work};
+  said = launch_clusters(kRules[rule].kernel, grid, cluster, 64, 4096, Queue{}, m);
   host::forget_buffers();
   return said.c_str();
 }
