@@ -76,18 +76,14 @@ def machine(folder: Path) -> tuple[str, ...]:
 
 
 def changed_sources(to: Path, file: str, old: str, new: str) -> Path:
-    """The sources with one text replaced, in a folder of their own; the stand-in is not copied but linked to."""
-    for source in SOURCES.rglob("*"):
-        inside = source.relative_to(SOURCES)
-        if source.is_dir() or inside.parts[0] == "host":
-            continue
-        text = source.read_text()
+    """The sources with one text replaced, in a folder of their own."""
+    for source in filter(Path.is_file, SOURCES.rglob("*")):
+        text, inside = source.read_text(), source.relative_to(SOURCES)
         if str(inside) == file:
             assert old in text, f"{file} has no {old!r}"
             text = text.replace(old, new)
         (to / inside).parent.mkdir(parents=True, exist_ok=True)
         (to / inside).write_text(text)
-    (to / "host").symlink_to(SOURCES / "host")
     return to
 
 

@@ -1,4 +1,4 @@
-# The patch kernels tile by tile on the stand-in for a GPU, and their planner.
+# The patch and Hopper kernels tile by tile on the stand-in for a GPU, and their planners.
 """Every tile against the oracle, in both types; which tile is chosen; what is refused, in Python and in C++."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from oracle import Case
 
-from symconv_fast.backends.cuda import patch
+from symconv_fast.backends.cuda import hopper, patch
 from symconv_fast.backends.cuda.limits import Limits
 from symconv_fast.problem import Problem
 
@@ -27,7 +27,7 @@ H200 = Limits("sm_90", (9, 0), 227 << 10, 132, True)
 A100 = Limits("sm_80", (8, 0), 163 << 10, 108, True)
 SMALL = Limits("sm_89", (8, 9), 99 << 10, 128, True)
 
-PLANNERS = (patch,)
+PLANNERS = (patch, hopper)
 TILES = [(planner, i) for planner in PLANNERS for i in range(len(planner.TILES))]
 LIMIT = {1: 1.7, 2: 2.1}  # rms error as a multiple of torch's own convolution, by tied axes
 
@@ -45,7 +45,7 @@ def case_id(value: object) -> str | None:
     return value.__name__.rpartition(".")[2] if isinstance(value, ModuleType) else None
 
 
-def cases(axes: int, groups: bool) -> list[Case]:
+def cases(axes: int, any_groups: bool) -> list[Case]:
     """Odd sizes: more stages than rings have, several images in a tile, several tiles, orbits that fill nothing."""
     masks = (1, 2) if axes == 1 else (3, 3)
     found = [
@@ -53,8 +53,9 @@ def cases(axes: int, groups: bool) -> list[Case]:
         three(((masks[1], 8),), spatial=(17, 19), channels=136, batch=1, bias=False),
         three(((masks[0], 5),), spatial=(1, 1), channels=8, batch=5),
     ]
-    if groups:
-        found.append(three(((masks[1], 24),), spatial=(7, 3), channels=80, groups=2))
+    channels = 80 if any_groups else 128
+    found.append(three(((masks[1], 24),), spatial=(7, 3), channels=channels, groups=2))
+    if any_groups:
         found.append(
             replace(found[0], ndim=3, spatial=(2, 5, 3), kernel=(1, 3, 3), padding=(0, 1, 1), stride=(1,) * 3)
         )
@@ -145,6 +146,13 @@ def square(row: dict[str, Any]) -> Problem:
     return Problem.create(sizes, case.static, True, BF16, "cuda")
 
 
+def chosen(planner: ModuleType, problem: Problem, limits: Limits) -> patch.Tile:
+    """The tile that a planner takes."""
+    number = patch.choose(problem, planner.TILES, limits, tuple(planner.SLOWER.items()))
+    tile: patch.Tile = planner.TILES[number]
+    return tile
+
+
 @pytest.mark.parametrize("planner", PLANNERS, ids=case_id)
 def test_the_measured_winner_is_chosen(planner: ModuleType) -> None:
     """Or a tile within 2 % of it; and the model's time is within 7 % of what was measured."""
@@ -156,7 +164,7 @@ def test_the_measured_winner_is_chosen(planner: ModuleType) -> None:
         ours = {name: ms for name, ms in row["ms"].items() if name in names}
         if not ours:
             continue
-        tile = planner.TILES[planner.choose(problem, planner.TILES, H200, tuple(planner.SLOWER.items()))]
+        tile = chosen(planner, problem, H200)
         if tile.name in ours:
             assert ours[tile.name] <= 1.02 * min(ours.values()), (row["shape"], row["tie"], tile.name)
             assert planner.seconds(problem, "fprop", H200) == pytest.approx(1e-3 * ours[tile.name], rel=0.07)
@@ -167,7 +175,7 @@ def test_the_measured_winner_is_chosen(planner: ModuleType) -> None:
 def test_a_tile_fits_the_device() -> None:
     for limits, most in ((H200, 227), (A100, 163), (SMALL, 99)):
         for row in measured():
-            tile = patch.TILES[patch.choose(square(row), patch.TILES, limits, tuple(patch.SLOWER.items()))]
+            tile = chosen(patch, square(row), limits)
             assert tile.shared_bytes <= most << 10
             assert tile.fits(limits) >= 1
     assert patch.refusal(square(measured()[0]), "fprop", replace(SMALL, shared_bytes=60 << 10)) == (
@@ -220,6 +228,27 @@ BAD = {
     "there are too many tiles": {"batch": 1 << 30, "x_n": 0},
     "the weight is too large": {"orbits": 1 << 29, "channels": 1 << 10},
 }
+
+
+def test_what_hopper_refuses_besides() -> None:
+    def refusal(case: Case, limits: Limits = H200) -> str | None:
+        return hopper.refusal(oracle.problem_of(case, BF16, "fprop"), "fprop", limits)
+
+    assert refusal(GOOD) is None
+    assert refusal(replace(GOOD, groups=2, channels=128)) is None
+    planes = cases(1, True)[-1]
+    assert refusal(planes) == "its maps have no planes"
+    assert refusal(replace(GOOD, groups=2, channels=80)) == (
+        "64 does not divide the 40 input channels of a group, and there are several"
+    )
+    assert refusal(GOOD, A100) == "its instructions are those of compute capability 9.0, not of sm_80"
+    blackwell = Limits("sm_100", (10, 0), 227 << 10, 148, True)
+    assert str(refusal(GOOD, blackwell)).endswith("not of sm_100")
+    fields = patch.fields(
+        oracle.problem_of(planes, BF16, "fprop"), dict.fromkeys("xwy", (800, 0, 80, 40, 8, 8)), 0, 0
+    )
+    assert cuda_patch_run.parameters(patch, fields).check() == ""
+    assert cuda_patch_run.parameters(hopper, fields).check() == "planes are not for the Hopper kernels"
 
 
 @pytest.mark.parametrize("text", BAD)

@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-PAIRS, QUADRUPLES = "h32s", "hv16p"
+PAIRS, QUADRUPLES, GROUPS = "h32s", "hv16p", "whv32"
 WRONG = "WRONG"
 
 FAULTS = {  # name -> (tile, file, old text, new text, what is said)
@@ -142,8 +142,122 @@ FAULTS = {  # name -> (tile, file, old text, new text, what is said)
         "matrix & 1) + T::kHaloBytes + 4",
         "ldmatrix is not aligned",
     ),
+    "another swizzle": (
+        GROUPS,
+        "hopper/group.h",
+        "(address >> 3) & 48",
+        "(address >> 4) & 48",
+        "ldmatrix: bank conflict",
+    ),
+    "a row of the fold of groups": (GROUPS, "hopper/group.h", "rows[q + 2][e]);", "rows[q + 1][e]);", WRONG),
+    "stage let go of too early": (
+        GROUPS,
+        "hopper/kernels.cuh",
+        "      sums.multiply(stages",
+        "      if (lane() == 0) arrive(empty + turn.stage * 8);\n      sums.multiply(stages",
+        "write without a barrier after the read",
+    ),
+    "products in flight when it is let go of": (
+        GROUPS,
+        "hopper/group.h",
+        "    product_wait<0>();\n",
+        "",
+        "write without a barrier after the read",
+    ),
+    "full not awaited": (
+        GROUPS,
+        "hopper/kernels.cuh",
+        "await(full + turn.stage * 8, turn.phase);",
+        "",
+        "read of what nobody wrote",
+    ),
+    "empty not awaited": (
+        GROUPS,
+        "hopper/kernels.cuh",
+        "await(empty + turn.stage * 8, turn.phase ^ 1);",
+        "",
+        "write without a barrier after the write of the copy engine",
+    ),
+    "wrong parity": (GROUPS, "hopper/kernels.cuh", "turn.phase ^ 1", "turn.phase", "deadlock"),
+    "bytes that never come": (
+        GROUPS,
+        "hopper/kernels.cuh",
+        "expect(barrier, T::kCopiedBytes)",
+        "expect(barrier, T::kCopiedBytes + 16)",
+        "deadlock",
+    ),
+    "bytes too few": (
+        GROUPS,
+        "hopper/kernels.cuh",
+        "expect(barrier, T::kCopiedBytes)",
+        "expect(barrier, T::kCopiedBytes - T::kWeightBytes)",
+        "deadlock",
+    ),
+    "box a column short": (
+        GROUPS,
+        "hopper/kernels.cuh",
+        "T::kWidth + 2, T::kHeight + 2, 1}",
+        "T::kWidth + 1, T::kHeight + 2, 1}",
+        "deadlock",
+    ),
+    "box not at its pixel": (GROUPS, "hopper/kernels.cuh", "at.column - 1,", "at.column,", WRONG),
+    "misaligned box": (
+        GROUPS,
+        "hopper/group.h",
+        "+ 1023) / 1024 * 1024",
+        "+ 63) / 64 * 64",
+        WRONG,
+    ),
+    "another span of the swizzle": (
+        GROUPS,
+        "hopper/map.h",
+        "? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B",
+        "? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B",
+        WRONG,
+    ),
+    "rows and columns of the map": (
+        GROUPS,
+        "hopper/kernels.cuh",
+        "16} * l.x_column",
+        "16} * l.x_row",
+        "bulk copy outside of the registered buffers",
+    ),
+    "barriers not published": (
+        GROUPS,
+        "hopper/kernels.cuh",
+        "    publish_barriers();",
+        "",
+        "its barrier is not published",
+    ),
+    "no fence before products": (
+        GROUPS,
+        "hopper/group.h",
+        "fold_rows(centre, sum[2], difference[2]);\n    product_fence();",
+        "fold_rows(centre, sum[2], difference[2]);",
+        "no fence after ldmatrix",
+    ),
+    "barriers used before they are started": (
+        GROUPS,
+        "hopper/kernels.cuh",
+        "  barrier();\n  if (thread() < 128)",
+        "  if (thread() < 128)",
+        "no barrier was started",
+    ),
+    "a channel of another stage": (
+        GROUPS,
+        "hopper/kernels.cuh",
+        "first + step * T",
+        "first + (step ^ 1) * T",
+        WRONG,
+    ),
 }
-QUICK = ("no swizzle", "no barrier", "copies not waited for", "a slice of the epilogue")
+QUICK = (
+    "no swizzle",
+    "no barrier",
+    "copies not waited for",
+    "a slice of the epilogue",
+    "stage let go of too early",
+)
 
 
 def quickly(names: Iterable[str]) -> list[object]:
@@ -157,7 +271,8 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    ("tile", "element"), [(PAIRS, "Bfloat16"), pytest.param(QUADRUPLES, "Float16", marks=pytest.mark.full)]
+    ("tile", "element"),
+    [(PAIRS, "Bfloat16"), (GROUPS, "Float16"), pytest.param(QUADRUPLES, "Float16", marks=pytest.mark.full)],
 )
 def test_a_tile_without_a_fault_is_right(
     tmp_path: Path, objects: tuple[str, ...], tile: str, element: str
