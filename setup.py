@@ -129,9 +129,10 @@ def optional(build_ext: type[SetuptoolsBuildExt]) -> type[SetuptoolsBuildExt]:
                 # What an earlier build left would be packed, and loaded, as if it were this one's.
                 Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
                 self.distribution.ext_modules.remove(extension)
+                name, consequence = ("CUDA", WITHOUT_CUDA) if cuda else ("CPU", WITHOUT_CPU)
                 say(
-                    f"symconv_fast: installing without the native {'CUDA' if cuda else 'CPU'} module, because {reason}.\n"
-                    f"  {WITHOUT_CUDA if cuda else WITHOUT_CPU}"
+                    f"symconv_fast: installing without the native {name} module, because {reason}.\n"
+                    f"  {consequence}"
                 )
             self.extensions = self.distribution.ext_modules
 
@@ -151,7 +152,7 @@ def optional(build_ext: type[SetuptoolsBuildExt]) -> type[SetuptoolsBuildExt]:
             """Compile the CUDA module; a reason why that does not work, or None."""
             try:
                 cuda_build.build(Path(self.get_ext_fullpath(CUDA_MODULE)).resolve())
-            except cuda_build.Unavailable as error:
+            except cuda_build.UnavailableError as error:
                 return str(error)
             except Exception as error:
                 return f"compiling it failed ({first_line(error)})"

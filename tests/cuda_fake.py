@@ -43,6 +43,9 @@ class Planner:
         fields = {f"{t}_{a}": s for t in AXES for a, s in zip(AXES[t], strides[t])}
         return {**fields, "number": len(self.problems) - 1, "activation": activation, "bias": bias}
 
+    def kernels(self, problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:
+        return (f"of {op}",)
+
     def seconds(self, problem: Problem, op: str, limits: Limits) -> float:
         return 1e-6
 
@@ -84,6 +87,12 @@ class Fake:
         self.ConvParams = self.WgradParams = self.PatchParams = self.HopperParams = self.DepthwiseParams = (
             Params
         )
+
+    def variants(self) -> list[dict[str, Any]]:
+        return [
+            {"family": "conv", "name": "of fprop", "arch": 80},
+            {"family": "hopper", "name": "of fprop", "arch": 90},
+        ]
 
     def clear_buffers(self) -> None:
         self.buffers.clear()

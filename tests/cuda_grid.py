@@ -50,6 +50,24 @@ SMALLER = {
 SAMPLE = 24
 
 
+def _large(mask: int, rows: int, channels: int, spatial: tuple[int, int], batch: int = 2) -> Case:
+    ties, layouts = ((mask, rows),), ("channels_last",) * 3
+    sizes = {"spatial": spatial, "batch": batch, "padding": (1, 1)}
+    return Case(ties=ties, channels=channels, layouts=layouts, result_last=True, **sizes)
+
+
+# Large tiles, and tiles of several images, are chosen where there is something to fill them with.
+LARGE = {
+    "large, h": _large(1, 64, 40, (31, 15)),
+    "large, h, few channels": _large(1, 64, 8, (31, 15)),
+    "large, h, few orbits": _large(1, 8, 8, (31, 31)),
+    "large, v": _large(2, 56, 72, (15, 31)),
+    "large, hv": _large(3, 32, 40, (31, 15)),
+    "small images, h": _large(1, 8, 8, (15, 7), batch=9),
+    "small images, hv": _large(3, 8, 8, (15, 7), batch=9),
+}
+
+
 def depthwise(case: Case) -> bool:
     """One input channel in each of several groups."""
     return case.channels == case.groups > 1
@@ -73,7 +91,7 @@ def grid() -> dict[str, Case]:
     special = {name: replace(case, **SMALLER.get(name, {})) for name, case in cases.SPECIAL.items()}
     random = {f"random {i}": case for i, case in enumerate(cases.sample(SAMPLE))}
     found = {}
-    for name, case in (special | random).items():
+    for name, case in (special | LARGE | random).items():
         if not case.transposed:
             case = replace(case, threads=1)
             found[name] = case
@@ -111,8 +129,6 @@ def _patches(case: Case, dtype: torch.dtype, op: str) -> bool:
 
 def _tiles(case: Case, dtype: torch.dtype, op: str) -> bool:
     """Any geometry: whole vectors of channels of whatever is read."""
-    if depthwise(case) or max(case.kernel) > 7:
-        return False
     channels = _vectors(case.channels // case.groups, dtype)
     rows = all(_vectors(rows // case.groups, dtype) for _, rows in case.ties)
     return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows}[op]
@@ -130,7 +146,7 @@ MUST: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
 
 
 def must_run(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> bool:
-    """Is it for this that the algorithm is there?"""
+    """Does the algorithm take this, and nothing else of the grid?"""
     return algorithm in MUST and MUST[algorithm](case, dtype, op)
 
 
@@ -156,13 +172,20 @@ def cost(case: Case) -> int:
 def refused(case: Case, reason: str, dtype: torch.dtype, op: str) -> bool:
     """Is a reason right, by the conditions of MAY?"""
     for pattern, may in MAY.items():
-        if re.fullmatch(pattern, reason):
-            return may(case, dtype, op)
+        found = re.fullmatch(pattern, reason)
+        if found:
+            return may(case, dtype, op, *found.groups())
     return False
 
 
-MAY: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
+def _rows_of_a_tie(case: Case, dtype: torch.dtype) -> bool:
+    """Do the rows of some tie not fill vectors?"""
+    return not all(_vectors(rows // case.groups, dtype) for _, rows in case.ties)
+
+
+MAY: dict[str, Callable[..., bool]] = {
     "it has the passes fprop alone": lambda case, dtype, op: op != "fprop",
+    # patch
     "its patches are for kernels of 3 x 3 with stride 1, dilation 1 and padding 1": lambda case, dtype, op: (
         not _three_by_three(case)
     ),
@@ -170,10 +193,19 @@ MAY: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
         len([rows for _, rows in case.ties if rows]) != 1 or case.ties[0][0] not in (1, 2, 3)
     ),
     "its patches are of bfloat16 or float16": lambda case, dtype, op: dtype == FP32,
-    r"8 does not divide the \d+ input channels of a group": lambda case, dtype, op: (
-        case.channels // case.groups % 8 != 0
+    # tile
+    r"(\d+) does not divide the (\d+) input channels of a group": lambda case, dtype, op, vector, channels: (
+        int(channels) == case.channels // case.groups and int(channels) % (16 // dtype.itemsize) != 0
     ),
+    r"(\d+) does not divide the rows of each tie in a group": lambda case, dtype, op, vector: (
+        op != "fprop" and _rows_of_a_tie(case, dtype)
+    ),
+    # depthwise
+    "it is for depthwise layers, of one input channel in each of several groups": lambda case, dtype, op: (
+        not depthwise(case)
+    ),
+    "it has no kernels of three dims": lambda case, dtype, op: case.ndim == 3,
 }
-"""Conditions by reasons, which are regular expressions."""
+"""Conditions by reasons, which are regular expressions; groups of these are arguments."""
 
 __all__ = ["ALGORITHMS", "DTYPES", "OPS", "check", "cost", "grid", "grown", "must_run", "refused"]

@@ -23,7 +23,7 @@ def module() -> ModuleType:
     """The stand-in of symconv_fast._cuda; a test that wants it is skipped where there is no compiler."""
     try:
         return load(cuda_build.build_host())
-    except cuda_build.Unavailable as reason:
+    except cuda_build.UnavailableError as reason:
         pytest.skip(f"the CUDA kernels cannot be built for the host: {reason}")
 
 

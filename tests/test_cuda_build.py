@@ -214,7 +214,7 @@ def test_an_older_nvcc_leaves_its_ptx_for_gpus_that_it_does_not_know(nvcc, monke
     ("asked", "said"), [("all", "'all'"), ("7.5", "8.0 or newer"), ("99.0", "not know it")]
 )
 def test_a_list_of_nothing_is_refused(nvcc, asked, said):
-    with pytest.raises(cuda_nvcc.Unavailable, match=said):
+    with pytest.raises(cuda_nvcc.UnavailableError, match=said):
         cuda_nvcc.architectures(asked, cuda_nvcc.find())
 
 
@@ -238,10 +238,10 @@ def test_the_gpu_that_is_here_is_compiled_for(nvcc, monkeypatch, answer, asked):
 
 def test_an_nvcc_that_is_too_old_or_broken_is_not_used(nvcc, monkeypatch):
     monkeypatch.setenv("FAKE_VERSION", "11.8")
-    with pytest.raises(cuda_nvcc.Unavailable, match=r"is of CUDA 11\.8; 12\.0 is the first"):
+    with pytest.raises(cuda_nvcc.UnavailableError, match=r"is of CUDA 11\.8; 12\.0 is the first"):
         cuda_nvcc.find()
     nvcc.write_text("#!/bin/sh\nexit 3\n")
-    with pytest.raises(cuda_nvcc.Unavailable, match="ends with code 3"):
+    with pytest.raises(cuda_nvcc.UnavailableError, match="ends with code 3"):
         cuda_nvcc.find()
 
 

@@ -67,14 +67,17 @@ def test_what_kernels_are_given_is_as_their_family_wants_it(layouts: Any, result
             seen = []
             wrapped = module.planner.parameters
 
-            def watch(problem: Any, op: str, strides: Any, *more: Any, wrapped: Any = wrapped) -> Any:
-                seen.append((op, strides))
+            def watch(
+                problem: Any, op: str, strides: Any, *more: Any, wrapped: Any = wrapped, seen: Any = seen
+            ) -> Any:
+                seen.append(strides)
                 return wrapped(problem, op, strides, *more)
 
             module.planner.parameters = watch  # type: ignore[method-assign]
             for op in ("dgrad", "wgrad"):
                 oracle.check(case, BF16, op, "cuda", "tile")
-            for _, strides in seen:
+            assert len(seen) == 2
+            for strides in seen:
                 x, y = strides["x"], strides["y"]
                 if layout == families.CHANNELS_LAST:
                     assert x[1] == y[1] == 1
@@ -122,7 +125,8 @@ def test_axes_of_one_element_have_the_strides_of_a_dense_tensor() -> None:
     """Theirs may be anything; kernels that compute with them must not."""
     x = torch.zeros(1000).as_strided((4, 1, 1, 5, 1), (100, 77, 99, 20, 7))
     assert run._plain(x, 1) == (100, 1, 100, 20, 1)
-    assert run._plain(torch.zeros(1, 3, 8, 1, 5, 5), 2) == (600, 200, 25, 25, 5, 1)
+    assert run._plain(torch.zeros(1, 8, 1, 5, 1), -1) == (40, 5, 5, 1, 1)
+    assert run._plain(torch.zeros(1, 5, 1, 1, 8).movedim(-1, 1).transpose(2, 3), 1) == (40, 1, 40, 8, 8)
 
 
 @pytest.mark.parametrize("which", ["x", "w", "b", "gy"])
@@ -337,6 +341,16 @@ def test_a_missing_module_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_load", lambda: "the native CUDA module was not built")
     with pytest.raises(ImportError, match=r"was not built; build it"):
         cuda.load()
+
+
+def test_kernels_have_names(fake: cuda_fake.Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = oracle.problem_of(LAST, BF16, "fprop")
+    assert backend.kernels(problem, "fprop", "tile") == ("conv of fprop",)
+    assert backend.kernels(problem, "wgrad", "tile") == ("wgrad of wgrad",)
+    assert cuda.listing() == (("conv of fprop", "sm_80 and up"), ("hopper of fprop", "sm_90a"))
+    monkeypatch.setattr(native, "STAND_IN", None)
+    monkeypatch.setattr(native, "_load", lambda: "it is not there")
+    assert cuda.listing() == ()
 
 
 def test_nothing_goes_to_the_stand_in_unasked(fake: cuda_fake.Fake) -> None:

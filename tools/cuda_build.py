@@ -33,7 +33,7 @@ import cuda_nvcc  # noqa: E402
 import cuda_report  # noqa: E402
 import cuda_sources  # noqa: E402
 import native_build  # noqa: E402
-from cuda_nvcc import Architecture, Nvcc, Unavailable  # noqa: E402
+from cuda_nvcc import Architecture, Nvcc, UnavailableError  # noqa: E402
 
 ROOT = HERE.parent
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
@@ -73,7 +73,7 @@ def pybind11() -> str:
     """The folder with the headers of pybind11: its package's, else the copy that torch has.
 
     Raises:
-        Unavailable: there are none.
+        UnavailableError: there are none.
     """
     places = {"pybind11": "include", "torch": "include"}
     for package, folder in places.items():
@@ -82,18 +82,18 @@ def pybind11() -> str:
             include = Path(found.origin).parent / folder
             if (include / "pybind11" / "pybind11.h").exists():
                 return str(include)
-    raise Unavailable("the headers of pybind11 are missing (pip install pybind11)")
+    raise UnavailableError("the headers of pybind11 are missing (pip install pybind11)")
 
 
 def python_headers() -> str:
     """The folder with Python.h.
 
     Raises:
-        Unavailable: it has none.
+        UnavailableError: it has none.
     """
     include = sysconfig.get_path("include")
     if not Path(include, "Python.h").exists():
-        raise Unavailable("Python.h is missing (a package named python3-dev or python3-devel has it)")
+        raise UnavailableError("Python.h is missing (a package named python3-dev or python3-devel has it)")
     return include
 
 
@@ -101,7 +101,7 @@ def plan_for_gpus(nvcc: Nvcc, chosen: list[Architecture], sources: Path, folder:
     """Commands of nvcc: a file for each instantiation and each launcher, and the binding.
 
     Raises:
-        Unavailable, SourceError: headers are missing; instances.txt is not understood.
+        UnavailableError, SourceError: headers are missing; instances.txt is not understood.
     """
     generated = folder / "generated"
     hopper = [a for a in chosen if a.name == "9.0a"]
@@ -145,11 +145,11 @@ def plan_for_host(sources: Path, folder: Path) -> Plan:
     """The same files as C++, several instantiations in one, against csrc/cuda/host in place of a GPU.
 
     Raises:
-        Unavailable, SourceError: there is no compiler, headers are missing; instances.txt is not understood.
+        UnavailableError, SourceError: there is no compiler, headers are missing; instances.txt is not understood.
     """
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     if not compiler or shutil.which(compiler[0]) is None:
-        raise Unavailable(f"there is no C++ compiler ({os.environ.get('CXX', 'g++')!r})")
+        raise UnavailableError(f"there is no C++ compiler ({os.environ.get('CXX', 'g++')!r})")
     generated = folder / "generated"
     built = cuda_sources.families(sources)
     facts = {"version": version(), "cuda_version": "", "architectures": "host", "left_out": ""}
@@ -235,7 +235,7 @@ def _no_stale(target: Path) -> Iterator[None]:
     """If a module cannot be built again, no earlier one must be loaded, packed or tested."""
     try:
         yield
-    except (Unavailable, native_build.CompileError, cuda_sources.SourceError):
+    except (UnavailableError, native_build.CompileError, cuda_sources.SourceError):
         target.unlink(missing_ok=True)
         raise
 
@@ -244,7 +244,7 @@ def build(target: Path = TARGET, everywhere: bool = False, strict: bool = False)
     """Build the module for GPUs. What was left out is said; faults of kernels are said, or an error if `strict`.
 
     Raises:
-        Unavailable: it cannot be built here, with the reason as a clause.
+        UnavailableError: it cannot be built here, with the reason as a clause.
         CompileError, SourceError: building it failed.
     """
     folder = ROOT / "build" / "cuda"
@@ -270,7 +270,7 @@ def build_host(target: Path = HOST_TARGET, sources: Path = ROOT / "csrc" / "cuda
     """Build the stand-in for tests, if it is not up to date.
 
     Raises:
-        Unavailable: it cannot be built here, with the reason as a clause.
+        UnavailableError: it cannot be built here, with the reason as a clause.
         CompileError, SourceError: building it failed.
     """
     with _no_stale(target), _alone(target.parent):
@@ -298,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         plan = build(everywhere=options.everywhere, strict=options.strict)
-    except Unavailable as error:
+    except UnavailableError as error:
         native_build.say(f"the CUDA module is left out: {error}")
         return 0 if options.if_gpu else 3
     except (native_build.CompileError, cuda_sources.SourceError) as error:

@@ -1,5 +1,5 @@
 # nvcc: where it is, what it can compile for, and what it is asked to compile for.
-"""`find` and `architectures`. What stands in the way is an `Unavailable` with one sentence."""
+"""`find` and `architectures`. What stands in the way is an `UnavailableError` with one sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMED = {
 TOO_OLD = ("Kepler", "Kepler+Tesla", "Kepler+Tegra", "Maxwell", "Maxwell+Tegra", "Pascal", "Volta", "Turing")
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """Why the CUDA module cannot be built here, as a clause."""
 
 
@@ -70,19 +70,19 @@ def find() -> Nvcc:
     """nvcc of the PATH, of CUDA_HOME (or CUDA_PATH), or of /usr/local/cuda.
 
     Raises:
-        Unavailable: there is none, or it is too old or does not run.
+        UnavailableError: there is none, or it is too old or does not run.
     """
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     places = [f"{home}/bin" for home in homes] + [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
     path = next(filter(None, (shutil.which("nvcc", path=place) for place in places)), None)
     if path is None:
-        raise Unavailable("nvcc was not found on the PATH, in CUDA_HOME or in /usr/local/cuda")
+        raise UnavailableError("nvcc was not found on the PATH, in CUDA_HOME or in /usr/local/cuda")
     numbers = re.search(r"release (\d+)\.(\d+)", _answer(path, "--version"))
     if numbers is None:
-        raise Unavailable(f"{path} does not say its version")
+        raise UnavailableError(f"{path} does not say its version")
     version = int(numbers[1]), int(numbers[2])
     if version < OLDEST:
-        raise Unavailable(
+        raise UnavailableError(
             f"{path} is of CUDA {version[0]}.{version[1]}; 12.0 is the first that compiles for Hopper (sm_90a)"
         )
     known = frozenset(re.findall(r"compute_(\d+)", _answer(path, "--list-gpu-arch")))
@@ -93,9 +93,9 @@ def _answer(path: str, question: str) -> str:
     try:
         done = subprocess.run([path, question], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"{path} does not run ({error})") from None
+        raise UnavailableError(f"{path} does not run ({error})") from None
     if done.returncode:
-        raise Unavailable(f"{path} {question} ends with code {done.returncode}")
+        raise UnavailableError(f"{path} {question} ends with code {done.returncode}")
     return done.stdout
 
 
@@ -122,7 +122,7 @@ def architectures(text: str, nvcc: Nvcc) -> tuple[list[Architecture], list[str]]
     """What a list in torch's syntax asks for, and a sentence about each entry that is left out.
 
     Raises:
-        Unavailable: an entry is not understood, or nothing is left.
+        UnavailableError: an entry is not understood, or nothing is left.
     """
     for name in sorted(NAMED, key=len, reverse=True):
         text = re.sub(rf"\b{name}\b", NAMED[name], text)
@@ -134,7 +134,7 @@ def architectures(text: str, nvcc: Nvcc) -> tuple[list[Architecture], list[str]]
             left_out.append(f"{entry}: kernels need 8.0 or newer")
             continue
         if match is None:
-            raise Unavailable(f"TORCH_CUDA_ARCH_LIST has {entry!r}; entries are as in {DEFAULT!r}")
+            raise UnavailableError(f"TORCH_CUDA_ARCH_LIST has {entry!r}; entries are as in {DEFAULT!r}")
         wanted = Architecture(match[1], match[2] is not None)
         if nvcc.can(wanted):
             ptx = wanted.ptx or (wanted.name in chosen and chosen[wanted.name].ptx)
@@ -142,7 +142,7 @@ def architectures(text: str, nvcc: Nvcc) -> tuple[list[Architecture], list[str]]
         else:
             left_out.append(f"{entry}: CUDA {nvcc.version[0]}.{nvcc.version[1]} does not know it")
     if not chosen:
-        raise Unavailable(f"no architecture is left to compile for ({'; '.join(left_out)})")
+        raise UnavailableError(f"no architecture is left to compile for ({'; '.join(left_out)})")
     result = sorted(chosen.values(), key=lambda a: _number(a.name))
     if text == DEFAULT and not any(a.ptx for a in result):
         result[0] = Architecture(result[0].name, True)  # later GPUs run the oldest one's PTX

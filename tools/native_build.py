@@ -90,19 +90,24 @@ def run(
     jobs, begin = parallel_jobs(), time.monotonic()
     if todo:
         say(f"compiling {len(todo)} of {len(commands)} files, {jobs} at a time")
+    failure = None
     with ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(_compile, command, facts): (source, command) for source, command in todo}
         for done, future in enumerate(as_completed(running), 1):
+            if future.cancelled():
+                continue
             code, seconds, text = future.result()
             source, command = running[future]
             say(f"[{done}/{len(todo)}] {source} {seconds:.0f} s")
             text = text if code else shown(command, text)
             if text:
                 print(text, file=sys.stderr, flush=True)
-            if code:
+            if code and failure is None:
+                failure = CompileError(f"{source}: the compiler ended with code {code}")
                 for waiting in running:
                     waiting.cancel()
-                raise CompileError(f"{source}: the compiler ended with code {code}")
+    if failure is not None:  # what ran beside it has ended, and been shown: it will not be compiled again
+        raise failure
     if todo:
         say(f"compiled in {time.monotonic() - begin:.0f} s; linking")
 

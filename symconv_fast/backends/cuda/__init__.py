@@ -30,6 +30,18 @@ def misplaced(device: str) -> str | None:
     return None if native.STAND_IN is not None else "the tensors are on the CPU"
 
 
+def listing() -> tuple[tuple[str, str], ...]:
+    """(name, architectures) of every kernel of the native module; none where there is no module."""
+    try:
+        variants = native.module().variants()
+    except ImportError:
+        return ()
+    return tuple(
+        (f"{v['family']} {v['name']}", f"sm_{v['arch']}{'a' if v['arch'] == 90 else ' and up'}")
+        for v in variants
+    )
+
+
 def load() -> ModuleType:
     """The backend itself. Raises ImportError without the native module."""
     native.module()

@@ -42,6 +42,12 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
     return reference.estimate(problem, op, "expand") * ours / library
 
 
+def kernels(problem: Problem, op: str, algorithm: str) -> tuple[str, ...]:
+    """Names of the compiled kernels that a pass would launch on the current device, as in `listing`."""
+    names = families.planner(algorithm, op).kernels(problem, op, limits.of())
+    return tuple(f"{families.FAMILIES[algorithm, op]} {name}" for name in names)
+
+
 def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Output (N, out_channels, *out_spatial)."""
     return run.bind(problem, "fprop", algorithm)(input, weight, bias)

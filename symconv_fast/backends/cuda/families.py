@@ -36,6 +36,9 @@ class Planner(Protocol):
     ) -> dict[str, int]:
         """The fields of the family's class in the native module: of ConvParams, if it is called conv."""
 
+    def kernels(self, problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:
+        """The instantiations that would be launched, by the names that the native module's `variants()` has."""
+
     def seconds(self, problem: Problem, op: str, limits: Limits) -> float:
         """An estimate by counting, of the kernels alone."""
 

@@ -193,6 +193,11 @@ def parameters(
     return fields(problem, strides, choose(problem, TILES, limits, tuple(SLOWER.items())), activation)
 
 
+def kernels(problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:
+    """The tile's name."""
+    return (TILES[choose(problem, TILES, limits, tuple(SLOWER.items()))].name,)
+
+
 def fold_seconds(problem: Problem, tile: Tile) -> float:
     """Of the kernel that folds and packs the weights."""
     weights = 9 * tile.blocks(problem) * tile.orbits * tile.stages(problem) * tile.channels

@@ -115,7 +115,7 @@ class Call:
         two = arrangement.needs(second) if op == "wgrad" else None
         arranged = (one(first) if one else first, two(second) if two else second)
         result = arrangement.result(problem, op, first)
-        strides = _strides(problem, op, *arranged, result)
+        strides = _strides(problem, op, *arranged, result, arrangement.last)
         number = 0 if self.activation is None else 1 + list(ACTIVATIONS).index(self.activation)
         fields = family.parameters(problem, op, strides, device, number, bias is not None)
         parameters = families.native_class(self.algorithm, op)(**fields)
@@ -148,6 +148,8 @@ class Call:
 
 class _ChannelsLast(NamedTuple):
     """Channels innermost, and 16 bytes a divisor of the distance between pixels: copied where it is otherwise."""
+
+    last: bool = True
 
     def needs(self, tensor: Tensor) -> Callable[[Tensor], Tensor] | None:
         """What lays a tensor out, or None where it is so."""
@@ -228,21 +230,29 @@ def _meta(tensor: Tensor) -> Tensor:
 
 
 def _strides(
-    problem: Problem, op: str, first: Tensor, second: Tensor, result: Tensor
+    problem: Problem, op: str, first: Tensor, second: Tensor, result: Tensor, last: bool
 ) -> dict[str, tuple[int, ...]]:
-    """The strides that planners are given, by the names of the layer's tensors."""
+    """The strides that planners are given, by the names of the layer's tensors; `last`: channels are innermost."""
     x, w, y = {
         "fprop": (first, second, result),
         "dgrad": (result, second, first),
         "wgrad": (second, result, first),
     }[op]
-    views = {"x": pixels_view(x), "w": weight_view(w, problem), "y": pixels_view(y)}
-    return {name: _plain(view, 1 if name != "w" else 2) for name, view in views.items()}
+    weight = weight_view(w, problem)
+    return {
+        "x": _plain(pixels_view(x), 1 if last else -1),
+        "w": _plain(weight, 2 if weight.stride(2) == 1 else -1),
+        "y": _plain(pixels_view(y), 1 if last else -1),
+    }
 
 
 def _plain(view: Tensor, inner: int) -> tuple[int, ...]:
-    """Strides, where those of axes of size 1, which may be anything, are what a dense tensor would have."""
-    order = [inner, *(axis for axis in reversed(range(view.dim())) if axis != inner)]
+    """Strides, where those of axes of size 1, which may be anything, are what a tensor without gaps would have.
+
+    `inner` is the axis that comes before all others there.
+    """
+    axes = list(range(view.dim()))
+    order = [axes.pop(inner), *reversed(axes)]
     strides, dense = list(view.stride()), 1
     for axis in order:
         if view.shape[axis] == 1:
