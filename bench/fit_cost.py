@@ -1,5 +1,5 @@
 # Measures many small and large cases, stores them, and fits the rates of the CPU cost model to them.
-"""`python -m bench.fit_cost [--measure DTYPE [--new]]`: refit symconv_fast/backends/cpu_rates.py.
+"""`python -m bench.fit_cost [--measure DTYPE [--new]]`: refit symconv_fast/backends/cpu_rates.csv.
 
 With `--measure` the cases are timed first and kept in bench/results/reference-cost.jsonl (16-bit types: -16.jsonl),
 beside the machine and the date, the quickest of several runs; without, the stored ones are fitted again. The rates are
@@ -19,8 +19,6 @@ import bench.threads  # noqa: F401  isort: skip  (before torch: pins its threads
 
 import argparse
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +34,7 @@ from tqdm import tqdm
 import symconv_fast
 from bench.measure import interleave, provenance
 from symconv_fast import ops, settings
-from symconv_fast.backends import cpu, cpu_cost
+from symconv_fast.backends import cpu, cpu_cost, cpu_rates
 from symconv_fast.backends.torch_conv import asked_in
 from symconv_fast.dispatch import backend
 from symconv_fast.problem import Problem, allocate
@@ -46,7 +44,6 @@ DATA = Path(__file__).parent / "results" / "reference-cost.jsonl"
 DATA_16 = DATA.with_name("reference-cost-16.jsonl")
 DATA_HELD = DATA.with_name("reference-cost-held.jsonl")
 _HELPS = 0.05  # that much less error
-RATES = Path(cpu_cost.__file__).with_name("cpu_rates.py")
 
 # (batch, channels, filters, spatial, kernel, stride)
 SHAPES_2D = [
@@ -231,7 +228,7 @@ def fit() -> None:
                 }
         newest = max(own, key=lambda row: row["date"])
         machines.append(
-            f"{newest['device']} ({capability}), {newest['threads']} threads, torch {newest['torch']}, "
+            f"- {newest['device']} ({capability}), {newest['threads']} threads, torch {newest['torch']}, "
             f"{newest['date'][:10]}"
         )
     write(rates, factors, machines)
@@ -344,23 +341,12 @@ def write(
     factors: dict[str, dict[str, tuple[float, float]]],
     machines: list[str],
 ) -> None:
-    """The tables as a module, beside where their rows come from."""
-    where = "\n".join(f"- {machine}" for machine in machines)
-    header = (
-        '"""Rates of the CPU cost model in nanoseconds a unit; written by `python -m bench.fit_cost`, not by hand.\n\n'
-        f"By the vectors of the CPU. Measured on\n{where}\n"
-        'The rows are in bench/results/reference-cost.jsonl. What is left out is 0.\n"""\n\n'
+    """The tables, beside where their rows come from."""
+    head = "Written by `python -m bench.fit_cost`, not by hand; cpu_rates.py reads it and says what it means."
+    cpu_rates.write_rates(
+        rates, cpu_cost.FEATURES, [head, f"The rows are in bench/results/{DATA.name}, measured on", *machines]
     )
-    note = (
-        "# 16-bit types without rates of their own: what the threads share, over that of float32, and nanoseconds\n"
-        "# of a call beside those above.\n"
-        "# The rows are in reference-cost-16.jsonl.\n"
-    )
-    tables = f"RATES = {json.dumps(rates, indent=4)}\n\n{note}FACTORS = {json.dumps(factors, indent=4)}\n"
-    RATES.write_text(header + tables)
-    subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "-q", str(RATES)], check=False
-    )  # where there is one
+    cpu_rates.write_factors(factors, [head, f"The rows are in bench/results/{DATA_16.name}."])
 
 
 def main() -> None:

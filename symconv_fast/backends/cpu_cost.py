@@ -1,7 +1,7 @@
 """What a pass costs on the CPU, in seconds: counted work times fitted rates, for the native kernels and for torch's.
 
 The counts mirror csrc/cpu: panel stores and loads, vector multiply-adds with their padding, packed weights, tensors
-moved. The rates in `cpu_rates.py` were fitted to measurements by `python -m bench.fit_cost`, which also stores them.
+moved. The rates in `cpu_rates.csv` were fitted to measurements by `python -m bench.fit_cost`, which also stores them.
 """
 
 from __future__ import annotations
