@@ -50,6 +50,11 @@ FEATURES = ("call", "activations", *(f"{layout}/{name}" for layout in LAYOUTS fo
 SERIAL = ("call", *(f"{layout}/pass" for layout in LAYOUTS))  # whatever the threads
 
 
+def forget() -> None:
+    """Forget estimates: the tables of rates have changed."""
+    _torch_seconds.cache_clear()
+
+
 def assume(capability: str) -> None:
     """Count and estimate as on a CPU with such vectors, whatever this one has: the fit does, for the rows it fits."""
     global CAPABILITY, TORCH_CAPABILITY
