@@ -1,5 +1,5 @@
 # One command for each job: make build (what make alone does), demo, test, test-full, sanitize, guard; bench, bench-full,
-#   bench-report; aot, aot-others, gpu, gpu-rehearse; lint, format; clean.
+#   bench-report; cuda, aot, aot-others, gpu, gpu-rehearse; lint, format; clean.
 #
 # VENV=.venv    the environment that is made, once, with pip. `make VENV= test` uses the current Python as it is: nothing
 #               is installed and the network is not touched.
@@ -27,7 +27,10 @@ DEMO_TOOLS := scikit-learn mlxtend
 TRAINED_NETWORKS := facenet-pytorch==2.6.0
 LINT_TOOLS := ruff==0.17.5 clang-format==23.1.5 mypy==2.4.1
 
-NATIVE := $(wildcard csrc/*/*.cpp csrc/*/*.h)
+NATIVE := $(wildcard csrc/cpu/*.cpp csrc/cpu/*.h)
+CUDA_NATIVE := $(wildcard $(foreach end,cpp h cu cuh,csrc/cuda/*.$(end) csrc/cuda/*/*.$(end)))
+CUDA_BUILD := $(wildcard tools/native_build.py tools/cuda_*.py csrc/cuda/*/instances.txt) $(CUDA_NATIVE)
+CUDA_ARGS ?= --strict
 
 ifeq ($(strip $(VENV)),)
 PY := $(PYTHON)
@@ -46,17 +49,17 @@ SAY_CPU_BUILD = [ "$$(uname)" != Linux ] || ls /dev/nvidia[0-9]* /dev/kfd /dev/d
     "build is enough. To have it, stop with Ctrl-C and name it as pytorch.org, 'Get Started', 'CPU' does:" >&2; \
   echo '    make TORCH="$(TORCH) --index-url ADDRESS" $(MAKECMDGOALS)' >&2 ;; esac
 
-.PHONY: all build demo test test-full sanitize guard bench bench-full bench-report aot aot-others gpu gpu-rehearse lint format clean FORCE
+.PHONY: all build demo test test-full sanitize guard bench bench-full bench-report aot aot-others cuda gpu gpu-rehearse lint format clean FORCE
 all: build
 
-demo: build/.built
+demo: build
 	$(PY) examples/demo.py
 
 # The suite without its repetitions (the marker `full`); with them. PYTEST_ARGS="-m full" is what the first leaves out.
-test: build/.built
+test: build
 	$(PY) -m pytest tests -m "not full" $(PYTEST_ARGS)
 
-test-full: build/.built
+test-full: build
 	$(PY) -m pytest tests $(PYTEST_ARGS)
 
 # The native module with AddressSanitizer and UBSan, over SYMCONV_FAST_FUZZ (2000) random problems.
@@ -68,11 +71,17 @@ guard: build/.built
 	$(PY) tools/guard.py
 
 # Some layers of every kind and whole networks, in under 8 minutes on an otherwise idle machine.
-bench: build/.built
+bench: build
 	$(PY) -m pytest bench --minutes 7 $(BENCH_ARGS)
 
-bench-full: build/.built
+bench-full: build
 	$(PY) -m pytest bench --full $(BENCH_ARGS)
+
+# The native CUDA module for all GPUs from Ampere on, whether one is here or not; spills and serialised products are
+# errors. It needs nvcc. TORCH_CUDA_ARCH_LIST="9.0a" chooses some; CUDA_ARGS="--table" lists registers.
+cuda: build/.python
+	$(PY) tools/cuda_build.py --everywhere $(CUDA_ARGS)
+	@touch build/.cuda
 
 # The Triton kernels compiled for GPUs that need not be here: spills, serialised products, shared memory. AOT_ARGS="--arch sm_90".
 aot: $(ENVIRONMENT)
@@ -89,7 +98,7 @@ aot-others: $(ENVIRONMENT)
 gpu:
 	PYTHON=$(if $(wildcard $(PY)),$(PY),$(PYTHON)) bench/gpu.sh $(GPU_ARGS)
 
-gpu-rehearse: build/.built
+gpu-rehearse: build
 	PYTHON=$(PY) bench/gpu.sh --rehearse
 
 # Tables of the README and the documentation, and the plots, from stored rows.
@@ -100,20 +109,25 @@ bench-report: $(ENVIRONMENT)
 lint: $(LINT_ENVIRONMENT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE)
+	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) $(CUDA_NATIVE)
 	$(PY) -m mypy
 
 format: $(LINT_ENVIRONMENT)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(CLANG_FORMAT) -i $(NATIVE)
+	$(CLANG_FORMAT) -i $(NATIVE) $(CUDA_NATIVE)
 
-build: build/.built
+build: build/.built build/.cuda
+
+# Where there is a GPU. Elsewhere the first result must not wait for it: one line says that it was left out.
+build/.cuda: $(CUDA_BUILD) build/.python
+	@$(PY) tools/cuda_build.py --if-gpu
+	@touch $@
 
 # The old module goes first: if it cannot be built again, no stale one must be tested.
 build/.built: setup.py tools/native_build.py $(NATIVE) build/.python
 	rm -f symconv_fast/_cpu*.so
-	$(PY) setup.py -q build_ext --inplace
+	SYMCONV_FAST_NO_CUDA=1 $(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 # Changes only when another Python, or another torch in it, is used; then the native module is built again.
@@ -132,7 +146,7 @@ $(VENV)/.ready: | $(VENV)/bin/python
 
 # The package itself, editable: it can be imported from any folder. Its native module is built in place, by build/.built.
 $(VENV)/.installed: $(VENV)/.ready setup.py pyproject.toml
-	SYMCONV_FAST_NO_CPU=1 $(PY) -m pip install --quiet --no-build-isolation --no-deps --no-index -e .
+	SYMCONV_FAST_NO_CPU=1 SYMCONV_FAST_NO_CUDA=1 $(PY) -m pip install --quiet --no-build-isolation --no-deps --no-index -e .
 	@touch $@
 
 $(VENV)/.ready-lint: $(VENV)/.ready
@@ -146,5 +160,5 @@ $(VENV)/bin/python:
 	  || { echo "This Python cannot make environments (on Debian: the package python3-venv)." >&2; rm -rf $(VENV); exit 1; }
 
 clean:
-	rm -rf build dist *.egg-info symconv_fast/_cpu*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks demo_output
+	rm -rf build dist *.egg-info symconv_fast/_c*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks demo_output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,10 +1,14 @@
-# Builds the optional native CPU module `symconv_fast._cpu`; everything else about the package is in pyproject.toml.
+# Builds the optional native modules, `_cpu` and `_cuda`; everything else about the package is in pyproject.toml.
 """Build script of symconv_fast.
 
 Environment:
-    SYMCONV_FAST_NO_CPU=1   leave the native CPU module out: a pure Python install that runs on the reference backend.
+    SYMCONV_FAST_NO_CPU=1   leave the native CPU module out: CPU tensors run on the reference backend.
+    SYMCONV_FAST_NO_CUDA=1  leave the native CUDA module out. It is built where nvcc is found, whether there is a GPU or
+                            not, and needs no torch.
     MAX_JOBS=N              compile N files at a time. By default as many as cores and free memory allow.
-    CXX                     the C++ compiler.
+    CXX                     the C++ compiler of the CPU module.
+    CUDA_HOME               where nvcc is, if it is neither on the PATH nor in /usr/local/cuda.
+    TORCH_CUDA_ARCH_LIST    the GPUs that the CUDA module is for; by default the one that is here, else all.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import Command, Extension, setup
@@ -28,9 +33,11 @@ except ImportError:
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
+import cuda_build  # noqa: E402
 import native_build  # noqa: E402
 
 MODULE = "symconv_fast._cpu"
+CUDA_MODULE = "symconv_fast._cuda"
 # Commands that end with a build: without torch they stop before anything is copied. A source distribution needs none.
 BUILDING = {"build", "build_ext", "bdist", "bdist_wheel", "dist_info", "editable_wheel", "install", "develop"}
 
@@ -41,6 +48,10 @@ symconv_fast: torch cannot be imported while building ({error}).
   so that the build sees it; or set SYMCONV_FAST_NO_CPU=1 for a pure Python install on the reference backend."""
 
 
+WITHOUT_CPU = "Every layer works, on the reference backend, without the speed-up. Then build again."
+WITHOUT_CUDA = "Layers on a GPU run on the other backends. SYMCONV_FAST_NO_CUDA=1 asks for that."
+
+
 def say(message: str) -> None:
     """One plain message that is not lost among compiler output."""
     print(f"\n{message}\n", file=sys.stderr, flush=True)
@@ -49,6 +60,13 @@ def say(message: str) -> None:
 def wanted() -> bool:
     """Whether the native CPU module was asked for and its sources are there."""
     return os.environ.get("SYMCONV_FAST_NO_CPU", "0") in ("", "0") and any((ROOT / "csrc/cpu").glob("*.cpp"))
+
+
+def cuda_wanted() -> bool:
+    """The same of the native CUDA module."""
+    return os.environ.get("SYMCONV_FAST_NO_CUDA", "0") in ("", "0") and any(
+        (ROOT / "csrc/cuda").glob("*.cpp")
+    )
 
 
 def relative(pattern: str) -> list[str]:
@@ -90,15 +108,11 @@ def why_no_torch() -> str | None:
     return None
 
 
-def build_command() -> type[SetuptoolsBuildExt]:
-    """torch's build_ext, made optional: whatever fails, the Python package still installs."""
-    from torch.utils.cpp_extension import BuildExtension
+def optional(build_ext: type[SetuptoolsBuildExt]) -> type[SetuptoolsBuildExt]:
+    """A build_ext, torch's or setuptools', made optional: whatever fails, the Python package still installs."""
 
-    class OptionalBuild(BuildExtension):
-        """Compiles the native module; leaves it out, and says so, where that does not work."""
-
-        def __init__(self, *arguments: object, **options: object) -> None:
-            super().__init__(*arguments, **options | {"use_ninja": False})
+    class OptionalBuild(build_ext):  # type: ignore[misc, valid-type]
+        """Compiles the native modules; leaves one out, and says so, where that does not work."""
 
         def finalize_options(self) -> None:
             super().finalize_options()
@@ -106,29 +120,69 @@ def build_command() -> type[SetuptoolsBuildExt]:
             self.force = True
 
         def build_extensions(self) -> None:
+            every, self.extensions = list(self.extensions), []
+            for extension in every:
+                cuda = extension.name == CUDA_MODULE
+                reason = self.why_no_cuda() if cuda else self.why_not(extension, super().build_extensions)
+                if reason is None:
+                    continue
+                # What an earlier build left would be packed, and loaded, as if it were this one's.
+                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+                self.distribution.ext_modules.remove(extension)
+                name, consequence = ("CUDA", WITHOUT_CUDA) if cuda else ("CPU", WITHOUT_CPU)
+                say(
+                    f"symconv_fast: installing without the native {name} module, because {reason}.\n"
+                    f"  {consequence}"
+                )
+            self.extensions = self.distribution.ext_modules
+
+        def why_not(self, extension: Extension, build: Callable[[], None]) -> str | None:
+            """Compile the CPU module; a reason why that does not work, or None."""
             reason = why_not_compile()
             if reason is None:
+                self.extensions = [extension]
                 try:
-                    super().build_extensions()
+                    build()
                 # Compilers and build tools fail in many ways; none of them may stop the install.
                 except Exception as error:
-                    first_line = (str(error) or repr(error)).splitlines()[0]
-                    reason = f"compiling it failed ({first_line})"
-            if reason is not None:
-                # What an earlier build left would be packed, and loaded, as if it were this one's.
-                Path(self.get_ext_fullpath(MODULE)).unlink(missing_ok=True)
-                self.extensions = []
-                self.distribution.ext_modules = []
-                say(
-                    f"symconv_fast: installing without the native CPU module, because {reason}.\n"
-                    "  Every layer works, on the reference backend, without the speed-up. Then build again."
-                )
+                    reason = f"compiling it failed ({first_line(error)})"
+            return reason
+
+        def why_no_cuda(self) -> str | None:
+            """Compile the CUDA module; a reason why that does not work, or None."""
+            try:
+                cuda_build.build(Path(self.get_ext_fullpath(CUDA_MODULE)).resolve())
+            except cuda_build.UnavailableError as error:
+                return str(error)
+            except Exception as error:
+                return f"compiling it failed ({first_line(error)})"
+            return None
 
         def build_extension(self, extension: Extension) -> None:
             native_build.install(self.compiler)
             super().build_extension(extension)
 
     return OptionalBuild
+
+
+def build_command(torch: bool) -> type[SetuptoolsBuildExt]:
+    """What builds the modules: torch's build_ext where there is a module for torch, else setuptools'."""
+    if not torch:
+        return optional(SetuptoolsBuildExt)
+    from torch.utils.cpp_extension import BuildExtension
+
+    class WithoutNinja(BuildExtension):
+        """torch's, which then asks native_build's threads."""
+
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options | {"use_ninja": False})
+
+    return optional(WithoutNinja)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 class HonestWheel(bdist_wheel):
@@ -142,29 +196,34 @@ class HonestWheel(bdist_wheel):
 
 
 def extensions() -> list[Extension]:
-    """The native module as torch builds it; a bare description where torch is missing, for source distributions."""
+    """The native modules; the CPU's as torch builds it, a bare description where torch is missing (for sdist)."""
+    # setuptools only needs to know that there is a CUDA module: cuda_build has its own commands.
+    found = [Extension(CUDA_MODULE, [])] if cuda_wanted() else []
+    if not wanted():
+        return found
     sources, headers = relative("*.cpp"), relative("*.h")
     if why_no_torch():
-        return [Extension(MODULE, sources)]
+        return [Extension(MODULE, sources), *found]
     from torch.utils.cpp_extension import CppExtension
 
     flags, include = {"cxx": compile_flags()}, [str(ROOT / "csrc/cpu")]
-    return [CppExtension(MODULE, sources, depends=headers, include_dirs=include, extra_compile_args=flags)]
+    return [
+        CppExtension(MODULE, sources, depends=headers, include_dirs=include, extra_compile_args=flags),
+        *found,
+    ]
 
 
 def main() -> None:
     """Run setuptools."""
     common = {"license": "BSD-3-Clause", "verbose": 0}  # of every file that is copied nobody wants to read
     if not wanted():
-        say("symconv_fast: pure Python, without the native CPU module; layers run on the reference backend.")
-        setup(**common)
-        return
-    error = why_no_torch()
+        say("symconv_fast: without the native CPU module; on a CPU layers run on the reference backend.")
+    error = why_no_torch() if wanted() else None
     if error is not None and BUILDING.intersection(sys.argv[1:]):
         raise SystemExit(NO_TORCH.format(error=error))
     commands: dict[str, type[Command]] = {"bdist_wheel": HonestWheel}
     if error is None:
-        commands["build_ext"] = build_command()
+        commands["build_ext"] = build_command(torch=wanted())
     setup(**common, ext_modules=extensions(), cmdclass=commands)
 
 

@@ -17,7 +17,7 @@ from . import native, settings
 from .activation import activate
 from .problem import FAR, Problem
 
-BACKENDS: tuple[str, ...] = ("cpu", "triton", "composed", "distinct", "reference")
+BACKENDS: tuple[str, ...] = ("cpu", "cuda", "triton", "composed", "distinct", "reference")
 """Modules under symconv_fast.backends. To add a backend, add its name here and nowhere else."""
 
 ENV_BACKEND = "SYMCONV_FAST_BACKEND"
@@ -155,7 +155,14 @@ def choose(problem: Problem, op: str) -> Choice:
     Raises:
         RuntimeError: what is pinned cannot run, with the reason. ValueError: the environment names no backend.
     """
-    return _choose(problem, op, pinned(), torch.get_num_threads(), settings.version())
+    return _choose(
+        problem, op, pinned(), torch.get_num_threads(), settings.version(), rounding(problem.device)
+    )
+
+
+def rounding(device: str) -> bool:
+    """What torch's own switches say of the rounding of float32 on a type of device: part of the key of a choice."""
+    return device == "cuda" and settings.tf32_allowed()
 
 
 def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[..., Tensor]:
@@ -199,8 +206,8 @@ def _bind(choice: Choice, problem: Problem, op: str) -> Callable[..., Tensor]:
 
 
 @lru_cache(maxsize=4096)
-def _choose(problem: Problem, op: str, pin: Pin, threads: int, version: int) -> Choice:
-    # `threads` and `version` are part of the key alone: estimates and reasons may depend on them.
+def _choose(problem: Problem, op: str, pin: Pin, threads: int, version: int, tf32: bool) -> Choice:
+    # `threads`, `version` and `tf32` are part of the key alone: estimates and reasons may depend on them.
     _check_names(pin)
     if problem.device == "cpu":
         native.say_if_missing()

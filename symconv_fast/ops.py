@@ -109,6 +109,7 @@ def plan(
     key = (
         op, first.shape, second.shape, extra, first.dtype, second.dtype, first.device, second.device, static, last,
         dispatch.pinned(), torch.get_num_threads(), settings.version(), activation,
+        first.is_cuda and dispatch.rounding("cuda"),
     )  # fmt: skip
     found = _plans.get(key)
     if found is None:

@@ -1,9 +1,11 @@
-"""Switches that trade exactness for speed, readable by every room; today there is one."""
+"""Switches that trade exactness for speed, readable by every room: this package's own, and torch's for TF32."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
+
+import torch
 
 WINOGRAD_LEVELS = ("f2", "f4", False)
 
@@ -16,6 +18,15 @@ _version = 0
 def winograd() -> str | bool:
     """How far float32 may trade rounding for speed: "f2", "f4" or False; see `symconv_fast.allow_winograd`."""
     return _winograd
+
+
+def tf32_allowed() -> bool:
+    """May float32 convolutions on a GPU be rounded to TF32? On AMD torch 2.13 never does, whatever its switch says.
+
+    `torch.backends.cudnn.allow_tf32` raises where torch's newer switches tell convolutions and recurrent layers apart.
+    """
+    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return bool(precision == "tf32") and not torch.version.hip
 
 
 def version() -> int:

@@ -39,15 +39,17 @@ def source(tmp_path: Path) -> Path:
     )
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     (folder / "tools").mkdir()
-    shutil.copy(ROOT / "tools/native_build.py", folder / "tools")
+    for tool in ("native_build.py", *(path.name for path in (ROOT / "tools").glob("cuda_*.py"))):
+        shutil.copy(ROOT / "tools" / tool, folder / "tools")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, folder)
     return folder
 
 
 def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh Python with some environment variables."""
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
+    """A fresh Python with some environment variables. It builds no CUDA module, unless they say so."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env |= {"SYMCONV_FAST_NO_CUDA": "1", **environment}
     return subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True)
 
 
@@ -376,7 +378,9 @@ def test_make_installs_the_package_editable_and_compiles_once():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (install,) = (line for line in done.stdout.splitlines() if line.endswith(" -e ."))
-    assert install.startswith("SYMCONV_FAST_NO_CPU=1 no-such-environment/bin/python -m pip install ")
+    assert install.startswith(
+        "SYMCONV_FAST_NO_CPU=1 SYMCONV_FAST_NO_CUDA=1 no-such-environment/bin/python -m pip install "
+    )
     assert done.stdout.count("build_ext --inplace") == 1
     command = ["make", "-n", "demo", "VENV=", f"PYTHON={sys.executable}"]
     assert "pip install" not in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout

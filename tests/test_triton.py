@@ -236,7 +236,7 @@ def test_both_models_of_gpus_have_one_time_of_a_launch(monkeypatch: pytest.Monke
         return [
             gpu_cost.torch_seconds(p, "fprop", "sm_90"),
             gpu_cost.seconds(gpu_cost.Work(launches=3), p.dtype, "sm_90"),
-            model._torch(p, "sm_90", "ieee"),
+            gpu_cost.library_seconds(p, "sm_90", "ieee"),
             model._ours(p, "fprop", "fold", "sm_90", "ieee"),
             model._ours(PROBLEMS["depthwise"], "fprop", "direct", "sm_90", "ieee"),
         ]

@@ -1,7 +1,7 @@
-# Compiles the native module for setup.py: all files side by side, one quiet line each.
+# Compiles native modules, for setup.py and cuda_build.py: all files side by side, one quiet line each.
 """torch's own build prints a command of 700 characters for each file, or needs ninja. Here distutils and torch say what
 the commands are, and threads run them. A file is compiled again where its command, its source, a header that it read or
-torch's version has changed."""
+what else it depends on (torch's version) has changed."""
 
 from __future__ import annotations
 
@@ -73,24 +73,41 @@ def cost(source: str) -> int:
     return next((len(order) - i for i, part in enumerate(order) if part in name), 0)
 
 
-def run(commands: list[tuple[str, list[str]]]) -> None:
-    """Run what is not up to date, and say so. The first failure, shown in full, ends it."""
-    todo = [(s, c) for s, c in commands if not is_current(c)]
-    todo.sort(key=lambda entry: -cost(entry[0]))
+def run(
+    commands: list[tuple[str, list[str]]],
+    facts: str | None = None,
+    shown: Callable[[list[str], str], str] = lambda command, text: text,
+    rank: Callable[[str], float] = cost,
+) -> None:
+    """Run what is not up to date, and say so. The first failure, shown in full, ends it.
+
+    Each command has a name that is printed. `facts` is what the objects depend on beside command and files, by default
+    the version of torch; `shown` makes of what a compiler printed what is worth showing; the highest `rank` goes first.
+    """
+    facts = torch_version() if facts is None else facts
+    todo = [(s, c) for s, c in commands if not is_current(c, facts)]
+    todo.sort(key=lambda entry: -rank(entry[0]))
     jobs, begin = parallel_jobs(), time.monotonic()
     if todo:
         say(f"compiling {len(todo)} of {len(commands)} files, {jobs} at a time")
+    failure = None
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(_compile, command): source for source, command in todo}
+        running = {pool.submit(_compile, command, facts): (source, command) for source, command in todo}
         for done, future in enumerate(as_completed(running), 1):
+            if future.cancelled():
+                continue
             code, seconds, text = future.result()
-            say(f"[{done}/{len(todo)}] {running[future]} {seconds:.0f} s")
+            source, command = running[future]
+            say(f"[{done}/{len(todo)}] {source} {seconds:.0f} s")
+            text = text if code else shown(command, text)
             if text:
                 print(text, file=sys.stderr, flush=True)
-            if code:
+            if code and failure is None:
+                failure = CompileError(f"{source}: the compiler ended with code {code}")
                 for waiting in running:
                     waiting.cancel()
-                raise CompileError(f"{running[future]}: the compiler ended with code {code}")
+    if failure is not None:  # what ran beside it has ended, and been shown: it will not be compiled again
+        raise failure
     if todo:
         say(f"compiled in {time.monotonic() - begin:.0f} s; linking")
 
@@ -100,7 +117,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _compile(command: list[str]) -> tuple[int, float, str]:
+def _compile(command: list[str], facts: str) -> tuple[int, float, str]:
     """Exit code, seconds, and all that the compiler printed."""
     note, dependencies = _notes(command)
     note.unlink(missing_ok=True)
@@ -113,30 +130,37 @@ def _compile(command: list[str]) -> tuple[int, float, str]:
         errors="replace",
     )
     if done.returncode == 0:
-        note.write_text(_signature(command))
+        note.write_text(_signature(command, facts))
     return done.returncode, time.monotonic() - begin, done.stdout.strip()
 
 
-def is_current(command: list[str]) -> bool:
+def is_current(command: list[str], facts: str | None = None) -> bool:
     """Was the object made by this very command, after everything that it read was last changed?"""
+    facts = torch_version() if facts is None else facts
     note, dependencies = _notes(command)
     target = Path(command[command.index("-o") + 1])
     try:
         made = target.stat().st_mtime
         rule = dependencies.read_text().replace("\\\n", " ").split(": ", 1)[1]
         read = [name.replace("\0", " ") for name in rule.replace("\\ ", "\0").split()]
-        return note.read_text() == _signature(command) and all(Path(f).stat().st_mtime <= made for f in read)
+        return note.read_text() == _signature(command, facts) and all(
+            Path(f).stat().st_mtime <= made for f in read
+        )
     except (OSError, IndexError):
         return False
 
 
-def _signature(command: list[str]) -> str:
-    """What an object depends on beside the files that it read: some installers give new headers old times."""
+def _signature(command: list[str], facts: str) -> str:
+    """What an object depends on beside the files that it read."""
+    return "\n".join([*command, facts])
+
+
+def torch_version() -> str:
+    """Which torch is installed: some installers give new headers old times."""
     try:
-        torch = importlib.metadata.version("torch")
+        return f"torch {importlib.metadata.version('torch')}"
     except importlib.metadata.PackageNotFoundError:
-        torch = "none"
-    return "\n".join([*command, f"torch {torch}"])
+        return "no torch"
 
 
 def _notes(command: list[str]) -> tuple[Path, Path]:

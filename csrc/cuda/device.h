@@ -47,6 +47,16 @@ __device__ __forceinline__ void shared_store16(uint32_t address, uint128 v) {
                : "memory");
 }
 
+// Two registers at once; 8 divides the address.
+__device__ __forceinline__ uint2 shared_load8(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  return v;
+}
+__device__ __forceinline__ void shared_store8(uint32_t address, uint2 v) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(v.x), "r"(v.y) : "memory");
+}
+
 // ---- copies that run on their own: 16 bytes, of which `bytes` are read and the rest are zeros
 
 __device__ __forceinline__ void copy16(uint32_t target, const void* source, int bytes) {
@@ -248,6 +258,7 @@ __device__ __forceinline__ uint32_t shuffle_xor(uint32_t v, int mask) {
 __device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
 
 __device__ __forceinline__ float exponential(float v) { return __expf(v); }
+__device__ __forceinline__ float divide(float a, float b) { return __fdividef(a, b); }  // 0 for b = infinity
 __device__ __forceinline__ float error_function(float v) { return erff(v); }
 
 }  // namespace

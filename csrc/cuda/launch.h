@@ -82,6 +82,6 @@ std::string launch(void (*kernel)(Parameters...), int grid, int threads, int sha
 }
 
 }  // namespace symconv
-#else
+#elif !defined(SYMCONV_CUDA)  // in a build for GPUs the binding, which launches nothing itself, needs neither
 #include "host/launch.h"
 #endif

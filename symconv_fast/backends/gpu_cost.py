@@ -1,8 +1,8 @@
 """What a pass costs on a GPU, in seconds, by torch's convolution or composed of torch's operators: a model.
 
-NOT MEASURED: no figure here comes from a run. Rates are the vendors' data sheets (dense matrix FLOP/s, bytes/s); what
-share of them a convolution reaches, and what a launch costs, are guesses on the careful side. They only rank ways to
-run a layer against each other, and everything that is not torch's own has a margin on top.
+NOT MEASURED, but for the library's share of its rate. Rates are the vendors' data sheets (dense matrix FLOP/s,
+bytes/s); what share of them a convolution reaches, and what a launch costs, are guesses on the careful side. They only
+rank ways to run a layer against each other, and everything that is not torch's own has a margin on top.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from ..problem import Problem
+from ..settings import tf32_allowed
 
 # A kernel behind others in the queue, in every model of a GPU; what Python takes to launch one is not in it.
 LAUNCH_SECONDS = 6e-6
@@ -72,11 +73,6 @@ def architecture() -> str:
     return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
 
 
-def tf32_allowed() -> bool:
-    """May float32 convolutions be rounded to TF32? On AMD torch 2.13 never does, whatever its switch says."""
-    return bool(torch.backends.cudnn.allow_tf32) and not torch.version.hip
-
-
 def flops(dtype: torch.dtype, arch: str | None = None) -> float:
     """Nominal FLOP/s of a convolution in this type; for float32 as `tf32_allowed` says."""
     rates = RATES[arch or architecture()]
@@ -109,3 +105,38 @@ def torch_seconds(problem: Problem, op: str, arch: str | None = None) -> float:
     moved = problem.dtype.itemsize * sum(math.prod(shape) for shape in shapes)
     products = seconds(Work(macs=macs), problem.dtype, arch)
     return LAUNCH_SECONDS + max(products, seconds(Work(bytes=moved), problem.dtype, arch))
+
+
+# --- the model that measurements of kernels are held against --------------------------------------------------------
+
+_LIBRARY_SHARE = (
+    0.78  # of the nominal rate: cuDNN's best on an H200; with few channels the rest of its time weighs more
+)
+_LIBRARY_CHANNELS = 24
+_SCALAR_SHARE = 0.7  # float32 and float64 without tensor cores
+_DEPTHWISE_SHARE = 0.15  # of the memory bandwidth, for depthwise layers
+_EXPAND_SECONDS = 4e-6  # for each member of the largest orbits, by copies that torch launches
+
+
+def products(dtype: torch.dtype, arch: str, precision: str) -> tuple[float, bool]:
+    """(multiply-adds a second, by matrix units in full?); the precision of float32 is as Triton calls it."""
+    rates = RATES[arch]
+    if dtype.itemsize == 2:
+        return rates.half / 2, True
+    if dtype == torch.float64:
+        return rates.double / 2, False
+    if precision == "ieee":
+        return rates.single / 2, False
+    return rates.tf32 / (6 if precision == "tf32x3" else 2), True
+
+
+def library_seconds(problem: Problem, arch: str, precision: str) -> float:
+    """Expanding the filters, then the library's convolution, on the scale of the models of kernels."""
+    rate, units = products(problem.dtype, arch, precision)
+    groups, channels = problem.groups, problem.in_channels // problem.groups
+    expanding = _EXPAND_SECONDS * max(1 << mask.bit_count() for mask, rows in problem.ties if rows)
+    moved = problem.bytes / RATES[arch].bandwidth
+    if channels == 1 and groups > 1:
+        return expanding + moved / _DEPTHWISE_SHARE
+    share = _LIBRARY_SHARE * channels / (channels + _LIBRARY_CHANNELS) if units else _SCALAR_SHARE
+    return expanding + LAUNCH_SECONDS + max(problem.macs_dense / (rate * share), moved)

@@ -104,6 +104,16 @@ inline void shared_store16(uint32_t address, uint128 v, host::Site at = host::Si
   host::shared_write(address, words, 16, at);
 }
 
+inline uint2 shared_load8(uint32_t address, host::Site at = host::Site::current()) {
+  uint32_t v[2];
+  host::shared_read(address, v, 8, at);
+  return {v[0], v[1]};
+}
+inline void shared_store8(uint32_t address, uint2 v, host::Site at = host::Site::current()) {
+  const uint32_t words[] = {v.x, v.y};
+  host::shared_write(address, words, 8, at);
+}
+
 // ---- copies that run on their own: they land when they are waited for
 
 inline void copy16(uint32_t target, const void* source, int bytes, host::Site at = host::Site::current()) {
@@ -258,6 +268,7 @@ inline float shuffle_xor(float v, int mask, host::Site at = host::Site::current(
 inline void compiler_fence() {}
 
 inline float exponential(float v) { return std::exp(v); }
+inline float divide(float a, float b) { return a / b; }
 inline float error_function(float v) { return std::erf(v); }
 
 }  // namespace symconv

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from ...problem import Problem
 from .. import gpu_cost, reference
 from ..gpu_cost import RATES
@@ -30,46 +28,18 @@ CACHE_SHARE = {
     "dgrad": (1.0, 1.0, 1.27, 1.2),
     "wgrad": (1.0, 0.96, 1.47, 0.69),
 }
-# Shares of the nominal rate that the products reach where the cache does not bind.
-SHARE = 0.60
-TORCH_SHARE = 0.78  # of cuDNN's best; with few channels the rest of its time weighs more
-TORCH_CHANNELS = 24
-# float32 and float64 without tensor cores are far from their rate in Triton, and close to it in torch's libraries.
-SCALAR_SHARE, TORCH_SCALAR_SHARE = 0.3, 0.7
-# Of the memory bandwidth, for depthwise layers.
-DEPTHWISE_SHARE, TORCH_DEPTHWISE_SHARE = 0.4, 0.15
-EXPAND_SECONDS = 4e-6  # for each member of the largest orbits, by copies that torch launches
+# Shares of the nominal rate that the products reach where the cache does not bind; float32 and float64 without tensor
+# cores are far from theirs. Depthwise layers: of the memory bandwidth.
+SHARE, SCALAR_SHARE, DEPTHWISE_SHARE = 0.60, 0.3, 0.4
 MARGIN = 1.1
 
 
 def seconds(problem: Problem, op: str, algorithm: str, arch: str, precision: str) -> float:
     """Estimate on the scale of the reference backend: its own figure times the ratio of the two models."""
     ours = MARGIN * _ours(problem, op, algorithm, arch, precision)
-    return reference.estimate(problem, op, "expand") * ours / _torch(problem, arch, precision)
-
-
-def _rate(problem: Problem, arch: str, precision: str) -> tuple[float, bool]:
-    """(multiply-adds a second, by matrix units in full?)."""
-    rates, size = RATES[arch], problem.dtype.itemsize
-    if size == 2:
-        return rates.half / 2, True
-    if problem.dtype == torch.float64:
-        return rates.double / 2, False
-    if precision == "ieee":
-        return rates.single / 2, False
-    return rates.tf32 / (6 if precision == "tf32x3" else 2), True
-
-
-def _torch(problem: Problem, arch: str, precision: str) -> float:
-    """Expanding the filters, then the library's convolution."""
-    rate, units = _rate(problem, arch, precision)
-    g = geometry(problem)
-    expanding = EXPAND_SECONDS * max(1 << s.order for s in g.segments)
-    share = TORCH_SHARE * g.channels / (g.channels + TORCH_CHANNELS) if units else TORCH_SCALAR_SHARE
-    moved = problem.bytes / RATES[arch].bandwidth
-    if g.depthwise:
-        return expanding + moved / TORCH_DEPTHWISE_SHARE
-    return expanding + gpu_cost.LAUNCH_SECONDS + max(problem.macs_dense / (rate * share), moved)
+    return (
+        reference.estimate(problem, op, "expand") * ours / gpu_cost.library_seconds(problem, arch, precision)
+    )
 
 
 def _ours(problem: Problem, op: str, algorithm: str, arch: str, precision: str) -> float:
@@ -77,7 +47,7 @@ def _ours(problem: Problem, op: str, algorithm: str, arch: str, precision: str) 
     moved = problem.bytes / RATES[arch].bandwidth
     if g.depthwise:
         return gpu_cost.LAUNCH_SECONDS + moved / DEPTHWISE_SHARE
-    rate, units = _rate(problem, arch, precision)
+    rate, units = gpu_cost.products(problem.dtype, arch, precision)
     launches = launch.plan(problem, op, algorithm, options=Options(arch=arch, precision=precision)).launches
     products = problem.macs_folded if algorithm == "fold" else problem.macs_dense
     total = products * _padded_share(g) / (rate * (SHARE if units else SCALAR_SHARE))

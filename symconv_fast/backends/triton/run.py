@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...activation import ACTIVATIONS
 from ...problem import Problem, as_result
-from ..gpu_cost import tf32_allowed
+from ...settings import tf32_allowed
 from . import launch
 from .geometry import geometry, pixels_view, weight_view
 from .launch import Launch, Options, Plan

@@ -1,0 +1,201 @@
+# Problems of the CUDA kernels on the stand-in: grown to whole vectors of channels, and what each algorithm must take.
+"""`GRID` has every special case that is not transposed, as it is and grown, and random ones; `must_run` says, from the
+case alone, what an algorithm has to take; `MAY` says for which reasons it may refuse the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from math import prod
+from unittest import mock
+
+import cases
+import oracle
+import torch
+from oracle import OPS, Case, expected, make_tensors, problem_of
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+DTYPES = (BF16, FP16, FP32)
+ALGORITHMS = ("tile", "patch", "hopper", "depthwise")
+VECTOR = 8  # channels of 16 bytes, of 16-bit types; of float32 it is two vectors
+
+# What is large for the native kernels, which cut it into parts; here a few tiles are enough.
+SMALLER = {
+    "depthwise, 31 x 31": {"spatial": (19, 17), "kernel": (31, 31)},
+    "many pixels": {"spatial": (23, 31)},
+    "many pixels, contiguous": {"spatial": (31, 23)},
+    "many pixels in one line": {"spatial": (300,)},
+    "many channels": {"channels": 144},
+    "many channels, contiguous": {"channels": 144},
+    "many channels, large kernel": {"channels": 72},
+    "mirrored axis, two chunks": {"spatial": (7, 9), "channels": 72},
+    "mirrored axis, tiles": {"spatial": (27, 19)},
+    "scatter, two blocks of orbits": {"spatial": (5, 12), "channels": 72},
+    "scatter, two blocks of orbits, contiguous": {"spatial": (5, 12), "channels": 72},
+    "scatter, lines across, tiles": {"spatial": (4, 37), "channels": 40},
+    "scatter, many lines": {"spatial": (37, 7)},
+    "direct, large map": {"spatial": (19, 33)},
+    "direct, contiguous": {"spatial": (5, 40)},
+    "relayout, images in parts": {"spatial": (9, 7), "batch": 3},
+    "relayout, lines in parts": {"spatial": (19, 7)},
+    "relayout, lines, stride": {"spatial": (13, 11), "channels": 40},
+    "relayout, lines, dilation": {"spatial": (16, 12), "channels": 24},
+    "relayout, 3-D, lines in parts": {"spatial": (5, 4, 9), "channels": 16},
+    "stem, C = 3, channels last": {"spatial": (21, 19)},
+    "direct, stride 2": {"spatial": (21, 19)},
+}
+SAMPLE = 24
+
+
+def _large(mask: int, rows: int, channels: int, spatial: tuple[int, int], batch: int = 2) -> Case:
+    ties, layouts = ((mask, rows),), ("channels_last",) * 3
+    sizes = {"spatial": spatial, "batch": batch, "padding": (1, 1)}
+    return Case(ties=ties, channels=channels, layouts=layouts, result_last=True, **sizes)
+
+
+# Large tiles, and tiles of several images, are chosen where there is something to fill them with.
+LARGE = {
+    "large, h": _large(1, 64, 40, (31, 15)),
+    "large, h, few channels": _large(1, 64, 8, (31, 15)),
+    "large, h, few orbits": _large(1, 8, 8, (31, 31)),
+    "large, v": _large(2, 56, 72, (15, 31)),
+    "large, hv": _large(3, 32, 40, (31, 15)),
+    "small images, h": _large(1, 8, 8, (15, 7), batch=9),
+    "small images, hv": _large(3, 8, 8, (15, 7), batch=9),
+}
+
+
+def depthwise(case: Case) -> bool:
+    """One input channel in each of several groups."""
+    return case.channels == case.groups > 1
+
+
+def grown(case: Case) -> Case:
+    """The same with whole vectors of channels and of rows in every group; depthwise layers as they are."""
+    if depthwise(case):
+        return case
+
+    def fill(number: int) -> int:
+        return -(-number // (case.groups * VECTOR)) * case.groups * VECTOR
+
+    ties = tuple((mask, fill(rows)) for mask, rows in case.ties)
+    return replace(case, channels=fill(case.channels), ties=ties)
+
+
+@lru_cache(maxsize=1)
+def grid() -> dict[str, Case]:
+    """By name; what is the same grown and as it is, once."""
+    special = {name: replace(case, **SMALLER.get(name, {})) for name, case in cases.SPECIAL.items()}
+    random = {f"random {i}": case for i, case in enumerate(cases.sample(SAMPLE))}
+    found = {}
+    for name, case in (special | LARGE | random).items():
+        if not case.transposed:
+            case = replace(case, threads=1)
+            found[name] = case
+            if grown(case) != case:
+                found[f"{name}, grown"] = grown(case)
+    return found
+
+
+# --- what must run, and what may be refused --------------------------------------------------------------------------
+
+
+def _vectors(number: int, dtype: torch.dtype) -> bool:
+    return number * dtype.itemsize % 16 == 0
+
+
+def _three_by_three(case: Case) -> bool:
+    p = problem_of(case, BF16, "fprop")
+    axes = (p.kernel, p.stride, p.dilation, p.padding)
+    inner = tuple(tuple(values[-2:]) for values in axes)
+    outer = tuple(values[:-2] for values in axes)
+    return (
+        case.ndim > 1
+        and inner == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and outer in (((),) * 4, ((1,), (1,), (1,), (0,)))
+    )
+
+
+def _patches(case: Case, dtype: torch.dtype, op: str) -> bool:
+    """3 x 3 forward, one tie along one axis or two."""
+    masks = [mask for mask, rows in case.ties if rows]
+    one_tie = len(masks) == 1 and masks[0] in (1, 2, 3)
+    whole = _vectors(case.channels // case.groups, dtype)
+    return op == "fprop" and dtype.itemsize == 2 and one_tie and whole and _three_by_three(case)
+
+
+def _tiles(case: Case, dtype: torch.dtype, op: str) -> bool:
+    """Any geometry: whole vectors of channels of whatever is read."""
+    if depthwise(case) or max(case.kernel) > 7:
+        return False
+    channels = _vectors(case.channels // case.groups, dtype)
+    rows = all(_vectors(rows // case.groups, dtype) for _, rows in case.ties)
+    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows}[op]
+
+
+def _channel_by_channel(case: Case, dtype: torch.dtype, op: str) -> bool:
+    return depthwise(case) and case.ndim < 3
+
+
+MUST: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
+    "tile": _tiles,
+    "patch": _patches,
+    "depthwise": _channel_by_channel,
+}
+
+
+def must_run(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> bool:
+    """Is it for this that the algorithm is there?"""
+    return algorithm in MUST and MUST[algorithm](case, dtype, op)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def check(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> None:
+    """`oracle.check`; float32 that is multiplied as TF32 gets whole numbers, of which no rounding loses anything."""
+    if dtype != FP32 or algorithm == "depthwise":
+        oracle.check(case, dtype, op, "cuda", algorithm)
+        return
+    with mock.patch.object(oracle, "make_tensors", lambda case, dtype: make_tensors(case, BF16)):
+        result = oracle.run(case, FP32, op, "cuda", algorithm)
+    wrong = result.double() != expected(case, BF16)[op]
+    assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} values of {case!r} are wrong"
+
+
+def cost(case: Case) -> int:
+    """Multiply-accumulates of the expanded convolution and taps times channels: what the stand-in's time follows."""
+    return cases.dense_macs(case) + prod(case.kernel) * case.channels * case.unique
+
+
+def refused(case: Case, reason: str, dtype: torch.dtype, op: str) -> bool:
+    """Is a reason right, by the conditions of MAY?"""
+    for pattern, may in MAY.items():
+        if re.fullmatch(pattern, reason):
+            return may(case, dtype, op)
+    return False
+
+
+MAY: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
+    "it has the passes fprop alone": lambda case, dtype, op: op != "fprop",
+    "its patches are for kernels of 3 x 3 with stride 1, dilation 1 and padding 1": lambda case, dtype, op: (
+        not _three_by_three(case)
+    ),
+    "it is for layers with one tie, h, v or hv, and no free rows": lambda case, dtype, op: (
+        len([rows for _, rows in case.ties if rows]) != 1 or case.ties[0][0] not in (1, 2, 3)
+    ),
+    "its patches are of bfloat16 or float16": lambda case, dtype, op: dtype == FP32,
+    r"8 does not divide the \d+ input channels of a group": lambda case, dtype, op: (
+        case.channels // case.groups % 8 != 0
+    ),
+    "it is for depthwise layers, of one input channel in each of several groups": lambda case, dtype, op: (
+        not depthwise(case)
+    ),
+    "it has no kernels of three dims": lambda case, dtype, op: case.ndim == 3,
+}
+"""Conditions by reasons, which are regular expressions."""
+
+__all__ = ["ALGORITHMS", "DTYPES", "OPS", "check", "cost", "grid", "grown", "must_run", "refused"]
