@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace symconv {
 
@@ -26,6 +27,17 @@ struct Variant {
   int shared_bytes;  // dynamic; the most it takes, where that depends on the problem
   int ctas;          // resident on a multiprocessor, as its registers are planned
 };
+
+// What a plan is made of, for families that plan in C++ (they overload `plan_facts`): clocks of a multiprocessor by
+// their model, the names of the kernels in the order of their launches.
+struct PlanFacts {
+  double clocks = 0;
+  std::vector<std::string> kernels;
+};
+template <class Params>
+PlanFacts plan_facts(const Params&) {
+  return {};
+}
 
 }  // namespace symconv
 

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "launch.h"
@@ -105,6 +106,10 @@ void bind(py::module_& module, const Family<Params>& family) {
   type.def(py::init([family](const py::kwargs& given) { return from_keywords(family, given); }));
   type.def("check", [family](const Params& params) { return family.check(params); });
   type.def("workspace", [family](const Params& params) { return family.workspace(params); });
+  type.def("plan", [](const Params& params) {
+    const PlanFacts facts = plan_facts(params);
+    return std::make_pair(facts.clocks, facts.kernels);
+  });
   type.def(
       "launch",
       [family](const Params& params, uintptr_t x, uintptr_t w, uintptr_t bias, uintptr_t y,
