@@ -244,9 +244,8 @@ def test_what_hopper_refuses_besides() -> None:
     assert refusal(GOOD, A100) == "its instructions are those of compute capability 9.0, not of sm_80"
     blackwell = Limits("sm_100", (10, 0), 227 << 10, 148, True)
     assert str(refusal(GOOD, blackwell)).endswith("not of sm_100")
-    fields = patch.fields(
-        oracle.problem_of(planes, BF16, "fprop"), dict.fromkeys("xwy", (800, 0, 80, 40, 8, 8)), 0, 0
-    )
+    strides = {"x": (7200, 1, 3600, 72, 8), "w": (1, 9, 9, 9, 3, 1), "y": (7200, 1, 3600, 72, 8)}
+    fields = patch.fields(oracle.problem_of(planes, BF16, "fprop"), strides, 0, 0)
     assert cuda_patch_run.parameters(patch, fields).check() == ""
     assert cuda_patch_run.parameters(hopper, fields).check() == "planes are not for the Hopper kernels"
 
