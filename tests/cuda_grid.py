@@ -129,11 +129,9 @@ def _patches(case: Case, dtype: torch.dtype, op: str) -> bool:
 
 def _tiles(case: Case, dtype: torch.dtype, op: str) -> bool:
     """Any geometry: whole vectors of channels of whatever is read."""
-    if depthwise(case) or max(case.kernel) > 7:
-        return False
     channels = _vectors(case.channels // case.groups, dtype)
     rows = all(_vectors(rows // case.groups, dtype) for _, rows in case.ties)
-    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows}[op]
+    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows and max(case.kernel) <= 7}[op]
 
 
 def _channel_by_channel(case: Case, dtype: torch.dtype, op: str) -> bool:
@@ -148,20 +146,20 @@ MUST: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
 
 
 def must_run(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> bool:
-    """Is it for this that the algorithm is there?"""
+    """Does the algorithm take this, and nothing else of the grid?"""
     return algorithm in MUST and MUST[algorithm](case, dtype, op)
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> None:
+def check(case: Case, dtype: torch.dtype, op: str, algorithm: str, device: str = "cpu") -> None:
     """`oracle.check`; float32 that is multiplied as TF32 gets whole numbers, of which no rounding loses anything."""
     if dtype != FP32 or algorithm == "depthwise":
-        oracle.check(case, dtype, op, "cuda", algorithm)
+        oracle.check(case, dtype, op, "cuda", algorithm, device)
         return
     with mock.patch.object(oracle, "make_tensors", lambda case, dtype: make_tensors(case, BF16)):
-        result = oracle.run(case, FP32, op, "cuda", algorithm)
+        result = oracle.run(case, FP32, op, "cuda", algorithm, device).cpu()
     wrong = result.double() != expected(case, BF16)[op]
     assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} values of {case!r} are wrong"
 
@@ -174,13 +172,20 @@ def cost(case: Case) -> int:
 def refused(case: Case, reason: str, dtype: torch.dtype, op: str) -> bool:
     """Is a reason right, by the conditions of MAY?"""
     for pattern, may in MAY.items():
-        if re.fullmatch(pattern, reason):
-            return may(case, dtype, op)
+        found = re.fullmatch(pattern, reason)
+        if found:
+            return may(case, dtype, op, *found.groups())
     return False
 
 
-MAY: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
+def _rows_of_a_tie(case: Case, dtype: torch.dtype) -> bool:
+    """Do the rows of some tie not fill vectors?"""
+    return not all(_vectors(rows // case.groups, dtype) for _, rows in case.ties)
+
+
+MAY: dict[str, Callable[..., bool]] = {
     "it has the passes fprop alone": lambda case, dtype, op: op != "fprop",
+    # patch
     "its patches are for kernels of 3 x 3 with stride 1, dilation 1 and padding 1": lambda case, dtype, op: (
         not _three_by_three(case)
     ),
@@ -188,14 +193,31 @@ MAY: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
         len([rows for _, rows in case.ties if rows]) != 1 or case.ties[0][0] not in (1, 2, 3)
     ),
     "its patches are of bfloat16 or float16": lambda case, dtype, op: dtype == FP32,
-    r"8 does not divide the \d+ input channels of a group": lambda case, dtype, op: (
-        case.channels // case.groups % 8 != 0
+    # tile
+    r"(\d+) does not divide the (\d+) input channels of a group": lambda case, dtype, op, vector, channels: (
+        int(channels) == case.channels // case.groups and int(channels) % (16 // dtype.itemsize) != 0
     ),
+    r"(\d+) does not divide the rows of each tie in a group": lambda case, dtype, op, vector: (
+        op != "fprop" and _rows_of_a_tie(case, dtype)
+    ),
+    "the channels of a group must fill whole 16 bytes": lambda case, dtype, op: (
+        op == "wgrad" and not _vectors(case.channels // case.groups, dtype)
+    ),
+    "(pixels must lie|the members of each tie must start) at multiples of 16 bytes": lambda case, dtype, op, what: (
+        op == "wgrad" and _rows_of_a_tie(case, dtype)
+    ),
+    "the filters of a group must fill whole 16 bytes": lambda case, dtype, op: (
+        op == "wgrad" and _rows_of_a_tie(case, dtype)
+    ),
+    "kernels of more than 7 taps an axis are not compiled": lambda case, dtype, op: (
+        op == "wgrad" and max(case.kernel) > 7
+    ),
+    # depthwise
     "it is for depthwise layers, of one input channel in each of several groups": lambda case, dtype, op: (
         not depthwise(case)
     ),
     "it has no kernels of three dims": lambda case, dtype, op: case.ndim == 3,
 }
-"""Conditions by reasons, which are regular expressions."""
+"""Conditions by reasons, which are regular expressions; groups of these are arguments."""
 
 __all__ = ["ALGORITHMS", "DTYPES", "OPS", "check", "cost", "grid", "grown", "must_run", "refused"]
