@@ -131,7 +131,7 @@ def _tiles(case: Case, dtype: torch.dtype, op: str) -> bool:
     """Any geometry: whole vectors of channels of whatever is read."""
     channels = _vectors(case.channels // case.groups, dtype)
     rows = all(_vectors(rows // case.groups, dtype) for _, rows in case.ties)
-    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows}[op]
+    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows and max(case.kernel) <= 7}[op]
 
 
 def _channel_by_channel(case: Case, dtype: torch.dtype, op: str) -> bool:
@@ -153,13 +153,13 @@ def must_run(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> bool:
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> None:
+def check(case: Case, dtype: torch.dtype, op: str, algorithm: str, device: str = "cpu") -> None:
     """`oracle.check`; float32 that is multiplied as TF32 gets whole numbers, of which no rounding loses anything."""
     if dtype != FP32 or algorithm == "depthwise":
-        oracle.check(case, dtype, op, "cuda", algorithm)
+        oracle.check(case, dtype, op, "cuda", algorithm, device)
         return
     with mock.patch.object(oracle, "make_tensors", lambda case, dtype: make_tensors(case, BF16)):
-        result = oracle.run(case, FP32, op, "cuda", algorithm)
+        result = oracle.run(case, FP32, op, "cuda", algorithm, device).cpu()
     wrong = result.double() != expected(case, BF16)[op]
     assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} values of {case!r} are wrong"
 
@@ -199,6 +199,18 @@ MAY: dict[str, Callable[..., bool]] = {
     ),
     r"(\d+) does not divide the rows of each tie in a group": lambda case, dtype, op, vector: (
         op != "fprop" and _rows_of_a_tie(case, dtype)
+    ),
+    "the channels of a group must fill whole 16 bytes": lambda case, dtype, op: (
+        op == "wgrad" and not _vectors(case.channels // case.groups, dtype)
+    ),
+    "(pixels must lie|the members of each tie must start) at multiples of 16 bytes": lambda case, dtype, op, what: (
+        op == "wgrad" and _rows_of_a_tie(case, dtype)
+    ),
+    "the filters of a group must fill whole 16 bytes": lambda case, dtype, op: (
+        op == "wgrad" and _rows_of_a_tie(case, dtype)
+    ),
+    "kernels of more than 7 taps an axis are not compiled": lambda case, dtype, op: (
+        op == "wgrad" and max(case.kernel) > 7
     ),
     # depthwise
     "it is for depthwise layers, of one input channel in each of several groups": lambda case, dtype, op: (

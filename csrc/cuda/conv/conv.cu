@@ -52,7 +52,7 @@ std::string conv_check(const ConvParams& p) {
 int64_t conv_workspace(const ConvParams& p) {
   ConvShape s;
   if (!conv_shape(p, s).empty()) return 0;
-  int64_t pieces = s.ranges + s.table;
+  int64_t pieces = s.head + s.entries;
   for (int i = 0; i < s.parts; ++i)
     pieces +=
         int64_t{s.groups} * s.part[i].blocks * s.part[i].chunks * s.part[i].products * s.part[i].columns * 4;

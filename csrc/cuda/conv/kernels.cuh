@@ -60,64 +60,90 @@ struct ConvWarp : ConvSums<T, kOrder, kFragments, kBlocks> {
     load_matrices(b, weights + (inside ^ step * 32) + pair * 16 * kConvChunk);
   }
 
-  // Forward: windows of a tap and of its mirror images along the axes of kPaired, folded into parities, each
-  // of which has a product of its own.
-  template <int kPaired>
-  __device__ __forceinline__ void fold(const ConvEntry& entry, uint32_t window, uint32_t weights, int product,
-                                       int step) {
-    constexpr int kCount = 1 << conv_bits(kPaired);
-    uint32_t b[kCount][kBlocks / 2][4];
+  // The windows of a tap and of its mirror images along the axes of kPaired, folded into parities.
+  template <int kPaired, int kCount>
+  __device__ __forceinline__ void load_parities(uint32_t (&a)[kCount][4], const ConvEntry& entry,
+                                                uint32_t from) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      uint32_t window = from;
+#pragma unroll
+      for (int i = 0; i < 3; ++i)
+        if (conv_spread(kPaired, k) >> i & 1) window += entry.delta[i];
+      load_matrices(a[k], window);
+    }
+#pragma unroll
+    for (int axis = 1; axis < kCount; axis *= 2) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        if (k & axis) continue;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const uint32_t first = a[k][e], second = a[k + axis][e];
+          a[k][e] = fold_add<T>(first, second);
+          a[k + axis][e] = fold_subtract<T>(first, second);
+        }
+      }
+    }
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
 #pragma unroll
-      for (int j = 0; j < kBlocks / 2; ++j) load_weights(b[k][j], weights + k * product, j, step);
+      for (int e = 0; e < 4; ++e) a[k][e] = operand<T>(a[k][e]);
     }
+  }
+
+  __device__ __forceinline__ void product(int parity, int f, const uint32_t (&a)[4],
+                                          const uint32_t (&b)[kBlocks / 2][4]) {
 #pragma unroll
-    for (int f = 0; f < kFragments; ++f) {
-      uint32_t a[kCount][4];
+    for (int j = 0; j < kBlocks; ++j)
+      multiply<T>(&this->sums[parity][f][j * 4], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+  }
+
+  // Forward: each parity has a product of its own. Of pixels and weights, what takes fewer registers is
+  // loaded first.
+  template <int kPaired>
+  __device__ __forceinline__ void fold(const ConvEntry& entry, uint32_t window, uint32_t weights, int next,
+                                       int step) {
+    constexpr int kCount = 1 << conv_bits(kPaired);
+    if constexpr (kFragments <= kBlocks / 2) {
+      uint32_t a[kFragments][kCount][4];
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        uint32_t from = window + base[f];
-#pragma unroll
-        for (int i = 0; i < 3; ++i)
-          if (conv_spread(kPaired, k) >> i & 1) from += entry.delta[i];
-        load_matrices(a[k], from);
-      }
-#pragma unroll
-      for (int axis = 1; axis < kCount; axis *= 2) {
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) {
-          if (k & axis) continue;
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const uint32_t first = a[k][e], second = a[k + axis][e];
-            a[k][e] = fold_add<T>(first, second);
-            a[k + axis][e] = fold_subtract<T>(first, second);
-          }
-        }
-      }
+      for (int f = 0; f < kFragments; ++f) load_parities<kPaired>(a[f], entry, window + base[f]);
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
+        uint32_t b[kBlocks / 2][4];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) a[k][e] = operand<T>(a[k][e]);
+        for (int j = 0; j < kBlocks / 2; ++j) load_weights(b[j], weights + k * next, j, step);
 #pragma unroll
-        for (int j = 0; j < kBlocks; ++j)
-          multiply<T>(&this->sums[conv_spread(kPaired, k)][f][j * 4], a[k], b[k][j / 2][j % 2 * 2],
-                      b[k][j / 2][j % 2 * 2 + 1]);
+        for (int f = 0; f < kFragments; ++f) product(conv_spread(kPaired, k), f, a[f][k], b);
+      }
+    } else {
+      uint32_t b[kCount][kBlocks / 2][4];
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+#pragma unroll
+        for (int j = 0; j < kBlocks / 2; ++j) load_weights(b[k][j], weights + k * next, j, step);
+      }
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) {
+        uint32_t a[kCount][4];
+        load_parities<kPaired>(a, entry, window + base[f]);
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) product(conv_spread(kPaired, k), f, a[k], b[k]);
       }
     }
   }
 
   template <int kPaired = 0>
   __device__ __forceinline__ void fold_paired(const ConvEntry& entry, uint32_t window, uint32_t weights,
-                                              int product, int step) {
+                                              int next, int step) {
     if constexpr (kPaired + 1 < 1 << kOrder) {
       if (entry.paired != kPaired) {
-        fold_paired<kPaired + 1>(entry, window, weights, product, step);
+        fold_paired<kPaired + 1>(entry, window, weights, next, step);
         return;
       }
     }
-    fold<kPaired>(entry, window, weights, product, step);
+    fold<kPaired>(entry, window, weights, next, step);
   }
 
   // Backward: the sum of the windows of 2^kCount members.
@@ -172,35 +198,39 @@ struct ConvPipeline {
   const ConvShape& s;
   ConvLoader loader;
   uint32_t shared;
-  int input = 0, weights = 0;
+  int input = 0, weights = 0, missing;  // stages that are still to be copied before the first is multiplied
 
   __device__ __forceinline__ ConvPipeline(const ConvShape& shape, const void* x, const void* packed)
       : s(shape),
-        loader{shape, static_cast<const uint8_t*>(x), static_cast<const uint8_t*>(packed), shared_memory(),
-               block()},
-        shared(shared_memory()) {
+        loader{shape, static_cast<const uint8_t*>(x), static_cast<const uint8_t*>(packed), shared_memory()},
+        shared(shared_memory()),
+        missing(shape.stages - 1) {
     const uint32_t table = shared + s.table_at;
-    for (int i = thread(); i < s.table + s.ranges; i += threads())
+    for (int i = thread(); i < s.head + s.entries; i += threads())
       shared_store16(table + i * kConvEntryBytes,
                      global_load16(loader.packed + int64_t{i} * kConvEntryBytes));
     conv_write_pixels(s, shared + s.pixels_at);
-    barrier();
     loader.start();
-    for (int i = 1; i < s.stages; ++i) {
-      loader.issue();
-      copy_commit();
-    }
+    barrier();
   }
 
   // Until the next stage has arrived and nobody reads the one before; then more copies may go there.
   __device__ __forceinline__ void await() {
-    if (s.stages == 2)
-      copy_wait<0>();
-    else
-      copy_wait<1>();
-    barrier();
-    loader.issue();
-    copy_commit();
+    bool full;
+    do {
+      full = missing == 0;
+      if (full) {
+        if (s.stages == 2)
+          copy_wait<0>();
+        else
+          copy_wait<1>();
+        barrier();
+      } else {
+        --missing;
+      }
+      loader.issue();
+      copy_commit();
+    } while (!full);
   }
   __device__ __forceinline__ void next_weights() {
     weights = weights + s.weight_bytes == s.stages * s.weight_bytes ? 0 : weights + s.weight_bytes;
@@ -212,22 +242,22 @@ struct ConvPipeline {
 
 // A tile: every stage of its parts, then its results.
 template <class T, bool kGradient, int kOrder, int kFragments, int kBlocks>
-__device__ __forceinline__ void conv_tile(ConvPipeline& pipeline, const ConvTile& tile, const void* bias,
-                                          void* y) {
+__device__ __forceinline__ void conv_tile(ConvPipeline& pipeline, int tile, const void* bias, void* y) {
   const ConvShape& s = pipeline.s;
   ConvWarp<T, kOrder, kFragments, kBlocks> warp;
-  ConvTile at = tile;
-  const int column_warps = s.part[at.part].column_warps, number = thread() / 32;
-  const int column = number % column_warps * (kBlocks * 8);
+  const ConvTile start = conv_locate(s, tile);
+  const int column_warps = s.part[start.part].column_warps, number = thread() / 32;
+  const int column = number % column_warps * (kBlocks * 8);  // inside the block
   const uint32_t pixel = pipeline.shared + s.pixels_at + number / column_warps * (kFragments * 16 * 8);
-  const bool active = at.column + column < (kGradient ? s.channels : s.part[at.part].rows);
+  const bool active =
+      start.block * s.part[start.part].columns + column < (kGradient ? s.channels : s.part[start.part].rows);
   warp.clear();
   warp.locate(pixel);
-  for (; at.part < at.parts_end; ++at.part) {
-    const ConvPart& p = s.part[at.part];
-    const ConvRange range = conv_range(s, pipeline.shared + s.table_at, p, at.c);
+  for (int part = start.part; part < start.parts_end; ++part) {
+    const ConvPart& p = s.part[part];
+    const ConvRange range = conv_range(s, pipeline.shared + s.table_at, p, start.c);
     if (range.entries == 0) continue;
-    const uint32_t table = pipeline.shared + s.table_at + (s.ranges + range.first) * kConvEntryBytes;
+    const uint32_t table = pipeline.shared + s.table_at + (s.head + range.first) * kConvEntryBytes;
     const int product = p.columns * kConvChunk;
 #pragma unroll 1
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
@@ -255,8 +285,11 @@ __device__ __forceinline__ void conv_tile(ConvPipeline& pipeline, const ConvTile
       pipeline.next_input();
     }
   }
-  at.part = tile.part;
-  if (active) warp.store(s, at, at.column + column, pixel, bias, y);
+  // Where the tile lies is found again: it would take registers all the while.
+  compiler_fence();
+  const ConvTile at = conv_locate(s, tile);
+  const uint32_t line = pipeline.shared + s.table_at + (s.ranges + at.c) * kConvEntryBytes;
+  if (active) warp.store(s, at, at.block * s.part[at.part].columns + column, pixel, line, bias, y);
 }
 
 // kOrder tied axes; -1: any number, that of the tile's part.
@@ -266,12 +299,11 @@ __global__ void __launch_bounds__(256, 1) conv_forward(const void* x, const void
   ConvPipeline pipeline(s, x, packed);
 #pragma unroll 1
   for (int tile = block(); tile < s.tiles; tile += blocks()) {
-    const ConvTile at = conv_locate(s, tile);
-    const int order = kOrder >= 0 ? kOrder : s.part[at.part].order;
-    if ((kOrder < 0 || kOrder == 0) && order == 0) conv_tile<T, false, 0, 4, 8>(pipeline, at, bias, y);
-    if ((kOrder < 0 || kOrder == 1) && order == 1) conv_tile<T, false, 1, 4, 4>(pipeline, at, bias, y);
-    if ((kOrder < 0 || kOrder == 2) && order == 2) conv_tile<T, false, 2, 2, 4>(pipeline, at, bias, y);
-    if ((kOrder < 0 || kOrder == 3) && order == 3) conv_tile<T, false, 3, 2, 2>(pipeline, at, bias, y);
+    const int order = kOrder >= 0 ? kOrder : s.part[conv_locate(s, tile).part].order;
+    if ((kOrder < 0 || kOrder == 0) && order == 0) conv_tile<T, false, 0, 4, 8>(pipeline, tile, bias, y);
+    if ((kOrder < 0 || kOrder == 1) && order == 1) conv_tile<T, false, 1, 4, 4>(pipeline, tile, bias, y);
+    if ((kOrder < 0 || kOrder == 2) && order == 2) conv_tile<T, false, 2, 2, 4>(pipeline, tile, bias, y);
+    if ((kOrder < 0 || kOrder == 3) && order == 3) conv_tile<T, false, 3, 1, 4>(pipeline, tile, bias, y);
   }
 }
 
@@ -281,7 +313,7 @@ __global__ void __launch_bounds__(256, 1)
   ConvPipeline pipeline(s, gy, packed);
 #pragma unroll 1
   for (int tile = block(); tile < s.tiles; tile += blocks())
-    conv_tile<T, true, 0, kFragments, kBlocks>(pipeline, conv_locate(s, tile), nullptr, gx);
+    conv_tile<T, true, 0, kFragments, kBlocks>(pipeline, tile, nullptr, gx);
 }
 
 }  // namespace
@@ -289,7 +321,7 @@ __global__ void __launch_bounds__(256, 1)
 // Queues a kernel for a shape. The instances are compiled one by one.
 template <class T>
 std::string conv_run_prepare(const ConvShape& s, const Pointers& pointers, const Queue& queue) {
-  int64_t threads = s.ranges + s.table;
+  int64_t threads = s.head + s.entries;
   for (int i = 0; i < s.parts; ++i) threads += conv_part_pieces(s, s.part[i]);
   return launch(conv_prepare<T>, static_cast<int>((threads + 255) / 256), 256, 0, queue, pointers.w,
                 static_cast<uint8_t*>(pointers.workspace), s);

@@ -35,8 +35,8 @@ MOST_TAPS, MOST_CLASSES, MOST_PARTS, MOST_PLACES, MOST_STEP, MOST_PADDING = (
     1 << 20,
 )
 
-FRAGMENTS = (4, 4, 2, 2)
-COLUMNS = (64, 32, 32, 16)
+FRAGMENTS = (4, 4, 2, 1)
+COLUMNS = (64, 32, 32, 32)
 """Of a warp in the forward pass, by the number of tied axes: fragments of 16 pixels, orbits."""
 
 GRADIENT_FRAGMENTS = {128: 2, 64: 4}
@@ -65,15 +65,17 @@ class Part(NamedTuple):
 
     def block(self, most: int) -> tuple[int, int]:
         """(entries of a stage, most products that they make) of stages of `most` products; (0, 0) if none fits."""
-        longest = max(map(len, self.products))
-        for blocks in range(1, longest + 1):
-            entries = -(-longest // blocks)
-            largest = max(
-                sum(group[i : i + entries]) for group in self.products for i in range(0, len(group), entries)
-            )
-            if largest <= most:
-                return entries, largest
-        return 0, 0
+        return next((block for block in _blocks(self.products) if block[1] <= most), (0, 0))
+
+
+@lru_cache(maxsize=1024)
+def _blocks(products: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, int], ...]:
+    """(entries, products) of stages, from one for all entries of a class down to one for each entry."""
+    longest, found = max(map(len, products)), []
+    for entries in dict.fromkeys(-(-longest // blocks) for blocks in range(1, longest + 1)):
+        ends = (sum(group[i : i + entries]) for group in products for i in range(0, len(group), entries))
+        found.append((entries, max(ends)))
+    return tuple(found)
 
 
 class Axis(NamedTuple):
@@ -204,8 +206,10 @@ class Plan:
         room = (self.limits.shared_bytes + 1024) // resident - 1024
         slices = max(1 << part.order if self.work.gradient else 1 for part in self.work.parts)
         halo = -(-slices * self.places * PITCH // 128) * 128
-        entries = sum(len(group) + 1 for part in self.work.parts for group in part.products)
-        left = room - entries * 16 - self.tile.pixels * 8 - self.places * 4
+        entries = sum(len(group) + 1 for part in self.work.parts for group in part.products) + math.prod(
+            axis.classes for axis in self.work.axes
+        )
+        left = room - entries * 16 - self.tile.pixels * 8 - self.tile.warps * 80 - self.places * 4
         for slots in range(2, stages + 1):
             most = (left - slots * halo) // stages
             blocks = [part.block(most // (self.columns(part) * CHUNK)) for part in self.work.parts]
