@@ -44,8 +44,9 @@ std::string described(Site at) {
 // Goes to another fibre: a lane of the same warp if one can run, else of any warp.
 void leave(Fibre& from) {
   Machine& m = machine;
+  while (!m.bulks.empty() && m.fault.empty() && (!m.ready_warps || random_below(64) == 0)) land();
   int w = m.current ? m.current->warp : -1;
-  if (w < 0 || !m.warp[w].ready || random_below(64) == 0) {
+  if (w < 0 || !m.warp[w].ready || random_below(64) == 0 || !m.fault.empty()) {
     if (!m.ready_warps || !m.fault.empty()) {
       m.current = nullptr;
       return switch_to(from, m.scheduler);
@@ -131,23 +132,29 @@ void run_cluster(int64_t first, int64_t grid) {
   for (int c = 0; c < m.ctas; ++c) {
     m.cta[c].index = int(first) + c;
     m.cta[c].ended = m.cta[c].arrived = 0;
+    m.cta[c].barriers.clear();
   }
-  for (int i = 0; i < m.left; ++i) {
+  for (int i = 0; i < m.left; ++i) {  // threads begin anew
     Thread& t = m.thread[i];
     const int c = i / m.threads;
     t.place = {i % m.threads, int(first) + c, int(grid), m.threads};
     t.warp = i / 32, t.lane = i % 32, t.cta = &m.cta[c];
     t.ended = false, t.waits_for = nullptr;
-    t.copies.clear(), t.groups.assign(1, 0);
+    t.copies.clear(), t.groups.assign(1, 0), t.barrier = nullptr;
     prepare(t.fibre, stacks + i * kStackBytes + kGuardBytes, kStackBytes - kGuardBytes, enter);
   }
   for (int w = 0; w < m.warps; ++w) {
-    m.warp[w].ready = ~0u, m.warp[w].arrived = 0;
-    for (auto& log : m.warp[w].log) log.clear();
+    Warp& warp = m.warp[w];
+    warp.ready = ~0u, warp.arrived = 0, warp.fenced = false;
+    warp.products.clear(), warp.committed.clear(), warp.flying.clear();
+    for (auto& log : warp.log) log.clear();
   }
+  m.bulks.clear();
+  m.cluster_arrived = 0;
   m.current = nullptr;
   leave(m.scheduler);
   if (m.fault.empty() && m.left) report_deadlock();
+  if (m.fault.empty() && !m.bulks.empty()) m.fault = "a bulk copy that nobody waited for";
   if (m.fault.empty() && m.tracing)
     for (int w = 0; w < m.warps; ++w) flush_trace(m.warp[w]);
   m.counts.ctas += m.ctas;
@@ -178,6 +185,7 @@ void make_room(const Shape& s) {
     m.cta.emplace_back();
     m.cta.back().memory.reset(new uint8_t[kBase + kMostShared]);
     m.cta.back().words.resize((kBase + kMostShared) / 4);
+    m.cta.back().barriers.reserve(kMostBarriers);  // threads that wait point to them
   }
   const uint32_t stride = std::bit_ceil(uint32_t(m.warps));
   for (Cta& c : m.cta) {
@@ -246,13 +254,7 @@ bool last_to_arrive(const char* operation, Site at) {
 
 const Place& here() { return self().place; }
 
-void barrier(Site at) {
-  Cta& c = *self().cta;
-  if (++c.arrived < machine.threads) return suspend("barrier()", at);
-  c.arrived = 0;
-  ++machine.counts.barriers;
-  const int first = self().warp - self().place.thread / 32;
-  const int last = first + machine.threads / 32;
+void meet(int first, int last) {
   uint32_t all[kWidth];
   std::memcpy(all, machine.warp[first].clock, sizeof all);
   for (int w = first + 1; w < last; ++w)
@@ -263,6 +265,15 @@ void barrier(Site at) {
     tick(w);
     resume_warp(w);
   }
+}
+
+void barrier(Site at) {
+  Cta& c = *self().cta;
+  if (++c.arrived < machine.threads) return suspend("barrier()", at);
+  c.arrived = 0;
+  ++machine.counts.barriers;
+  const int first = self().warp - self().place.thread / 32;
+  meet(first, first + machine.threads / 32);
 }
 
 void warp_barrier(Site at) {
