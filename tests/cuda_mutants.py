@@ -13,6 +13,12 @@ from types import ModuleType
 
 import cuda_host
 
+# What is said of a fault: by the oracle, and by the stand-in.
+WRONG = "values of .* are wrong|AssertionError"
+ORDER = "without a barrier after the"
+NOT_YET = "copy that was not waited for|read of what nobody wrote"
+OUTSIDE = "outside of the registered buffers|of what no kernel wrote"
+
 SOURCES = cuda_host.ROOT / "csrc" / "cuda"
 
 
@@ -79,7 +85,7 @@ def build(fault: Fault, instances: tuple[str, ...], folder: Path) -> ModuleType:
 
 
 def _load(path: Path, fault: Fault) -> ModuleType:
-    """Under a name of its own: pybind11 keeps modules by their names. Its last part names the function that inits it."""
+    """Under a name of its own: pybind11 keeps modules by name. Its last part is that of the function that inits it."""
     name = f"{re.sub(r'[^a-z]', '_', repr(fault).lower())}.{cuda_host.cuda_build.HOST_MODULE}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
