@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from math import prod
 from unittest import mock
 
 import cases
@@ -164,11 +163,6 @@ def check(case: Case, dtype: torch.dtype, op: str, algorithm: str, device: str =
     assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} values of {case!r} are wrong"
 
 
-def cost(case: Case) -> int:
-    """Multiply-accumulates of the expanded convolution and taps times channels: what the stand-in's time follows."""
-    return cases.dense_macs(case) + prod(case.kernel) * case.channels * case.unique
-
-
 def refused(case: Case, reason: str, dtype: torch.dtype, op: str) -> bool:
     """Is a reason right, by the conditions of MAY?"""
     for pattern, may in MAY.items():
@@ -220,4 +214,4 @@ MAY: dict[str, Callable[..., bool]] = {
 }
 """Conditions by reasons, which are regular expressions; groups of these are arguments."""
 
-__all__ = ["ALGORITHMS", "DTYPES", "OPS", "check", "cost", "grid", "grown", "must_run", "refused"]
+__all__ = ["ALGORITHMS", "DTYPES", "OPS", "check", "grid", "grown", "must_run", "refused"]

@@ -89,6 +89,7 @@ UNUSUAL = {
     "7 x 7": {"kernel": (7, 7), "padding": (3, 3)},
     "4 x 2": {"kernel": (4, 2)},
     "5 x 3": {"kernel": (5, 3)},
+    "3 x 31": {"kernel": (3, 31), "padding": (1, 15)},
     "several ties": {"ties": ((1, 8), (2, 16), (3, 8), (0, 8))},
     "groups": {"groups": 3, "channels": 48, "ties": ((3, 48), (0, 24))},
     "free rows that fill no vector": {"ties": ((3, 16), (0, 5))},

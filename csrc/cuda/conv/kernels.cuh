@@ -29,28 +29,31 @@ CONV_BOTH constexpr int conv_spread(int mask, int subset) {
 }
 CONV_BOTH constexpr int conv_bits(int mask) { return (mask & 1) + (mask >> 1 & 1) + (mask >> 2 & 1); }
 
-// What a table's entry says: the window of its tap, and the distance to the mirrored one along each folded
-// axis.
+// What a table's entry says: the window of its tap, which of the products below it asks for, the logarithm of
+// how many, and the distance to the mirrored window along each paired axis.
 struct ConvEntry {
-  int offset, paired, delta[3];
+  int offset, number, more, delta[3];
 };
 __device__ __forceinline__ ConvEntry conv_load_entry(uint32_t table) {
   const uint128 v = shared_load16(table);
   return {static_cast<int>(v.x & 0xffffff),
-          static_cast<int>(v.x >> 24),
+          static_cast<int>(v.x >> 24 & 15),
+          static_cast<int>(v.x >> 28),
           {static_cast<int>(v.y), static_cast<int>(v.z), static_cast<int>(v.w) >> 12}};
 }
 
-template <class T, int kOrder, int kFragments, int kBlocks>
-struct ConvWarp : ConvSums<T, kOrder, kFragments, kBlocks> {
-  using Sums = ConvSums<T, kOrder, kFragments, kBlocks>;
-  uint32_t base[kFragments];  // bytes from the start of a halo tile to the lane's rows of each fragment
+// What a warp multiplies: 128 accumulators a lane, 32 products of 16 pixels and 8 columns, split up as a
+// tile's ties want it: by parity (forward), fragment of 16 pixels, block of 8 columns.
+template <class T>
+struct ConvWarp : ConvSums<T> {
+  uint32_t base[4];  // bytes from the start of a halo tile to the lane's rows of each fragment
 
-  __device__ __forceinline__ void locate(uint32_t pixel) {
+  __device__ __forceinline__ void locate(uint32_t pixel, int fragments) {
     const int matrix = lane() / 8, row = lane() % 8;
 #pragma unroll
-    for (int f = 0; f < kFragments; ++f)
-      base[f] = shared_load(pixel + (f * 16 + matrix % 2 * 8 + row) * 8 + 4) + matrix / 2 * 16;
+    for (int f = 0; f < 4; ++f)
+      base[f] =
+          shared_load(pixel + (min(f, fragments - 1) * 16 + matrix % 2 * 8 + row) * 8 + 4) + matrix / 2 * 16;
   }
 
   __device__ __forceinline__ void load_weights(uint32_t (&b)[4], uint32_t weights, int pair, int step) {
@@ -92,58 +95,50 @@ struct ConvWarp : ConvSums<T, kOrder, kFragments, kBlocks> {
     }
   }
 
-  __device__ __forceinline__ void product(int parity, int f, const uint32_t (&a)[4],
-                                          const uint32_t (&b)[kBlocks / 2][4]) {
+  // Products of a fragment with kPairs pairs of blocks, into the sums from `tile` on.
+  template <int kPairs>
+  __device__ __forceinline__ void product(int tile, const uint32_t (&a)[4], const uint32_t (&b)[kPairs][4]) {
 #pragma unroll
-    for (int j = 0; j < kBlocks; ++j)
-      multiply<T>(&this->sums[parity][f][j * 4], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+    for (int j = 0; j < kPairs * 2; ++j)
+      multiply<T>(this->sums[tile + j], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
   }
 
   // Forward: each parity has a product of its own. Of pixels and weights, what takes fewer registers is
   // loaded first.
-  template <int kPaired>
+  template <int kOrder, int kPaired>
   __device__ __forceinline__ void fold(const ConvEntry& entry, uint32_t window, uint32_t weights, int next,
                                        int step) {
     constexpr int kCount = 1 << conv_bits(kPaired);
-    if constexpr (kFragments <= kBlocks / 2) {
+    constexpr int kFragments = conv_fragments(0, kOrder, 0), kPairs = conv_warp_columns(0, kOrder, 0) / 16;
+    if constexpr (kFragments <= kPairs) {
       uint32_t a[kFragments][kCount][4];
 #pragma unroll
       for (int f = 0; f < kFragments; ++f) load_parities<kPaired>(a[f], entry, window + base[f]);
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
-        uint32_t b[kBlocks / 2][4];
+        uint32_t b[kPairs][4];
 #pragma unroll
-        for (int j = 0; j < kBlocks / 2; ++j) load_weights(b[j], weights + k * next, j, step);
+        for (int j = 0; j < kPairs; ++j) load_weights(b[j], weights + k * next, j, step);
 #pragma unroll
-        for (int f = 0; f < kFragments; ++f) product(conv_spread(kPaired, k), f, a[f][k], b);
+        for (int f = 0; f < kFragments; ++f)
+          product<kPairs>((conv_spread(kPaired, k) * kFragments + f) * kPairs * 2, a[f][k], b);
       }
     } else {
-      uint32_t b[kCount][kBlocks / 2][4];
+      uint32_t b[kCount][kPairs][4];
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
 #pragma unroll
-        for (int j = 0; j < kBlocks / 2; ++j) load_weights(b[k][j], weights + k * next, j, step);
+        for (int j = 0; j < kPairs; ++j) load_weights(b[k][j], weights + k * next, j, step);
       }
 #pragma unroll
       for (int f = 0; f < kFragments; ++f) {
         uint32_t a[kCount][4];
         load_parities<kPaired>(a, entry, window + base[f]);
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) product(conv_spread(kPaired, k), f, a[k], b[k]);
+        for (int k = 0; k < kCount; ++k)
+          product<kPairs>((conv_spread(kPaired, k) * kFragments + f) * kPairs * 2, a[k], b[k]);
       }
     }
-  }
-
-  template <int kPaired = 0>
-  __device__ __forceinline__ void fold_paired(const ConvEntry& entry, uint32_t window, uint32_t weights,
-                                              int next, int step) {
-    if constexpr (kPaired + 1 < 1 << kOrder) {
-      if (entry.paired != kPaired) {
-        fold_paired<kPaired + 1>(entry, window, weights, next, step);
-        return;
-      }
-    }
-    fold<kPaired>(entry, window, weights, next, step);
   }
 
   // Backward: the sum of the windows of 2^kCount members.
@@ -160,35 +155,41 @@ struct ConvWarp : ConvSums<T, kOrder, kFragments, kBlocks> {
     }
   }
 
-  template <int kCount = 0>
-  __device__ __forceinline__ void gather_all(uint32_t (&a)[kFragments][4], const ConvEntry& entry,
-                                             uint32_t window) {
-    if constexpr (kCount < 3) {
-      if (entry.paired >> kCount) {
-        gather_all<kCount + 1>(a, entry, window);
-        return;
-      }
-    }
+  template <int kColumns, int kCount>
+  __device__ __forceinline__ void add(const ConvEntry& entry, uint32_t window, uint32_t weights, int step) {
+    constexpr int kFragments = conv_fragments(1, 0, kColumns), kPairs = kColumns / 16;
+    uint32_t a[kFragments][4];
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
-      gather<kCount>(a[f], window + base[f] + entry.offset, entry);
+      gather<kCount>(a[f], window + base[f], entry);
 #pragma unroll
       for (int e = 0; e < 4; ++e) a[f][e] = operand<T>(a[f][e]);
     }
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      uint32_t b[1][4];
+      load_weights(b[0], weights, j, step);
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) product<1>((f * kPairs + j) * 2, a[f], b);
+    }
   }
 
-  __device__ __forceinline__ void add(const ConvEntry& entry, uint32_t window, uint32_t weights, int step) {
-    uint32_t a[kFragments][4];
-    gather_all(a, entry, window);
-#pragma unroll
-    for (int j = 0; j < kBlocks / 2; ++j) {
-      uint32_t b[4];
-      load_weights(b, weights, j, step);
-#pragma unroll
-      for (int f = 0; f < kFragments; ++f) {
-        multiply<T>(&this->sums[0][f][j * 8], a[f], b[0], b[1]);
-        multiply<T>(&this->sums[0][f][j * 8 + 4], a[f], b[2], b[3]);
-      }
+  // What an entry asks for, by its number: forward 2^order - 1 + paired axes, backward the number of them
+  // and, for 64 columns of a warp, 4.
+  template <bool kGradient, int kFirst = 0, int kLast = kGradient ? 7 : 14>
+  __device__ __forceinline__ void enter(int number, const ConvEntry& entry, uint32_t window, uint32_t weights,
+                                        int next, int step) {
+    if constexpr (kFirst < kLast) {
+      constexpr int kMiddle = (kFirst + kLast) / 2;
+      if (number <= kMiddle)
+        enter<kGradient, kFirst, kMiddle>(number, entry, window, weights, next, step);
+      else
+        enter<kGradient, kMiddle + 1, kLast>(number, entry, window, weights, next, step);
+    } else if constexpr (kGradient) {
+      add < kFirst<4 ? 128 : 64, kFirst % 4>(entry, window, weights, step);
+    } else {
+      constexpr int kOrder = kFirst >= 7 ? 3 : kFirst >= 3 ? 2 : kFirst >= 1 ? 1 : 0;
+      fold<kOrder, kFirst + 1 - (1 << kOrder)>(entry, window, weights, next, step);
     }
   }
 };
@@ -241,18 +242,18 @@ struct ConvPipeline {
 };
 
 // A tile: every stage of its parts, then its results.
-template <class T, bool kGradient, int kOrder, int kFragments, int kBlocks>
+template <class T, bool kGradient>
 __device__ __forceinline__ void conv_tile(ConvPipeline& pipeline, int tile, const void* bias, void* y) {
   const ConvShape& s = pipeline.s;
-  ConvWarp<T, kOrder, kFragments, kBlocks> warp;
+  ConvWarp<T> warp;
   const ConvTile start = conv_locate(s, tile);
-  const int column_warps = s.part[start.part].column_warps, number = thread() / 32;
-  const int column = number % column_warps * (kBlocks * 8);  // inside the block
-  const uint32_t pixel = pipeline.shared + s.pixels_at + number / column_warps * (kFragments * 16 * 8);
-  const bool active =
-      start.block * s.part[start.part].columns + column < (kGradient ? s.channels : s.part[start.part].rows);
+  const ConvPart& one = s.part[start.part];
+  const int number = thread() / 32, columns = one.columns / one.column_warps;
+  const int column = number % one.column_warps * columns;  // inside the block
+  const uint32_t pixel = pipeline.shared + s.pixels_at + number / one.column_warps * (one.fragments * 16 * 8);
+  const bool active = start.block * one.columns + column < (kGradient ? s.channels : one.rows);
   warp.clear();
-  warp.locate(pixel);
+  warp.locate(pixel, one.fragments);
   for (int part = start.part; part < start.parts_end; ++part) {
     const ConvPart& p = s.part[part];
     const ConvRange range = conv_range(s, pipeline.shared + s.table_at, p, start.c);
@@ -272,13 +273,10 @@ __device__ __forceinline__ void conv_tile(ConvPipeline& pipeline, int tile, cons
         for (int i = active ? first : end; i < end; ++i) {
           const ConvEntry entry = conv_load_entry(table + i * kConvEntryBytes);
 #pragma unroll 1
-          for (int step = 0; step < steps; ++step) {
-            if constexpr (kGradient)
-              warp.add(entry, window + step * 32, weights, step);
-            else
-              warp.fold_paired(entry, window + step * 32 + entry.offset, weights, product, step);
-          }
-          weights += kGradient ? product : product << __popc(entry.paired);
+          for (int step = 0; step < steps; ++step)
+            warp.template enter<kGradient>(entry.number, entry, window + step * 32 + entry.offset, weights,
+                                           product, step);
+          weights += product << entry.more;
         }
         pipeline.next_weights();
       }
@@ -289,54 +287,33 @@ __device__ __forceinline__ void conv_tile(ConvPipeline& pipeline, int tile, cons
   compiler_fence();
   const ConvTile at = conv_locate(s, tile);
   const uint32_t line = pipeline.shared + s.table_at + (s.ranges + at.c) * kConvEntryBytes;
-  if (active) warp.store(s, at, at.block * s.part[at.part].columns + column, pixel, line, bias, y);
+  if (active)
+    warp.template store<kGradient>(s, at, at.block * s.part[at.part].columns + column, pixel, line, bias, y);
 }
 
-// kOrder tied axes; -1: any number, that of the tile's part.
-template <class T, int kOrder>
-__global__ void __launch_bounds__(256, 1) conv_forward(const void* x, const void* packed, const void* bias,
-                                                       void* y, const __grid_constant__ ConvShape s) {
+template <class T, bool kGradient>
+__global__ void __launch_bounds__(256, 1) conv_multiply(const void* x, const void* packed, const void* bias,
+                                                        void* y, const __grid_constant__ ConvShape s) {
   ConvPipeline pipeline(s, x, packed);
 #pragma unroll 1
-  for (int tile = block(); tile < s.tiles; tile += blocks()) {
-    const int order = kOrder >= 0 ? kOrder : s.part[conv_locate(s, tile).part].order;
-    if ((kOrder < 0 || kOrder == 0) && order == 0) conv_tile<T, false, 0, 4, 8>(pipeline, tile, bias, y);
-    if ((kOrder < 0 || kOrder == 1) && order == 1) conv_tile<T, false, 1, 4, 4>(pipeline, tile, bias, y);
-    if ((kOrder < 0 || kOrder == 2) && order == 2) conv_tile<T, false, 2, 2, 4>(pipeline, tile, bias, y);
-    if ((kOrder < 0 || kOrder == 3) && order == 3) conv_tile<T, false, 3, 1, 4>(pipeline, tile, bias, y);
-  }
-}
-
-template <class T, int kFragments, int kBlocks>
-__global__ void __launch_bounds__(256, 1)
-    conv_gradient(const void* gy, const void* packed, void* gx, const __grid_constant__ ConvShape s) {
-  ConvPipeline pipeline(s, gy, packed);
-#pragma unroll 1
-  for (int tile = block(); tile < s.tiles; tile += blocks())
-    conv_tile<T, true, 0, kFragments, kBlocks>(pipeline, tile, nullptr, gx);
+  for (int tile = block(); tile < s.tiles; tile += blocks()) conv_tile<T, kGradient>(pipeline, tile, bias, y);
 }
 
 }  // namespace
 
 // Queues a kernel for a shape. The instances are compiled one by one.
 template <class T>
-std::string conv_run_prepare(const ConvShape& s, const Pointers& pointers, const Queue& queue) {
+std::string conv_run_prepare(const ConvShape& s, const Pointers& p, const Queue& queue) {
   int64_t threads = s.head + s.entries;
   for (int i = 0; i < s.parts; ++i) threads += conv_part_pieces(s, s.part[i]);
-  return launch(conv_prepare<T>, static_cast<int>((threads + 255) / 256), 256, 0, queue, pointers.w,
-                static_cast<uint8_t*>(pointers.workspace), s);
+  return launch(conv_prepare<T>, static_cast<int>((threads + 255) / 256), 256, 0, queue, p.w,
+                static_cast<uint8_t*>(p.workspace), s);
 }
-template <class T, int kOrder>
-std::string conv_run_forward(const ConvShape& s, const Pointers& p, const Queue& queue) {
+template <class T, bool kGradient>
+std::string conv_run_multiply(const ConvShape& s, const Pointers& p, const Queue& queue) {
   const int grid = std::min(s.tiles, multiprocessors(queue.device) * s.resident);
-  return launch(conv_forward<T, kOrder>, grid, s.warps * 32, s.shared_bytes, queue, p.x,
+  return launch(conv_multiply<T, kGradient>, grid, s.warps * 32, s.shared_bytes, queue, p.x,
                 static_cast<const void*>(p.workspace), p.bias, p.y, s);
-}
-template <class T, int kFragments, int kBlocks>
-std::string conv_run_gradient(const ConvShape& s, const Pointers& p, const Queue& queue) {
-  const int grid = std::min(s.tiles, multiprocessors(queue.device) * s.resident);
-  return launch(conv_gradient<T, kFragments, kBlocks>, grid, s.warps * 32, s.shared_bytes, queue, p.x,
-                static_cast<const void*>(p.workspace), p.y, s);
 }
 
 }  // namespace symconv

@@ -13,10 +13,10 @@ namespace {
 constexpr int64_t kConvMost = int64_t{1} << 30;  // of what kernels count in 32 bits
 
 // Tile of a warp: fragments of 16 pixels and columns. 128 accumulators a lane, for all parities together.
-constexpr int conv_fragments(int gradient, int order, int columns) {
+CONV_BOTH constexpr int conv_fragments(int gradient, int order, int columns) {
   return gradient ? (columns == 128 ? 2 : 4) : order < 2 ? 4 : 4 - order;
 }
-constexpr int conv_warp_columns(int gradient, int order, int columns) {
+CONV_BOTH constexpr int conv_warp_columns(int gradient, int order, int columns) {
   return gradient ? columns : order == 0 ? 64 : 32;
 }
 
@@ -218,16 +218,17 @@ inline int conv_block_entries(const ConvShape& s, const ConvPart& part, int64_t 
   return 0;
 }
 
-inline void conv_slices(const ConvParams& p, const ConvSegment& segment, ConvPart& part) {
+// Members of a part: what is read of each (backward), where each is written (forward).
+inline void conv_members(const ConvParams& p, const ConvSegment& segment, ConvPart& part) {
   const int64_t vector = p.dtype == 2 ? 4 : 8;
   part.slices = p.op == 0 ? 1 : 1 << part.order;
-  for (int i = 0; i < part.slices; ++i) {
+  for (int i = 0; i < 1 << part.order; ++i) {
     int member = part.fixed, bit = 0;
     for (int axis = 0; axis < 3; ++axis)
       if (part.mask >> axis & 1) member |= (i >> bit++ & 1) << axis;
-    const int copy = p.op == 0 ? 0 : conv_copy(segment.mask, member);
+    const int copy = part.copy_of[i] = conv_copy(segment.mask, member);
     const int64_t channel = copy ? segment.copy + (copy - 1) * segment.rows : segment.row;
-    part.slice[i] = int(p.op == 0 ? 0 : channel / vector);
+    part.slice[i] = p.op == 0 ? 0 : int(channel / vector);
   }
 }
 
@@ -242,10 +243,13 @@ inline bool conv_add_part(const ConvParams& p, const ConvSegment& segment, int m
   part.row = int(segment.row), part.rows = int(segment.rows), part.copy = int(segment.copy);
   part.pieces = int((p.op == 0 ? p.channels : segment.rows) / vector);
   part.chunks = int(conv_ceil(part.pieces, 4));
-  conv_slices(p, segment, part);
+  conv_members(p, segment, part);
   const int fragments = conv_fragments(int(p.op), part.order, int(p.columns));
   const int columns = conv_warp_columns(int(p.op), part.order, int(p.columns));
   if (p.warps * fragments * 16 % p.pixels) return false;
+  part.fragments = fragments;
+  part.fragment_bits = __builtin_ctz(unsigned(fragments));
+  part.run_bits = __builtin_ctz(unsigned(columns / 32));
   part.column_warps = int(p.warps * fragments * 16 / p.pixels);
   part.columns = columns * part.column_warps;
   part.blocks = int(conv_ceil(p.op == 0 ? segment.rows : p.channels, part.columns));

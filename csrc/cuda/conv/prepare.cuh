@@ -27,9 +27,10 @@ __device__ __forceinline__ ConvPlace conv_place(const ConvShape& s, int index) {
   return at;
 }
 
-// An entry: the bytes from a pixel's place to the window of its tap (24 bits) and the paired axes (8 bits),
-// then for each of those the bytes to the window of the mirrored tap. Forward, bit i is the i-th folded axis;
-// backward paired axes have the lowest bits. The low 12 bits of the last word are the products before it.
+// An entry: the bytes from a pixel's place to the window of its tap (24 bits), what is done with it (4 bits,
+// as ConvWarp::enter numbers it), the logarithm of its products (4 bits); then for each paired axis the bytes
+// to the window of the mirrored tap. The low 12 bits of the last word are the products before it. Forward,
+// axis i of the paired ones is the i-th folded axis; backward paired axes come first.
 __device__ __forceinline__ uint128 conv_entry(const ConvShape& s, const ConvPlace& at) {
   const ConvPart& p = s.part[at.part];
   const ConvTap t = conv_tap(s, p, at.c, at.entry);
@@ -49,8 +50,11 @@ __device__ __forceinline__ uint128 conv_entry(const ConvShape& s, const ConvPlac
     bit += folded;
   }
   const int first = conv_first_product(s, p, at.entry);
-  return {static_cast<uint32_t>(offset | paired << 24), static_cast<uint32_t>(delta[0]),
-          static_cast<uint32_t>(delta[1]),
+  const int number =
+      !s.gradient ? (1 << p.order) - 1 + paired : pairs + (p.columns == 64 * p.column_warps ? 4 : 0);
+  const int more = s.gradient ? 0 : (paired & 1) + (paired >> 1 & 1) + (paired >> 2);
+  return {static_cast<uint32_t>(offset | number << 24) | static_cast<uint32_t>(more) << 28,
+          static_cast<uint32_t>(delta[0]), static_cast<uint32_t>(delta[1]),
           static_cast<uint32_t>(delta[2]) << 12 | static_cast<uint32_t>(first)};
 }
 

@@ -44,18 +44,21 @@ struct ConvAxis {
 
 // Rows of the weight that share a tie, or for the gradient of the input a part of their members.
 struct ConvPart {
-  int mask;                 // folded axes
-  int fixed;                // axes that are not folded along which this part is mirrored
-  int order;                // number of folded axes
-  int row, rows, copy;      // of a group
-  int pieces, chunks;       // contracted: pieces of 16 bytes, chunks of 64
-  int slices;               // halo tiles of a chunk: members that are added
-  int slice[kConvMembers];  // pieces from the start of a pixel's group to each
-  int entries;              // of the table of taps in a stage, at most
-  int range;                // first of its ranges, one a class
-  int products;             // of a chunk and column, over all classes
-  int columns, blocks;      // columns of a CTA; blocks of them that a group has
-  int column_warps;         // warps side by side over the columns
+  int mask;                     // folded axes
+  int fixed;                    // axes that are not folded along which this part is mirrored
+  int order;                    // number of folded axes
+  int row, rows, copy;          // of a group
+  int pieces, chunks;           // contracted: pieces of 16 bytes, chunks of 64
+  int slices;                   // halo tiles of a chunk: members that are added
+  int slice[kConvMembers];      // pieces from the start of a pixel's group to each
+  int entries;                  // of the table of taps in a stage, at most
+  int range;                    // first of its ranges, one a class
+  int products;                 // of a chunk and column, over all classes
+  int columns, blocks;          // columns of a CTA; blocks of them that a group has
+  int column_warps;             // warps side by side over the columns
+  int fragments;                // of 16 pixels of a warp
+  int fragment_bits, run_bits;  // logarithms of them, and of a warp's columns by 32
+  int copy_of[kConvMembers];    // forward: the number of the copy for each set of folded axes
   int aligned;  // may 8 channels from any multiple of 8 of a member on be stored 16 bytes at a time?
   int weights;  // start in the workspace, in pieces
 };

@@ -8,13 +8,6 @@
 namespace symconv {
 namespace {
 
-// Number of the copy that is mirrored along the axes in `member`, counted over the folded axes alone.
-template <int kOrder>
-CONV_BOTH constexpr int conv_copy_of(int member) {
-  constexpr int kAll[] = {0, 1, 2, 6, 3, 5, 4, 7};
-  return kOrder == 3 ? kAll[member] : member;
-}
-
 // Pixels of a CTA, 8 bytes each: where a pixel lies in the tile (x and y 10 bits, z and image 6, all bits set
 // where the tile has no such pixel), and the bytes from the start of the halo tile to its place. What is not
 // a pixel of the tile reads that of one that no other lane of its window reads.
@@ -84,81 +77,73 @@ __device__ __forceinline__ void conv_store(void* y, int64_t place, const float (
   }
 }
 
-// Of a warp: 2^kOrder parities, kFragments of 16 pixels, kBlocks of 8 columns; of a fragment and block a lane
-// 4g + t has (pixel g, columns 2t and 2t + 1), (pixel g + 8, the same).
-template <class T, int kOrder, int kFragments, int kBlocks>
+// 32 products of 16 pixels and 8 columns; of one a lane 4g + t has (pixel g, columns 2t and 2t + 1), (pixel g
+// + 8, the same). From outermost to innermost they are 2^order parities, fragments of 16 pixels, blocks of
+// columns: always a multiple of four blocks, of which a lane has 8 consecutive columns.
+template <class T>
 struct ConvSums {
-  static constexpr int kMembers = 1 << kOrder;
-  static_assert(kBlocks % 4 == 0, "a lane has 8 consecutive columns of every 32");
-  float sums[kMembers][kFragments][kBlocks * 4];
+  float sums[32][4];
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (int c = 0; c < kMembers; ++c) {
+    for (int i = 0; i < 32; ++i) {
 #pragma unroll
-      for (int f = 0; f < kFragments; ++f) {
-#pragma unroll
-        for (int e = 0; e < kBlocks * 4; ++e) sums[c][f][e] = 0.0f;
-      }
+      for (int e = 0; e < 4; ++e) sums[i][e] = 0.0f;
     }
   }
 
-  // Parities to members, in place: member g is the sum of all parities c with the signs (-1)^|c & g|.
+  // One axis of parities to members, in place: even + odd and even - odd.
+  template <int kDistance>
   __device__ __forceinline__ void butterfly() {
 #pragma unroll
-    for (int axis = 1; axis < kMembers; axis *= 2) {
+    for (int i = 0; i < 32; ++i) {
+      if (i & kDistance) continue;
 #pragma unroll
-      for (int c = 0; c < kMembers; ++c) {
-        if (c & axis) continue;
-#pragma unroll
-        for (int f = 0; f < kFragments; ++f) {
-#pragma unroll
-          for (int e = 0; e < kBlocks * 4; ++e) {
-            const float even = sums[c][f][e], odd = sums[c + axis][f][e];
-            sums[c][f][e] = even + odd;
-            sums[c + axis][f][e] = even - odd;
-          }
-        }
+      for (int e = 0; e < 4; ++e) {
+        const float even = sums[i][e], odd = sums[i + kDistance][e];
+        sums[i][e] = even + odd;
+        sums[i + kDistance][e] = even - odd;
       }
     }
   }
 
   // `column`: the warp's first, `pixel`: the address of its first pixel in the table of pixels, `class_line`:
   // that of the line of the tile's class.
+  template <bool kGradient>
   __device__ __forceinline__ void store(const ConvShape& s, const ConvTile& at, int column, uint32_t pixel,
                                         uint32_t class_line, const void* bias, void* y) {
-    butterfly();
-    const ConvTarget target(s, at, class_line);
     const ConvPart& p = s.part[at.part];
+    if (!kGradient && p.order >= 1) butterfly<16>();
+    if (!kGradient && p.order >= 2) butterfly<8>();
+    if (!kGradient && p.order >= 3) butterfly<4>();
+    const ConvTarget target(s, at, class_line);
+    const int channels = kGradient ? s.channels : s.filters;
     const int lane_column = column + lane() % 4 * 8;
-    const int columns = s.gradient ? s.channels : p.rows, channels = s.gradient ? s.channels : s.filters;
 #pragma unroll
-    for (int half = 0; half < 2 * kFragments; ++half) {
-      const int64_t place = target.place(s, pixel + (half * 8 + lane() / 4) * 8);
-      if (place < 0) continue;
+    for (int quad = 0; quad < 8; ++quad) {
+      const int run = quad & ((1 << p.run_bits) - 1), f = quad >> p.run_bits & (p.fragments - 1);
+      const int member = quad >> (p.run_bits + p.fragment_bits);
+      const int first = lane_column + run * 32, left = (kGradient ? s.channels : p.rows) - first;
+      const int copy = kGradient ? 0 : p.copy_of[member];
+      const int start = kGradient ? 0 : copy ? p.copy + (copy - 1) * p.rows : p.row;
+      const int channel = at.group * channels + start + first;
 #pragma unroll
-      for (int run = 0; run < kBlocks / 4; ++run) {
-        const int first = lane_column + run * 32, left = columns - first;
-        if (left <= 0) continue;
+      for (int half = 0; half < 2; ++half) {
+        compiler_fence();  // else what all of them need is computed at once, in registers that are not there
+        const int64_t place = target.place(s, pixel + (f * 16 + half * 8 + lane() / 4) * 8);
+        if (place < 0 || left <= 0) continue;
+        float v[8];
 #pragma unroll
-        for (int member = 0; member < kMembers; ++member) {
-          compiler_fence();  // else what all members need is computed at once, in registers that are not
-                             // there
-          const int copy = conv_copy_of<kOrder>(member);
-          const int start = copy ? p.copy + (copy - 1) * p.rows : s.gradient ? 0 : p.row;
-          const int channel = at.group * channels + start + first;
-          float v[8];
-#pragma unroll
-          for (int n = 0; n < 8; ++n)
-            v[n] = sums[member][half / 2][(run * 4 + n / 2) * 4 + half % 2 * 2 + n % 2];
+        for (int n = 0; n < 8; ++n) v[n] = sums[quad * 4 + n / 2][half * 2 + n % 2];
+        if (!kGradient) {
           if (bias) {
 #pragma unroll
             for (int n = 0; n < 8; ++n)
               if (n < left) v[n] += load_element<T>(bias, channel + n);
           }
           activate(v, s.activation);
-          conv_store<T>(y, place + channel, v, left, p.aligned);
         }
+        conv_store<T>(y, place + channel, v, left, p.aligned);
       }
     }
   }

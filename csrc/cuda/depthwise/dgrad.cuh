@@ -119,12 +119,18 @@ __device__ __forceinline__ void gather(float (&sums)[kRun], const DepthwiseDevic
   const int top = MIRROR ? s.taps - 1 - t.down.first : t.down.first;
   const uint32_t weights = shared_memory() + p.weights + t.channel * p.weights_channel + top * 4;
   const int twin = (t.across + f.padding - (f.taps - 1 - t.over.first) * f.dilation) / f.stride;
+  const int column = mirror_across ? f.taps - 1 - t.over.first : t.over.first;
+  const int ahead = t.down.count / kRun * kRun, step = f.output_step * f.step;
+  g.a = here + (t.over.at - across) * f.step;
+  g.b = here + p.images * p.window.image + (twin - across) * f.step;
+  g.w = weights + column * s.taps * 4;
+  const int next_column = (mirror_across ? -4 : 4) * f.tap_step * s.taps;
   for (int m = 0; m < t.over.count; ++m) {
-    const int tap = t.over.first + m * f.tap_step, column = mirror_across ? f.taps - 1 - tap : tap;
-    g.a = here + (t.over.at - m * f.output_step - across) * f.step;
-    g.b = here + p.images * p.window.image + (twin + m * f.output_step - across) * f.step;
-    g.w = weights + column * s.taps * 4;
     g.add(sums, t.down.count);
+    // Whole runs have moved it on along the column.
+    g.a += ahead * g.roll - step;
+    g.b += ahead * g.roll + step;
+    g.w += next_column - ahead * g.next;
   }
 }
 

@@ -57,7 +57,7 @@ struct DepthwiseMap {
   int y, x;
 };
 
-constexpr int kAtOnce = 4;  // loads of a thread in flight
+constexpr int kAtOnce = 4;  // elements, or pairs of them, that a thread has in flight
 
 // What is stored of two maps: the first alone, both, or their sum and difference.
 enum DepthwiseStores { kFirst, kBoth, kParities };
@@ -104,7 +104,7 @@ __device__ __forceinline__ void store_some(const uint32_t (&v)[2], uint32_t to, 
 template <class T, int LOADS, int STORES>
 __device__ __forceinline__ void fill_pixels(const DepthwiseFill& f, const DepthwiseMap& m, int images,
                                             int block, uint32_t to, int64_t other, uint32_t second) {
-  constexpr int step = LOADS == kNeighbours ? 2 : 1;
+  constexpr int step = LOADS == kNeighbours ? 2 : 1, at_once = STORES == kFirst ? kAtOnce : kAtOnce / 2;
   const int apart = threads() >> f.lanes_log, units = images * f.rows * f.parts;
   const int c = (thread() & ((1 << f.lanes_log) - 1)) * step;
   const bool real = c < m.channels;
@@ -112,25 +112,30 @@ __device__ __forceinline__ void fill_pixels(const DepthwiseFill& f, const Depthw
   const char* const channel = static_cast<const char*>(m.data) + (m.at + c * m.channel) * T::kBytes;
   const int64_t pixel = static_cast<int64_t>(m.column) * T::kBytes;
   for (int unit = thread() >> f.lanes_log; unit < units; unit += apart) {
-    const int line = quotient(unit, f.parts, f.divide_parts), x = (unit - line * f.parts) * kAtOnce;
+    const int line = quotient(unit, f.parts, f.divide_parts);
+    int x = (unit - line * f.parts) * kAtOnce;
     const int image = quotient(line, f.rows, f.divide_rows), y = line - image * f.rows;
     const bool exists =
         real && image < m.images && static_cast<unsigned>(m.y + y) < static_cast<unsigned>(m.height);
     const char* from =
         channel + (image * m.image + static_cast<int64_t>(m.y + y) * m.row) * T::kBytes + (m.x + x) * pixel;
     uint32_t target = to + image * f.image + y * f.row + x * f.column + c * f.channel;
-    uint32_t v[kAtOnce][2];
+#pragma unroll 1
+    for (int begin = 0; begin < kAtOnce; begin += at_once) {
+      uint32_t v[at_once][2];
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const bool wanted =
-          x + k < f.columns && static_cast<unsigned>(m.x + x + k) < static_cast<unsigned>(m.width);
-      load_some<T, LOADS, STORES>(v[k], from, other, exists && wanted);
-      from += pixel;
-    }
+      for (int k = 0; k < at_once; ++k) {
+        const bool wanted =
+            x + k < f.columns && static_cast<unsigned>(m.x + x + k) < static_cast<unsigned>(m.width);
+        load_some<T, LOADS, STORES>(v[k], from, other, exists && wanted);
+        from += pixel;
+      }
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      if (x + k < f.columns) store_some<T, LOADS, STORES>(v[k], target, second, f.channel, true);
-      target += f.column;
+      for (int k = 0; k < at_once; ++k) {
+        if (x + k < f.columns) store_some<T, LOADS, STORES>(v[k], target, second, f.channel, true);
+        target += f.column;
+      }
+      x += at_once;
     }
   }
 }
@@ -139,17 +144,17 @@ __device__ __forceinline__ void fill_pixels(const DepthwiseFill& f, const Depthw
 template <class T, int LOADS, int STORES>
 __device__ __forceinline__ void fill_rows(const DepthwiseFill& f, const DepthwiseMap& m, int images,
                                           uint32_t to, int64_t other, uint32_t second) {
-  constexpr int step = LOADS == kNeighbours ? 2 : 1;
+  constexpr int step = LOADS == kNeighbours ? 2 : 1, at_once = STORES == kFirst ? kAtOnce : kAtOnce / 2;
   const int apart = threads() >> f.lanes_log, lines = images * f.rows;
   const int first = (thread() & ((1 << f.lanes_log) - 1)) * step;
   for (int x = first; x < f.columns; x += step << f.lanes_log) {
     const bool inside = static_cast<unsigned>(m.x + x) < static_cast<unsigned>(m.width);
     const char* const column =
         static_cast<const char*>(m.data) + (m.at + static_cast<int64_t>(m.x + x) * m.column) * T::kBytes;
-    for (int line = thread() >> f.lanes_log; line < lines; line += kAtOnce * apart) {
-      uint32_t v[kAtOnce][2], target[kAtOnce];
+    for (int line = thread() >> f.lanes_log; line < lines; line += at_once * apart) {
+      uint32_t v[at_once][2], target[at_once];
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
+      for (int k = 0; k < at_once; ++k) {
         const int row = line + k * apart, image = quotient(row, f.rows, f.divide_rows),
                   y = row - image * f.rows;
         const bool exists = inside && row < lines && image < m.images &&
@@ -159,7 +164,7 @@ __device__ __forceinline__ void fill_rows(const DepthwiseFill& f, const Depthwis
         load_some<T, LOADS, STORES>(v[k], column + from * T::kBytes, other, exists);
       }
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k)
+      for (int k = 0; k < at_once; ++k)
         if (line + k * apart < lines)
           store_some<T, LOADS, STORES>(v[k], target[k], second, f.column, x + 1 < f.columns);
     }

@@ -249,7 +249,8 @@ inline std::string plan_segment(const WgradParams& p, const WgradSegment& s, Wgr
     const double t = plan_way(p, s, way, static_cast<int>(most), launches);
     if (t < part.clocks) part.clocks = t, part.launches = std::move(launches);
   }
-  if (part.launches.empty()) return "no tile of this kernel, stride and dilation fits the shared memory";
+  if (part.launches.empty())
+    return "no tile fits the " + std::to_string(p.shared_bytes >> 10) + " KB of shared memory";
   part.total = total_of(p, s, part.launches[0].work);
   part.bytes = slab * part.total.splits;
   if (up(slab / 4, 256) > std::numeric_limits<int>::max()) return "the weight is too large";

@@ -96,6 +96,11 @@ def parameters(
     return values
 
 
+def kernels(problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:
+    """Each pass has a kernel; the gradient of the weight is summed by another one."""
+    return (op, "sum") if op == "wgrad" else (op,)
+
+
 def seconds(problem: Problem, op: str, limits: Limits) -> float:
     """An estimate, of the kernels alone."""
     launches = 1 + len(geometry(problem).segments) if op == "wgrad" else 1

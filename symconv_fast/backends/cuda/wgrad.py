@@ -32,6 +32,9 @@ def refusal(problem: Problem, op: str, limits: Limits) -> str | None:
     """What the native check says of dense tensors, channels last."""
     if problem.is_empty:
         return "there is nothing to multiply"
+    vector = 16 // problem.dtype.itemsize
+    if problem.out_channels % vector and geometry(problem).channels % vector == 0:
+        return f"{vector} does not divide the rows of each tie in a group"
     return _native(problem, limits).check() or None
 
 
