@@ -10,7 +10,7 @@
 #   --rehearse    every step end to end on a CPU with tiny sizes, the Triton kernels interpreted: no GPU is needed,
 #                 and no number that comes out means anything
 #
-# Steps: facts build smoke baseline fold rate halo tests composed tune models sanitize full
+# Steps: facts build smoke baseline fold rate tests composed tune models sanitize full
 # Uses the current python3 with the torch, triton and pytest that it has. Ends with a table of the steps; the exit code
 # is 1 if one of them failed or measured nothing, 0 otherwise, also when time ran out; 2, at once, where there is no GPU.
 set -uo pipefail
@@ -123,13 +123,6 @@ rate() {
   [ $code -eq 3 ] || return $code # 3: there is no nvcc
 }
 
-halo() {
-  local more=() code=0
-  if [ $rehearse -eq 1 ]; then more=(--compile-only --variants h32); fi
-  $python -m bench.micro.halo_rate ${more[@]+"${more[@]}"} --rows "$out/halo_rate.jsonl" || code=$?
-  [ $code -eq 3 ] || return $code # 3: there is no nvcc
-}
-
 sanitize() { # each tool of compute-sanitizer over the smallest tests; torch's allocator would hide what is past an end
   local tool code=0 tools="memcheck initcheck racecheck synccheck"
   if [ $rehearse -eq 1 ]; then
@@ -155,7 +148,7 @@ tune() {
   $python -m bench.tune "${arguments[@]}"
 }
 
-export -f left tests measure facts build rate halo sanitize tune
+export -f left tests measure facts build rate sanitize tune
 quick=(--dtypes bfloat16 --layouts channels_last)
 step facts 120 - facts
 step build 300 - build
@@ -163,7 +156,6 @@ step smoke 300 - tests smoke
 step baseline 420 "$rows" measure 6 bench "${quick[@]}"
 step fold 420 "$rows" measure 6 bench "${quick[@]}" --backend triton --algorithm fold
 step rate 120 - rate
-step halo 180 - halo
 step tests 600 - tests "not smoke"
 step composed 180 "$rows" measure 2 bench "${quick[@]}" --backend composed --passes fwd,dgrad
 step tune 900 "$out/tune.jsonl" tune

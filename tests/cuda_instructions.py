@@ -1,5 +1,5 @@
 # The instructions of csrc/cuda/device.h on the stand-in for a GPU, for tests: tests/cuda_instructions.cpp from Python.
-"""`Instructions` has the methods of layouts.StandIn that `ptx_warp.Threads` calls, for every type and shape."""
+"""`Instructions` has the methods that `ptx_warp.Threads` calls, for every type and shape."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import cuda_host
 import torch
+from cuda_instructions import machine_objects
 from torch import Tensor
 
 from symconv_fast.backends.cuda import patch
@@ -65,16 +65,6 @@ def convolve(
     return y
 
 
-@cache
-def machine(folder: Path) -> tuple[str, ...]:
-    """The objects of the stand-in, compiled once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = sorted((SOURCES / "host").glob("*.cpp"))
-    command = [*COMPILER, f"-I{SOURCES}", "-c", *map(str, sources)]
-    subprocess.run(command, check=True, cwd=folder)
-    return tuple(str(folder / f"{path.stem}.o") for path in sources)
-
-
 def changed_sources(to: Path, file: str, old: str, new: str) -> Path:
     """The sources with one text replaced, in a folder of their own."""
     for source in filter(Path.is_file, SOURCES.rglob("*")):
@@ -88,11 +78,11 @@ def changed_sources(to: Path, file: str, old: str, new: str) -> Path:
 
 
 def program(
-    folder: Path, objects: tuple[str, ...], tile: str, element: str = "Bfloat16", sources: Path = SOURCES
+    folder: Path, tile: str, element: str = "Bfloat16", sources: Path = SOURCES
 ) -> subprocess.CompletedProcess[str]:
     """Compile and run tests/cuda_patch/main.cpp for a tile; its exit code is 0 if all is right."""
     made = folder / f"{tile}_{element}"
     flags = [f"-I{sources}", f"-DTILE={tile}", f"-DELEMENT={element}"]
     flags += ["-DHOPPER"] if tile.startswith("w") else []
-    subprocess.run([*COMPILER, *flags, str(MAIN), *objects, "-o", str(made)], check=True)
+    subprocess.run([*COMPILER, *flags, str(MAIN), *map(str, machine_objects()), "-o", str(made)], check=True)
     return subprocess.run([str(made)], capture_output=True, text=True, timeout=300)

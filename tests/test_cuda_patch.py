@@ -155,19 +155,20 @@ def chosen(planner: ModuleType, problem: Problem, limits: Limits) -> patch.Tile:
 
 @pytest.mark.parametrize("planner", PLANNERS, ids=case_id)
 def test_the_measured_winner_is_chosen(planner: ModuleType) -> None:
-    """Or a tile within 2 % of it; and the model's time is within 7 % of what was measured."""
-    names = [tile.name for tile in planner.TILES]
-    found = 0
+    """Or a tile within 2 % of it, of those that were measured; and the model is within 6 % of every time."""
+    tiles, found = {tile.name: tile for tile in planner.TILES}, 0
     for row in measured():
-        problem = square(row)
+        problem, ours = square(row), {name: ms for name, ms in row["ms"].items() if name in tiles}
         assert planner.refusal(problem, "fprop", H200) is None
-        ours = {name: ms for name, ms in row["ms"].items() if name in names}
-        if not ours:
-            continue
+        for name, ms in ours.items():
+            model = patch.fold_seconds(problem, tiles[name]) + tiles[name].seconds(
+                problem, H200, planner.SLOWER
+            )
+            assert model == pytest.approx(1e-3 * ms, rel=0.06), (row["shape"], row["tie"], name)
         tile = chosen(planner, problem, H200)
         if tile.name in ours:
             assert ours[tile.name] <= 1.02 * min(ours.values()), (row["shape"], row["tie"], tile.name)
-            assert planner.seconds(problem, "fprop", H200) == pytest.approx(1e-3 * ours[tile.name], rel=0.07)
+            assert planner.seconds(problem, "fprop", H200) == pytest.approx(1e-3 * ours[tile.name], rel=0.06)
             found += 1
     assert found >= 13
 

@@ -265,27 +265,20 @@ def quickly(names: Iterable[str]) -> list[object]:
     return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.full) for name in names]
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    return cuda_patch_run.machine(tmp_path_factory.mktemp("machine"))
-
-
 @pytest.mark.parametrize(
     ("tile", "element"),
     [(PAIRS, "Bfloat16"), (GROUPS, "Float16"), pytest.param(QUADRUPLES, "Float16", marks=pytest.mark.full)],
 )
-def test_a_tile_without_a_fault_is_right(
-    tmp_path: Path, objects: tuple[str, ...], tile: str, element: str
-) -> None:
-    done = cuda_patch_run.program(tmp_path, objects, tile, element)
+def test_a_tile_without_a_fault_is_right(tmp_path: Path, tile: str, element: str) -> None:
+    done = cuda_patch_run.program(tmp_path, tile, element)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("error 0.00") == len(done.stdout.splitlines()) > 10
 
 
 @pytest.mark.parametrize("fault", quickly(FAULTS))
-def test_a_fault_is_seen(tmp_path: Path, objects: tuple[str, ...], fault: str) -> None:
+def test_a_fault_is_seen(tmp_path: Path, fault: str) -> None:
     tile, *change, says = FAULTS[fault]
     sources = cuda_patch_run.changed_sources(tmp_path / "sources", *change)
-    done = cuda_patch_run.program(tmp_path, objects, tile, sources=sources)
+    done = cuda_patch_run.program(tmp_path, tile, sources=sources)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(says, done.stdout), done.stdout
