@@ -3,9 +3,9 @@
 
 Runs a few CTAs of each kernel on the stand-in for a GPU (csrc/cuda/host), which counts bytes from the second-level
 cache, accesses to shared memory and instructions of the matrix units; what all CTAs do is a multiple of it. The ceiling
-is a **model**: the busiest of the three on an H200, with no latency, no epilogue and no partial round of CTAs. Beside it
-stand times of cuDNN and of Triton's kernels that an H200 measured (bench/results). No GPU is needed, nor does it say how
-fast a kernel is; it says what binds one, and how much a better kernel could gain at most.
+is a **model**: the busiest of the three on an H200, with no latency, no epilogue and no partial round of CTAs. Times of
+cuDNN and of Triton's kernels that stand beside it were measured on an H200 (bench/results). No GPU is needed, and it
+does not say how fast a kernel is, but what binds it, and so how much a better one could gain.
 """
 
 from __future__ import annotations
