@@ -1,12 +1,18 @@
 # The instructions of csrc/cuda/device.h on the stand-in for a GPU, for tests: tests/cuda_instructions.cpp from Python.
-"""`Instructions` has the methods of layouts.StandIn that `ptx_warp.Threads` calls, for every type and shape."""
+"""`Instructions` has the methods that `ptx_warp.Threads` calls, for every type and shape."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
+import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,26 @@ def compile_stand_in(build: Path, sources: Path = CUDA, only: str = "*.cpp") -> 
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(compiled, sorted((sources / "host").glob(only))))
+
+
+@cache
+def machine_objects() -> list[Path]:
+    """The objects of the machine as it is, compiled once for all tests, again when its sources change."""
+    files = sorted((*CUDA.glob("*.h"), *(CUDA / "host").iterdir()))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files) + " ".join(COMPILER).encode())
+    folder = HERE.parent / "build" / "cuda-machine"
+    made = folder / digest.hexdigest()[:16]
+    if not made.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            compile_stand_in(Path(scratch))
+            with contextlib.suppress(OSError):  # another process may have been quicker
+                os.rename(scratch, made)
+            Path(scratch).mkdir(exist_ok=True)
+        for old in folder.iterdir():
+            if old != made and not old.name.startswith("tmp"):
+                shutil.rmtree(old, ignore_errors=True)
+    return sorted(made.glob("*.o"))
 
 
 def changed(to: Path, changes: Mapping[str, tuple[str, str]]) -> Path:
@@ -80,6 +106,14 @@ class Instructions:
         d = np.empty((4, LANES), np.uint32)
         before, left, right = (np.ascontiguousarray(v) for v in (sums.astype(np.float32), a, b))
         self._call("mma", TYPES[kind], d, before, left, right)
+        return d.view(np.float32)
+
+    def wgmma(
+        self, span: int, a: np.ndarray, weights: int, shared: np.ndarray, kind: str = "bf16"
+    ) -> np.ndarray:
+        """A warp's sums [32, lane] of m64n64: A from registers, B at an address, swizzled over `span` bytes."""
+        d = np.empty((32, LANES), np.uint32)
+        self._call("wgmma", TYPES[kind], span, d, np.ascontiguousarray(a), weights, shared, shared.size)
         return d.view(np.float32)
 
     def shuffle_xor(self, values: np.ndarray, mask: int) -> np.ndarray:

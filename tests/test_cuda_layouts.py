@@ -21,7 +21,7 @@ if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: nothing can be compiled", allow_module_level=True)
 
 import gluon_kernels  # noqa: E402
-from cuda_instructions import CUDA, Instructions, changed, compile_stand_in  # noqa: E402
+from cuda_instructions import CUDA, Instructions, changed, compile_stand_in, machine_objects  # noqa: E402
 from layouts import in_registers, to_bf16, triton_table  # noqa: E402
 from ptx_warp import Threads  # noqa: E402
 
@@ -35,14 +35,8 @@ TORCH = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The machine, compiled once."""
-    return compile_stand_in(tmp_path_factory.mktemp("objects"))
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory, objects: list[Path]) -> Instructions:
-    return Instructions(objects, tmp_path_factory.mktemp("machine"))
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Instructions:
+    return Instructions(machine_objects(), tmp_path_factory.mktemp("machine"))
 
 
 def bits(values: np.ndarray, kind: str) -> np.ndarray:
@@ -91,13 +85,13 @@ def ptx_of_a_warp(kind: str, x_transposed: bool, w_transposed: bool) -> str:
 
 
 def run(
-    machine: Instructions, ptx: str, kind: str, x: np.ndarray, w: np.ndarray, columns: int
+    machine: Instructions, ptx: str, kind: str, x: np.ndarray, w: np.ndarray, columns: int, warps: int = 1
 ) -> tuple[np.ndarray, list[str]]:
     """Run Triton's code on the stand-in: global memory holds x, w and y; returns y and what was executed."""
     operands = np.concatenate([bits(x, kind).ravel(), bits(w, kind).ravel()]).view(np.uint8)
     at_w, at_y = operands.size * x.size // (x.size + w.size), operands.size
     memory = np.concatenate([operands, np.full(4 * len(x) * columns, 0xFF, np.uint8)])
-    threads = Threads(machine, 1, [0, at_w, at_y], memory)
+    threads = Threads(machine, warps, [0, at_w, at_y], memory)
     threads.run(ptx)
     return memory[at_y:].view(np.float32).reshape(len(x), columns), threads.executed
 
@@ -135,6 +129,18 @@ def check_two_matrices(machine: Instructions) -> None:
 
 def test_ldmatrix_of_two_in_code_of_triton(machine: Instructions) -> None:
     check_two_matrices(machine)
+
+
+@pytest.mark.parametrize("span", [64, 128])
+@pytest.mark.parametrize("kind", KINDS)
+def test_wgmma_in_code_of_triton(machine: Instructions, kind: str, span: int) -> None:
+    """Of a warp group: descriptors, the step from one to the next, the swizzle, all from Triton."""
+    depth = span // (4 if kind == "tf32" else 2)
+    ptx = gluon_kernels.compile_for(gluon_kernels.product_of_a_group, 90, 4, TRITON[kind], SPAN=span, K=depth)
+    x, w = np.random.default_rng(4).integers(-8, 8, (2, 64, depth))
+    y, executed = run(machine, ptx, kind, x, w, 64, 4)
+    assert sum("wgmma.mma_async" in op for op in executed) == span // 32
+    np.testing.assert_array_equal(y, x @ w.T)
 
 
 def test_lanes_exchange(machine: Instructions) -> None:
@@ -275,6 +281,12 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[Instructions], None]]] = {
         "w.address + (m ^ 1) * 8",
         lambda m: check_two_matrices(m),
     ),
+    "swizzle of the weights": (
+        "engine.cpp",
+        "span == 64 ? 0x30 : 0x70",
+        "span == 64 ? 0x30 : 0x60",
+        lambda m: test_wgmma_in_code_of_triton(m, "f16", 128),
+    ),
     "ldmatrix transposed": (
         "warp.cpp",
         "rows[l % 4 * 2 + half] + l / 4 * 2",
@@ -288,11 +300,12 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[Instructions], None]]] = {
     "fault",
     [pytest.param(name, marks=[] if i % 4 == 0 else pytest.mark.full) for i, name in enumerate(FAULTS)],
 )
-def test_a_wrong_bit_in_the_stand_in_is_seen(tmp_path: Path, objects: list[Path], fault: str) -> None:
+def test_a_wrong_bit_in_the_stand_in_is_seen(tmp_path: Path, fault: str) -> None:
     file, old, new, check = FAULTS[fault]
     sources = changed(tmp_path / "sources", {file: (old, new)})
     (wrong,) = compile_stand_in(tmp_path, sources, only=file)
-    machine = Instructions([wrong if o.name == wrong.name else o for o in objects], tmp_path, sources)
+    objects = [wrong if o.name == wrong.name else o for o in machine_objects()]
+    machine = Instructions(objects, tmp_path, sources)
     with pytest.raises((AssertionError, ValueError)):
         check(machine)
 

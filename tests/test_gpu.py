@@ -19,7 +19,9 @@ import torch
 from oracle import OPS, Case, algorithms, candidates, check, pinned, problem_of, run
 
 import symconv_fast as sf
+from symconv_fast import settings
 from symconv_fast.problem import memory_format
+from symconv_fast.trial import verdicts
 
 REHEARSAL = bool(os.environ.get("SYMCONV_FAST_REHEARSE")) and not torch.cuda.is_available()
 DEVICE = "cpu" if REHEARSAL else "cuda"
@@ -37,6 +39,12 @@ REHEARSED = (*SMOKE[:2], "one pixel")
 PROBLEMS = {name: cases.SPECIAL[name] for name in (REHEARSED if REHEARSAL else SMOKE)}
 if not REHEARSAL:
     PROBLEMS |= cases.SPECIAL | {f"random {i}": case for i, case in enumerate(cases.sample(SAMPLE))}
+
+
+@pytest.fixture(autouse=True)
+def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are used without a known answer: these tests are more than that."""
+    monkeypatch.setenv(settings.ENV_KNOWN_ANSWERS, "0")
 
 
 @pytest.fixture(autouse=True)
@@ -355,3 +363,36 @@ def test_a_layer_trains() -> None:
             with torch.no_grad():
                 parameter -= 0.1 * gradient
     assert after[0] < before[0]
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("tie", ["h", "hv"])
+def test_what_runs_was_proven_and_timed(
+    monkeypatch: pytest.MonkeyPatch, tie: str, dtype: torch.dtype
+) -> None:
+    """All three passes, with the numbers of torch's layer; what lost was right too."""
+    monkeypatch.delenv(settings.ENV_KNOWN_ANSWERS)
+    torch.use_deterministic_algorithms(False)
+    verdicts.forget()
+    sf.ops.forget_plans()
+    conv = sf.SymmetricConv2d(128, 128, 3, padding=1, symmetry=tie).to(DEVICE, dtype)
+    x = torch.randn(8, 128, 28, 28, device=DEVICE).to(dtype).requires_grad_()
+    try:
+        with sf.benchmarking():
+            for _ in range(2):
+                y = conv(x)
+                ours = [y, *torch.autograd.grad(y, [x, conv.weight], torch.ones_like(y))]
+        report = sf.explain(conv, x)
+    finally:
+        torch.use_deterministic_algorithms(True)
+    y = torch.nn.functional.conv2d(x, conv.expanded_weight(), conv.bias, padding=1)
+    for mine, torchs in zip(ours, [y, *torch.autograd.grad(y, [x, conv.weight], torch.ones_like(y))]):
+        error = (mine.double() - torchs.double()).abs().max()
+        assert error <= 0.03 * torchs.abs().max().double()
+    for one in report.passes:
+        assert one.measured is not None
+        known = [e.known_answer for e in one.evidence if e.measured is not None]
+        assert len(known) > 1
+        assert {text for text in known if text} <= {"passed", "not needed (measured on this model)"}
+        assert "failed" not in str(one)

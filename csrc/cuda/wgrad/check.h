@@ -4,6 +4,7 @@
 #include <string>
 
 #include "params.h"
+#include "work.h"
 
 namespace symconv {
 
@@ -53,8 +54,7 @@ inline std::string wgrad_check_sizes(const WgradParams& p) {
   for (int a = 0; a < 3; ++a) {
     if (axes.x[a] < 1 || axes.x[a] > most || axes.y[a] < 1 || axes.y[a] > most)
       return "sizes of maps must be 1 to 2^30";
-    if (axes.kernel[a] < 1 || axes.kernel[a] > 7)
-      return "kernels of more than 7 taps an axis are not compiled";
+    if (axes.kernel[a] < 1 || axes.kernel[a] > kWgradSlots) return "a filter has more than 384 taps, or none";
     if (axes.stride[a] < 1 || axes.stride[a] > 1023) return "strides must be 1 to 1023";
     if (axes.dilation[a] < 1 || axes.dilation[a] > 1023) return "dilations must be 1 to 1023";
     if (axes.padding[a] < 0 || axes.padding[a] > most) return "padding must be 0 to 2^30";
@@ -63,6 +63,8 @@ inline std::string wgrad_check_sizes(const WgradParams& p) {
     pixels[1] = pixels[1] > most ? pixels[1] : pixels[1] * axes.y[a];
   }
   if (pixels[0] > most || pixels[1] > most) return "there are more than 2^30 pixels";
+  if (axes.kernel[0] * axes.kernel[1] * axes.kernel[2] > kWgradSlots)
+    return "a filter has more than 384 taps, or none";
   if (p.groups * p.rows > int64_t{1} << 36 || p.groups * p.rows * p.channels > int64_t{1} << 36)
     return "the weight is too large";
   return "";
@@ -107,17 +109,19 @@ inline std::string wgrad_check_alignment(const WgradParams& p) {
   const WgradAxes axes = wgrad_axes(p);
   const int64_t x_size[] = {p.batch, axes.x[0], axes.x[1], axes.x[2]};
   const int64_t y_size[] = {p.batch, axes.y[0], axes.y[1], axes.y[2]};
-  if (p.channels % vector) return "the channels of a group must fill whole 16 bytes";
-  for (int i = 0; i < 4; ++i)
-    if ((x_size[i] > 1 && axes.x_stride[i] % vector) || (y_size[i] > 1 && axes.y_stride[i] % vector))
-      return "pixels must lie at multiples of 16 bytes";
-  if (p.groups > 1 && p.filters % vector) return "the filters of a group must fill whole 16 bytes";
+  if (p.channels % vector)
+    return std::to_string(vector) + " does not divide the " + std::to_string(p.channels) +
+           " input channels of a group";
+  bool members = p.groups > 1 && p.filters % vector;
   for (int i = 0; i < p.segments; ++i) {
     const WgradSegment s = wgrad_segment(p, i);
     const int order = wgrad_order(s.mask);
-    if (s.row % vector || (order && s.copy % vector) || (order > 1 && s.rows % vector))
-      return "the members of each tie must start at multiples of 16 bytes";
+    members |= s.row % vector || (order && s.copy % vector) || (order > 1 && s.rows % vector);
   }
+  if (members) return std::to_string(vector) + " does not divide the rows of each tie in a group";
+  for (int i = 0; i < 4; ++i)
+    if ((x_size[i] > 1 && axes.x_stride[i] % vector) || (y_size[i] > 1 && axes.y_stride[i] % vector))
+      return "pixels must lie at multiples of 16 bytes";
   return "";
 }
 

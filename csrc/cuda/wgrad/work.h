@@ -58,7 +58,7 @@ using WgradNine2 = WgradSet<2, 2, 4, 0x0213>;
 using WgradFlat2 = WgradSet<1, 4, 4, 0x0213>;  // the same of at most 16 rows
 
 constexpr int kWgradThreads = 256;  // of a CTA, at most
-constexpr int kWgradSlots = 384;  // of the items of a launch: 7 x 7 x 7 taps and what fills the last item up
+constexpr int kWgradSlots = 384;    // of the items of a launch: taps, and what fills the last item up
 
 // Axes are depth, height, width. A tile is `tile` output pixels, in `runs` of 8 along the width; the input's
 // tile has a halo: `halo` pixels, stored by phase of the width's step, `columns` of a phase.
