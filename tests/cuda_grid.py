@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from unittest import mock
 
 import cases
@@ -130,7 +131,7 @@ def _tiles(case: Case, dtype: torch.dtype, op: str) -> bool:
     """Any geometry: whole vectors of channels of whatever is read."""
     channels = _vectors(case.channels // case.groups, dtype)
     rows = all(_vectors(rows // case.groups, dtype) for _, rows in case.ties)
-    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows and max(case.kernel) <= 7}[op]
+    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows and prod(case.kernel) <= 384}[op]
 
 
 def _channel_by_channel(case: Case, dtype: torch.dtype, op: str) -> bool:
@@ -203,8 +204,8 @@ MAY: dict[str, Callable[..., bool]] = {
     "the filters of a group must fill whole 16 bytes": lambda case, dtype, op: (
         op == "wgrad" and _rows_of_a_tie(case, dtype)
     ),
-    "kernels of more than 7 taps an axis are not compiled": lambda case, dtype, op: (
-        op == "wgrad" and max(case.kernel) > 7
+    "a filter has more than 384 taps, or none": lambda case, dtype, op: (
+        op == "wgrad" and prod(case.kernel) > 384
     ),
     # depthwise
     "it is for depthwise layers, of one input channel in each of several groups": lambda case, dtype, op: (

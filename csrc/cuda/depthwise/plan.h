@@ -100,10 +100,12 @@ inline void set_segments(const DepthwiseParams& p, DepthwiseDevice& d) {
       SYMCONV_SEGMENT(0), SYMCONV_SEGMENT(1), SYMCONV_SEGMENT(2), SYMCONV_SEGMENT(3),
       SYMCONV_SEGMENT(4), SYMCONV_SEGMENT(5), SYMCONV_SEGMENT(6), SYMCONV_SEGMENT(7)};
 #undef SYMCONV_SEGMENT
+  // What does not fit 32 bits is no number of a row, and refused as -1 is.
+  const auto narrow = [](int64_t v) { return v == static_cast<int>(v) ? static_cast<int>(v) : -1; };
   for (int i = 0; i < kSegments; ++i) {
-    const int mask = static_cast<int>(segments[i][0]);
-    d.segment[i] = {p.swap && (mask == 1 || mask == 2) ? 3 - mask : mask, static_cast<int>(segments[i][1]),
-                    static_cast<int>(segments[i][2]), static_cast<int>(segments[i][3])};
+    const int mask = narrow(segments[i][0]);
+    d.segment[i] = {p.swap && (mask == 1 || mask == 2) ? 3 - mask : mask, narrow(segments[i][1]),
+                    narrow(segments[i][2]), narrow(segments[i][3])};
   }
 }
 
