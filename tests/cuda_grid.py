@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from unittest import mock
 
 import cases
@@ -62,6 +63,12 @@ LARGE = {
     "large, h, few orbits": _large(1, 8, 8, (31, 31)),
     "large, v": _large(2, 56, 72, (15, 31)),
     "large, hv": _large(3, 32, 40, (31, 15)),
+    "large, hv, many stages": _large(3, 8, 136, (24, 24), batch=1),
+    "large, hv, whole stages": _large(3, 56, 128, (16, 8)),
+    "small image, h, many stages": _large(1, 8, 136, (7, 7), batch=1),
+    "small images, hv, two stages": _large(3, 8, 40, (7, 7), batch=3),
+    "strips, h": _large(1, 8, 8, (4, 31), batch=5),
+    "strips, hv": _large(3, 8, 8, (4, 31), batch=5),
     "small images, h": _large(1, 8, 8, (15, 7), batch=9),
     "small images, hv": _large(3, 8, 8, (15, 7), batch=9),
 }
@@ -126,11 +133,20 @@ def _patches(case: Case, dtype: torch.dtype, op: str) -> bool:
     return op == "fprop" and dtype.itemsize == 2 and one_tie and whole and _three_by_three(case)
 
 
+def _warp_groups(case: Case, dtype: torch.dtype, op: str) -> bool:
+    """What patches are, in one plane; several groups start at whole stages."""
+    return _patches(case, dtype, op) and (case.ndim == 2 or case.spatial[0] == 1) and not _cut_stages(case)
+
+
+def _cut_stages(case: Case) -> bool:
+    return case.groups > 1 and case.channels // case.groups % 64 != 0
+
+
 def _tiles(case: Case, dtype: torch.dtype, op: str) -> bool:
     """Any geometry: whole vectors of channels of whatever is read."""
     channels = _vectors(case.channels // case.groups, dtype)
     rows = all(_vectors(rows // case.groups, dtype) for _, rows in case.ties)
-    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows and max(case.kernel) <= 7}[op]
+    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows and prod(case.kernel) <= 384}[op]
 
 
 def _channel_by_channel(case: Case, dtype: torch.dtype, op: str) -> bool:
@@ -140,6 +156,7 @@ def _channel_by_channel(case: Case, dtype: torch.dtype, op: str) -> bool:
 MUST: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
     "tile": _tiles,
     "patch": _patches,
+    "hopper": _warp_groups,
     "depthwise": _channel_by_channel,
 }
 
@@ -187,6 +204,11 @@ MAY: dict[str, Callable[..., bool]] = {
         len([rows for _, rows in case.ties if rows]) != 1 or case.ties[0][0] not in (1, 2, 3)
     ),
     "its patches are of bfloat16 or float16": lambda case, dtype, op: dtype == FP32,
+    # hopper
+    "its maps have no planes": lambda case, dtype, op: case.ndim == 3 and case.spatial[0] > 1,
+    r"64 does not divide the \d+ input channels of a group, and there are several": lambda case, dtype, op: (
+        _cut_stages(case)
+    ),
     # tile
     r"(\d+) does not divide the (\d+) input channels of a group": lambda case, dtype, op, vector, channels: (
         int(channels) == case.channels // case.groups and int(channels) % (16 // dtype.itemsize) != 0
@@ -203,8 +225,8 @@ MAY: dict[str, Callable[..., bool]] = {
     "the filters of a group must fill whole 16 bytes": lambda case, dtype, op: (
         op == "wgrad" and _rows_of_a_tie(case, dtype)
     ),
-    "kernels of more than 7 taps an axis are not compiled": lambda case, dtype, op: (
-        op == "wgrad" and max(case.kernel) > 7
+    "a filter has more than 384 taps, or none": lambda case, dtype, op: (
+        op == "wgrad" and prod(case.kernel) > 384
     ),
     # depthwise
     "it is for depthwise layers, of one input channel in each of several groups": lambda case, dtype, op: (

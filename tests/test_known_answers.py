@@ -11,7 +11,7 @@ from trials import X, layer, off_by_one, run_right, runs_of, warned, world
 import symconv_fast as sf
 from symconv_fast import binding, dispatch, settings
 from symconv_fast.problem import OPS
-from symconv_fast.trial import modes
+from symconv_fast.trial import modes, verdicts
 
 __all__ = ["world"]  # a fixture
 
@@ -79,6 +79,8 @@ def test_a_kernel_that_failed_is_disabled_for_every_layer(world):
         strided(X)
     assert "slow" not in runs_of(world, conv, X)
     assert "slow" not in runs_of(world, layer(), X)
+    kernel = verdicts.kernel(world.slow, sf.explain(conv, X).problem, "fprop", "fold", X.device)
+    assert verdicts.verdict(kernel, sf.explain(conv, X).problem) is False
 
 
 def test_a_known_answer_is_asked_for_once(world):

@@ -105,6 +105,28 @@ def test_there_is_enough_of_everything(name, op):
     assert len(set(sizes)) > 1 or name in ("small map", "line", "volume")
 
 
+def test_another_feature_wants_another_answer():
+    case = Case(ties=((1, 16), (3, 8)), channels=32, spatial=(20, 20), padding=(1, 1))
+    problem = problem_of(case, torch.bfloat16, "fprop")
+    same, features = small.features(problem, None), []
+    for change in (
+        {"ties": ((1, 16),)}, {"ties": ((3, 16), (1, 8))}, {"kernel": (3, 5)}, {"stride": (2, 1)}, {"stride": (3, 3)},
+        {"stride": (4, 4)}, {"dilation": (1, 2)}, {"padding": (1, 0)}, {"groups": 2}, {"transposed": True},
+        {"channels": 33}, {"ties": ((1, 15), (3, 8))}, {"result_last": True}, {"groups": 8, "ties": ((1, 16), (3, 16))},
+    ):  # fmt: skip
+        features.append(
+            small.features(problem_of(dataclasses.replace(case, **change), torch.bfloat16, "fprop"), None)
+        )
+    features.append(small.features(problem, "relu"))
+    assert len({same, *features}) == 1 + len(features)
+    for change in ({"batch": 7}, {"spatial": (50, 30)}, {"channels": 64}, {"stride": (5, 5)}):
+        other = dataclasses.replace(case, **change)
+        if change == {"stride": (5, 5)}:
+            case = dataclasses.replace(case, stride=(3, 3))
+        wanted = small.features(problem_of(case, torch.bfloat16, "fprop"), None)
+        assert small.features(problem_of(other, torch.bfloat16, "fprop"), None) == wanted
+
+
 def test_small_layers_stay_as_they_are():
     problem = problem_of(Case(spatial=(5, 7)), torch.float32, "fprop")
     assert list(small.like(problem, "fprop")) == [problem]

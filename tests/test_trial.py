@@ -139,7 +139,7 @@ def test_timing_is_bounded(world):
     assert calls["a"] == 2 + timing.ROUNDS * timing.CALLS
     start = world.clock.now
     race(world, a=8e-3, b=9e-3, c=10e-3)
-    assert world.clock.now - start - 27e-3 <= timing.BUDGET  # beside the first calls
+    assert world.clock.now - start - 27e-3 <= 50e-3  # beside the first calls
     _, calls = race(world, a=1.0, b=1.1)
     assert calls == {"a": 2, "b": 2}
 
@@ -343,8 +343,8 @@ def test_times_count_under_the_switches_of_torch_under_which_they_were_measured(
     """The operators ask for another function when TF32 is allowed or forbidden; see `ops.plan`."""
     conv, allowed = layer(), [True]
     monkeypatch.setattr(settings, "tf32_allowed", lambda: allowed[0])
-    world.slow.can_run = lambda *_: None if allowed[0] else "TF32 is not allowed"
-    for allowed[0], winner in ((True, "slow"), (False, "reference"), (True, "slow")):
+    for allowed[0], winner in ((True, "slow"), (False, "quick"), (True, "slow")):
+        world.quick.cost = 3e-3 if allowed[0] else 5e-4
         clear_plans_only()
         samples = world.clock.samples
         run_right(conv, X)

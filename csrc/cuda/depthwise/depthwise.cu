@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kMost = int64_t{1} << 20;  // of a size, a distance or a number of channels of a group
 constexpr int64_t kMostShared = 227 << 10;
+constexpr int64_t kMostStride = int64_t{1} << 42;
 constexpr int64_t kMostInt = std::numeric_limits<int32_t>::max();
 
 bool within(int64_t v, int64_t least, int64_t most) { return least <= v && v <= most; }
@@ -153,6 +154,9 @@ std::string depthwise_check(const DepthwiseParams& p) {
     return "the sizes of input and output do not belong together";
   for (const int64_t stride : {p.x_stride_y, p.x_stride_x, p.y_stride_y, p.y_stride_x})
     if (!within(stride, -kMostInt, kMostInt)) return "rows or columns are too far apart";
+  for (const int64_t stride : {p.x_stride_n, p.x_stride_c, p.y_stride_n, p.y_stride_c, p.w_stride_group,
+                               p.w_stride_row, p.w_stride_y, p.w_stride_x})
+    if (!within(stride, -kMostStride, kMostStride)) return "a stride is too large";
   if (!window_is_small(p)) return "a tile is too large";
   if (p.rows * p.kernel_height * p.kernel_width * p.channels > kMostInt) return "the weight is too large";
   // Pairs of elements need an even address: the larger window that they need is counted.

@@ -23,6 +23,7 @@ RESIDENT = {"fprop": 3, "dgrad": 2, "wgrad": 3}
 _CLOCK = 1.7e9
 _LANES = 128  # instructions a clock and multiprocessor, by threads
 _ISSUE_SHARE = 0.6
+_FILL_SLOTS = 16.0  # for an element that is copied to shared memory
 _WARPS = 16  # that hide the latencies of a multiprocessor
 _CACHE_BYTES = 28  # a clock and multiprocessor from the second-level cache
 _BANDWIDTH_SHARE = 0.7
@@ -86,6 +87,7 @@ class Layer:
     rows: int
     masks: tuple[tuple[int, int], ...]
     """(mask, rows) of each segment."""
+    itemsize: int
     bytes: int
 
     @property
@@ -137,6 +139,7 @@ def layer(problem: Problem, op: str) -> Layer:
         channels=g.groups,
         rows=g.rows,
         masks=tuple((s.mask, s.rows) for s in g.segments),
+        itemsize=problem.dtype.itemsize,
         bytes=problem.bytes,
     )
 
@@ -163,11 +166,11 @@ def _sizes(a: Layer, t: Tile) -> tuple[int, int]:
     return (t.height, t.width) if a.swap else (t.width, t.height)
 
 
-def _floats(t: Tile, across: int, along: int) -> int:
+def _floats(a: Layer, t: Tile, across: int, along: int) -> int:
     """Of a window in shared memory, as plan.h lays it out."""
     pitch = along | 1
-    tight = across * pitch
-    return t.images * t.block * (tight + (32 // t.block * pitch - tight) % 32)
+    tight, lanes = across * pitch, 32 // t.block if t.block > 1 else _sizes(a, t)[0]
+    return t.images * t.block * (tight + (lanes * pitch - tight) % 32)
 
 
 def _window(a: Layer, t: Tile) -> tuple[int, int]:
@@ -180,12 +183,12 @@ def shared_bytes(a: Layer, t: Tile) -> int:
     """The most shared memory that a CTA may need: as plan.h counts it, with room for loads of pairs of columns."""
     across, along = _window(a, t)
     extra = (0, 0) if a.last and t.block > 1 else (0, 1) if a.swap else (1, 0)
-    window = max(_floats(t, across, along), _floats(t, across + extra[0], along + extra[1]))
+    window = max(_floats(a, t, across, along), _floats(a, t, across + extra[0], along + extra[1]))
     if a.op == "wgrad":
         members = max(1 << mask.bit_count() for mask, _ in a.masks)
         items = t.pairs * a.along.tap_blocks * t.block
-        tiles = members * _floats(t, *_sizes(a, t))
-        return 4 * max(window + tiles, RUN * (THREADS["wgrad"] + members * items))
+        tiles = members * _floats(a, t, *_sizes(a, t))
+        return 4 * max(window + tiles, RUN * (THREADS["wgrad"] + 1 + members * items))
     folds = a.op == "fprop" and any(a.ties(mask)[0] for mask, _ in a.masks)
     taps = _up(a.across.taps, 2 if folds else 1) * a.along.taps
     return 4 * (window * (2 if a.op == "dgrad" else 1) + t.block * (taps | 1))
@@ -222,8 +225,7 @@ def _units(a: Layer) -> tuple[int, int]:
 
 def _splits(size: int, unit: int) -> list[int]:
     """Sizes of tiles that cut an axis in about equal parts."""
-    parts = (1, 2, 3, 4, 6, 8, 12, 16, 32)
-    found = {_up(-(-size // n), unit) for n in parts} | {unit, 4 * unit}
+    found = {_up(-(-size // n), unit) for n in (1, 2, 3, 4, 8, 16)} | {unit}
     return sorted(n for n in found if n <= _up(size, unit))
 
 
@@ -236,7 +238,7 @@ def candidates(a: Layer, limits: Limits) -> Iterator[Tile]:
         for h in heights:
             for w in widths:
                 whole = h >= height and w >= width
-                for images in (1, *((2, 4, 8, 16, 32) if whole else ())):
+                for images in (1, *((2, 4, 8, 32) if whole else ())):
                     if images <= a.batch:
                         tile = _with_shares(a, Tile(block, images, h, w), limits)
                         if tile is not None and _fits(a, tile, limits):
@@ -264,24 +266,26 @@ def _with_shares(a: Layer, t: Tile, limits: Limits) -> Tile | None:
 
 
 def _column_slots(a: Layer, mask: int) -> float:
-    """Instructions of a thread for one column of taps: fprop and dgrad for RUN outputs, wgrad for one position."""
+    """Instructions of a thread for a column of taps: fprop and dgrad for RUN outputs, wgrad for a column of positions
+    and for each of these; read from the compiled kernels.
+    """
     s, (fold, two) = a.along, a.ties(mask)
-    if a.op == "wgrad":
-        sets = (2 if fold else 1) * (2 if two else 1)
-        return RUN * sets + 1.5 * (sets + 1 + fold) + 4
     reads = 2 if fold else 1
-    if a.op == "fprop":
-        sets = reads * (2 if two else 1)
-        return s.taps * (RUN * sets + 1.5 * (reads + sets) + 4) + (RUN - 1) * 3 * reads * s.tap_step
-    taps = s.taps / s.tap_step
-    terms = 1 << (mask.bit_count() - (1 if fold else 0))
-    return terms * (taps * (RUN + 1.5 * (reads + 1) + 4) + (RUN - 1) * 3 * reads)
+    start = 2 * (RUN - 1) * reads + 30
+    if a.op == "dgrad":
+        terms = 1 << (mask.bit_count() - (1 if fold else 0))
+        return terms * (s.taps / s.tap_step * (RUN + 2 * reads + 1) + start)
+    sets = reads * (2 if two else 1)
+    one = RUN * sets + sets + 2 * reads + 1
+    return one if a.op == "wgrad" else s.taps * one + start * s.tap_step
 
 
 def _cta_slots(a: Layer, t: Tile) -> float:
     """Instructions of all threads of a CTA."""
     window = math.prod(_window(a, t)) * t.images * t.block
-    filling = 10.0 * window * (sum(n << mask.bit_count() for mask, n in a.masks) if a.op == "dgrad" else 1)
+    filling = (
+        _FILL_SLOTS * window * (sum(n << mask.bit_count() for mask, n in a.masks) if a.op == "dgrad" else 1)
+    )
     if a.op == "wgrad":
         return _wgrad_slots(a, t, filling)
     units = t.images * t.block * t.height * t.width // RUN
@@ -306,8 +310,8 @@ def _wgrad_slots(a: Layer, t: Tile, filling: float) -> float:
         parts = max(1, THREADS["wgrad"] // (t.block * items))
         columns = -(-t.images * across // parts)
         members = (2 if fold else 1) * (2 if two else 1)
-        thread = columns * (along * _column_slots(a, mask) + (RUN - 1) * 6 * a.along.output_step + 40)
-        tile = filling + 10 * members * t.images * t.block * t.height * t.width
+        thread = columns * (along * _column_slots(a, mask) + 50 * a.along.output_step)
+        tile = filling + _FILL_SLOTS * members * t.images * t.block * t.height * t.width
         slowest = max(slowest, tile + THREADS["wgrad"] * thread)
     return slowest * -(-_tiles(a, t) // t.chunks) + THREADS["wgrad"] * 600
 
@@ -326,10 +330,10 @@ def kernel_seconds(a: Layer, t: Tile, limits: Limits) -> float:
     hidden = min(1.0, resident * threads / 32 / _WARPS)
     slots = resident * _cta_slots(a, t) / (_LANES * _ISSUE_SHARE * hidden)
     window = math.prod(_window(a, t)) * t.images * t.block
-    fetched = window * 4 * (-(-_tiles(a, t) // t.chunks) if a.op == "wgrad" else 1)
-    # Fewer channels than fill a sector of the cache fetch all of it.
-    sector = max(1.0, 8 / t.block) if a.last else 1.0
-    return rounds * max(slots, resident * fetched * sector / _CACHE_BYTES) / _CLOCK
+    fetched = window * a.itemsize * (-(-_tiles(a, t) // t.chunks) if a.op == "wgrad" else 1)
+    # Fewer channels than fill a sector of the cache fetch all of it, and store to it more often.
+    sector = max(1.0, 32 / (t.block * a.itemsize)) if a.last else 1.0
+    return rounds * (slots + resident * fetched * sector / _CACHE_BYTES) / _CLOCK
 
 
 @lru_cache(maxsize=4096)

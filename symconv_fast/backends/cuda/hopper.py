@@ -72,6 +72,11 @@ def choose(problem: Problem, limits: Limits) -> Tile:
     return TILES[patch.choose(problem, TILES, limits, tuple(SLOWER.items()))]
 
 
+def kernels(problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:
+    """The tile's name."""
+    return (choose(problem, limits).name,)
+
+
 def seconds(problem: Problem, op: str, limits: Limits) -> float:
     """An estimate, of the kernels alone."""
     tile = choose(problem, limits)
