@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cases
 import cuda_fake
 import cuda_grid
 import cuda_host
@@ -62,9 +63,9 @@ def problems(
     algorithm: str, op: str, dtype: torch.dtype, device: str
 ) -> Iterator[tuple[str, Case, tuple[str, ...]]]:
     """What can run, with the kernels that it launches: cheapest first, those that meet a new kernel before all."""
-    cases = cuda_grid.grid() | (larger() if device == "cuda" else {})
+    every = cuda_grid.grid() | (larger() if device == "cuda" else {})
     backend, can = cuda.load(), []
-    for name, case in sorted(cases.items(), key=lambda item: cuda_grid.cost(item[1])):
+    for name, case in sorted(every.items(), key=lambda item: cases.dense_macs(item[1])):
         problem = problem_of(case, dtype, op, device)
         if backend.can_run(problem, op, algorithm) is None:
             can.append((name, case, tuple(backend.kernels(problem, op, algorithm))))

@@ -28,7 +28,7 @@ def done(machine: Any, way: Way) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(("tie", "members"), [("h", 2), ("hv", 4)])
 def test_a_layer_whose_tiles_are_full(machine: Any, tie: str, members: int) -> None:
-    """There are as many folded taps as taps; a tile's pixels come with a halo, and its folded weights with each tile."""
+    """There are as many folded taps as taps; a tile's pixels come with a halo, and all folded weights with them."""
     images, size, channels = 2, 32, 128
     way = Way(Layer(channels, size, images, "none"), tie, "fprop", "patch")
     fold, forward = done(machine, way)
