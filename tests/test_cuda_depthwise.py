@@ -227,6 +227,6 @@ def test_what_is_refused() -> None:
         case, ndim=3, spatial=(3, 4, 5), kernel=(1, 3, 3), stride=(1,) * 3, padding=(0, 1, 1), dilation=(1,) * 3,
         output_padding=(0,) * 3,
     )))  # fmt: skip
-    assert "no tile" in str(reason(case, replace(H200, shared_bytes=1 << 8)))
+    assert "no tile" in str(reason(case, replace(H200, shared_bytes=64)))
     far = replace(case, dilation=(1, 2000), padding=(1, 2000))
     assert "dilations" in str(reason(far))

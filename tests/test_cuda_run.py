@@ -19,9 +19,9 @@ from oracle import Case
 import symconv_fast as sf
 from symconv_fast import dispatch, ops
 from symconv_fast.activation import ACTIVATIONS
-from symconv_fast.backends import cuda
+from symconv_fast.backends import cuda, reference
 from symconv_fast.backends.cuda import backend, families, limits, native, run
-from symconv_fast.problem import OPS
+from symconv_fast.problem import OPS, Problem
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 PLAIN = Case(ties=((3, 8),), channels=16, spatial=(6, 7), padding=(1, 1), bias=True)
@@ -402,6 +402,26 @@ def test_kernels_have_names(fake: cuda_fake.Fake, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(native, "_load", lambda: "it is not there")
     assert cuda.listing() == ()
     assert native.architectures() is None
+
+
+# Ratios to cuDNN that an H200 measured (docs/halo.md), filters expanded beforehand.
+MEASURED = {(64, 512, 28, 1): 1.43, (64, 512, 28, 3): 2.20, (64, 256, 56, 1): 1.59, (256, 256, 14, 3): 1.78}
+
+
+@pytest.mark.parametrize(("images", "channels", "size", "mask"), MEASURED)
+def test_estimates_keep_to_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, images: int, channels: int, size: int, mask: int
+) -> None:
+    """Of Hopper's kernels against the reference, within a third: its expansion and our margin are in the estimates."""
+    h200 = limits.Limits("sm_90", (9, 0), 232448, 132, True)
+    monkeypatch.setattr(limits, "of", lambda device=None: h200)
+    static = ([mask, channels >> mask.bit_count()], *[(1, 1)] * 3, (0, 0), False, 1, True)
+    weight = (channels >> mask.bit_count(), channels, 3, 3)
+    problem = Problem.create(((images, channels, size, size), weight), static, True, BF16, "cuda")
+    ratio = reference.estimate(problem, "fprop", "expand") / backend.estimate(problem, "fprop", "hopper")
+    assert 0.75 < ratio / MEASURED[images, channels, size, mask] < 1.33
+    copied = replace(problem, input_channels_last=False, channels_last=False)
+    assert backend.estimate(copied, "fprop", "hopper") > 1.2 * backend.estimate(problem, "fprop", "hopper")
 
 
 def test_nothing_goes_to_the_stand_in_unasked(fake: cuda_fake.Fake) -> None:

@@ -109,10 +109,8 @@ def torch_seconds(problem: Problem, op: str, arch: str | None = None) -> float:
 
 # --- the model that measurements of kernels are held against --------------------------------------------------------
 
-_LIBRARY_SHARE = (
-    0.78  # of the nominal rate: cuDNN's best on an H200; with few channels the rest of its time weighs more
-)
-_LIBRARY_CHANNELS = 24
+# Of the nominal rate: cuDNN's best on an H200. With few channels the rest of its time weighs more.
+_LIBRARY_SHARE, _LIBRARY_CHANNELS = 0.78, 24
 _SCALAR_SHARE = 0.7  # float32 and float64 without tensor cores
 _DEPTHWISE_SHARES = (0.15, 0.25)  # of the memory bandwidth and of the scalar units, for depthwise layers
 _EXPAND_SECONDS = 4e-6  # for each member of the largest orbits, by copies that torch launches

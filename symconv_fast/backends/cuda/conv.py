@@ -27,8 +27,9 @@ def choose(problem: Problem, op: str, limits: Limits) -> Plan | None:
     """The quickest plan by the model, or None if none fits."""
     masks = {segment.mask for segment in geometry(problem).segments}
     union = functools.reduce(operator.or_, masks)
-    # Members along z, and rows too where three axes are tied, may be contracted separately; all only if nothing fits.
-    some = {0, 4 & union, *({6} if 7 in masks else ())} if op == "dgrad" else {0}
+    # Members along y or z, and along both where three axes are tied, may be contracted separately; along all axes only
+    # if nothing else fits.
+    some = {0, 2 & union, 4 & union, *({6} if 7 in masks else ())} if op == "dgrad" else {0}
     best = _quickest(problem, op, limits, some)
     return best or (_quickest(problem, op, limits, {union}) if op == "dgrad" else None)
 

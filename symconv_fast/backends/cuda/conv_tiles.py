@@ -272,6 +272,12 @@ class Plan:
             for part in self.parts
         )
 
+    def _working(self, part: Part) -> float:
+        """Share of the warps that have columns."""
+        wanted = self.work.g.channels if self.work.gradient else part.segment.rows
+        width = self.tile.columns or COLUMNS[part.order]
+        return -(-wanted // width) * width / (self.blocks(part) * self.columns(part))
+
     def _depth(self, part: Part) -> int:
         return part.segment.rows if self.work.gradient else self.work.g.channels
 
@@ -306,8 +312,8 @@ class Plan:
             cycles /= sum(share)
         sharing = min(self.resident, -(-self.tiles // self.limits.multiprocessors))
         rounds = -(-self.tiles // (self.limits.multiprocessors * sharing)) * sharing
-        # Of plans that take the same time, the one that does less: other kernels may run beside it.
-        rounds += IDLE * self.tiles / self.limits.multiprocessors
+        # Of plans that take the same time, the one that does less: warps without columns rest.
+        rounds += IDLE * self.tiles * max(map(self._working, parts)) / self.limits.multiprocessors
         packing = LAUNCH_SECONDS + self.weight_pieces * 16 / PACK_BYTES
         return LAUNCH_SECONDS + packing + rounds * cycles / CLOCK.get(self.limits.capability[0], 1.7e9)
 
