@@ -1,16 +1,19 @@
 # Known answers of every CUDA kernel on the GPU that is here, in processes of their own: PASS or FAIL a kernel.
-"""python tests/cuda_answers.py [--rows FILE] [--seconds N] [--few N] [--stand-in]
+"""python tests/cuda_answers.py [--rows FILE] [--seconds N] [--few N] [--only tile,fprop] [--stand-in]
 
 Problems of tests/cuda_grid.py, and larger ones, against the float64 oracle; first the cheapest problem that launches
 each kernel, then whatever else there is time for. A process for each algorithm, pass and type: one that dies takes no
 other with it, and is started again without the kernels that it was running. The table has every kernel that was built.
-`--few` tries so many problems in each process, `--stand-in` does it without a GPU. The exit code is 1 if one failed."""
+`--few` tries so many problems in each process, `--only` starts those whose name begins so, `--stand-in` does it
+without a GPU. COMMAND in the environment is what the processes are started with, in place of Python alone. The exit
+code is 1 if a kernel failed."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -22,12 +25,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cases
 import cuda_fake
 import cuda_grid
 import cuda_host
 import torch
 from oracle import Case, problem_of
 
+from symconv_fast import settings
 from symconv_fast.backends import cuda
 
 WORKERS = 8
@@ -58,9 +63,9 @@ def problems(
     algorithm: str, op: str, dtype: torch.dtype, device: str
 ) -> Iterator[tuple[str, Case, tuple[str, ...]]]:
     """What can run, with the kernels that it launches: cheapest first, those that meet a new kernel before all."""
-    cases = cuda_grid.grid() | (larger() if device == "cuda" else {})
+    every = cuda_grid.grid() | (larger() if device == "cuda" else {})
     backend, can = cuda.load(), []
-    for name, case in sorted(cases.items(), key=lambda item: cuda_grid.cost(item[1])):
+    for name, case in sorted(every.items(), key=lambda item: cases.dense_macs(item[1])):
         problem = problem_of(case, dtype, op, device)
         if backend.can_run(problem, op, algorithm) is None:
             can.append((name, case, tuple(backend.kernels(problem, op, algorithm))))
@@ -138,7 +143,7 @@ class Group:
         """What it was at last, its exit code, what it printed that is no row."""
         done = [row["problem"] for row in self.rows]
         command = [
-            sys.executable,
+            *shlex.split(os.environ.get("COMMAND", sys.executable)),
             __file__,
             "--worker",
             self.name,
@@ -149,7 +154,12 @@ class Group:
         ]
         command += ["--seconds", str(seconds), "--few", str(self.options.few)]
         command += ["--stand-in"] * self.options.stand_in
-        env = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parent.parent)}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "2",
+            settings.ENV_KNOWN_ANSWERS: "0",
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+        }
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
         )
@@ -180,8 +190,10 @@ def groups(options: argparse.Namespace) -> list[str]:
         cuda.load()
         for algorithm, op in families.FAMILIES:
             for dtype in ("bfloat16", "float16", "float32"):
-                if dtype != "float32" or algorithm in ("tile", "depthwise"):
-                    found.append(f"{algorithm},{op},{dtype}")
+                name = f"{algorithm},{op},{dtype}"
+                matrix = algorithm in ("patch", "hopper")  # of 16 bits alone
+                if name.startswith(options.only) and not (matrix and dtype == "float32"):
+                    found.append(name)
     return found
 
 
@@ -204,6 +216,7 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, help="append a row for every kernel")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--few", type=int, default=0)
+    parser.add_argument("--only", default="")
     parser.add_argument("--stand-in", action="store_true")
     for name in ("worker", "skip", "done"):
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)

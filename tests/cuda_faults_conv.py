@@ -6,30 +6,6 @@ from __future__ import annotations
 from cuda_mutants import NOT_YET, ORDER, OUTSIDE, WRONG, Fault
 
 FAULTS: dict[str, tuple[str, Fault, str]] = {
-    "no barrier of a stage": (
-        "forward h",
-        Fault("conv/kernels.cuh", "    barrier();\n    loader.issue();", "    loader.issue();"),
-        f"{NOT_YET}|{ORDER}",
-    ),
-    "copies before the barrier": (
-        "forward h",
-        Fault(
-            "conv/kernels.cuh",
-            "    barrier();\n    loader.issue();\n    copy_commit();",
-            "    loader.issue();\n    copy_commit();\n    barrier();",
-        ),
-        f"write {ORDER} read|{NOT_YET}",
-    ),
-    "a copy too many in flight": (
-        "forward h",
-        Fault("conv/kernels.cuh", "    else\n      copy_wait<1>();", "    else\n      copy_wait<2>();"),
-        NOT_YET,
-    ),
-    "a table without its barrier": (
-        "forward h",
-        Fault("conv/kernels.cuh", "    barrier();\n    loader.start();", "    loader.start();"),
-        f"{ORDER}|nobody wrote",
-    ),
     "lanes that do not wait for each other": (
         "forward h",
         Fault(
@@ -48,11 +24,6 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
         ),
         WRONG,
     ),
-    "blocks of the weights": (
-        "forward h",
-        Fault("conv/kernels.cuh", "b[k][j / 2][j % 2 * 2],", "b[k][j / 2][(j + 1) % 2 * 2],"),
-        WRONG,
-    ),
     "swizzle of the weights": (
         "forward h",
         Fault("conv/kernels.cuh", "lane() / 8 % 2 ^ (row >> 1 & 3)", "lane() / 8 % 2 ^ (row >> 2 & 3)"),
@@ -68,11 +39,6 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
         Fault(
             "conv/kernels.cuh", "const int steps = p.pieces - chunk * 4 > 2 ? 2 : 1;", "const int steps = 1;"
         ),
-        WRONG,
-    ),
-    "a sign of the parities": (
-        "forward h",
-        Fault("conv/sums.cuh", "sums[c + axis][f][e] = even - odd;", "sums[c + axis][f][e] = odd - even;"),
         WRONG,
     ),
     "a halo that begins late": (
@@ -93,25 +59,6 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
         ),
         f"{WRONG}|{OUTSIDE}",
     ),
-    "pixels beyond the output": (
-        "forward h",
-        Fault("conv/sums.cuh", "inside = inside && to < a.target;", "inside = inside && to <= a.target;"),
-        "store outside|store where thread|values of .* are wrong",
-    ),
-    "channels beyond the filters": (
-        "forward h",
-        Fault("conv/sums.cuh", "left = columns - first;", "left = columns - first + 8;"),
-        "store outside|store where thread",
-    ),
-    "members exchanged": (
-        "forward hv, TF32",
-        Fault(
-            "conv/sums.cuh",
-            "return kOrder == 3 ? kAll[member] : member;",
-            "return kOrder == 3 ? kAll[member] : 3 - member;",
-        ),
-        WRONG,
-    ),
     "operands that are not rounded": (
         "forward hv, TF32",
         Fault("conv/kernels.cuh", "for (int e = 0; e < 4; ++e) a[k][e] = operand<T>(a[k][e]);", "{}"),
@@ -121,15 +68,6 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
         "forward hv, TF32",
         Fault("conv/prepare.cuh", "sum += odd ? -v : v;", "sum += v;"),
         WRONG,
-    ),
-    "weights in another order": (
-        "forward hv, TF32",
-        Fault(
-            "conv/prepare.cuh",
-            "inside % 8 / 2 * p.together + inside / 8 * 2",
-            "inside % 8 / 2 * 2 + inside / 8 * p.together",
-        ),
-        f"{WRONG}|store",
     ),
     "members not mirrored": (
         "input gradient hv",
@@ -144,5 +82,78 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
         "input gradient hv",
         Fault("conv/loader.cuh", "input + slice * s.slice_bytes", "input + (slice ^ 1) * s.slice_bytes"),
         f"{WRONG}|{NOT_YET}|{ORDER}",
+    ),
+    "no barrier of a stage": (
+        "forward h",
+        Fault("conv/kernels.cuh", "        barrier();\n      } else {", "      } else {"),
+        f"{NOT_YET}|{ORDER}",
+    ),
+    "a table without its barrier": (
+        "forward h",
+        Fault("conv/kernels.cuh", "    loader.start();\n    barrier();", "    loader.start();"),
+        f"{ORDER}|nobody wrote",
+    ),
+    "blocks of the weights": (
+        "forward h",
+        Fault("conv/kernels.cuh", "b[j / 2][j % 2 * 2], b", "b[j / 2][(j + 1) % 2 * 2], b"),
+        WRONG,
+    ),
+    "a sign of the parities": (
+        "forward h",
+        Fault(
+            "conv/sums.cuh", "sums[i + kDistance][e] = even - odd;", "sums[i + kDistance][e] = odd - even;"
+        ),
+        WRONG,
+    ),
+    "pixels beyond the output": (
+        "forward h",
+        Fault(
+            "conv/sums.cuh",
+            "inside = inside && at < s.axis[axis].target;",
+            "inside = inside && at <= s.axis[axis].target;",
+        ),
+        "store outside|store where thread|values of .* are wrong",
+    ),
+    "channels beyond the filters": (
+        "forward h",
+        Fault("conv/sums.cuh", "left = (kGradient ? s.channels : p.rows) - first;", "left = 8;"),
+        "outside of the registered|store where thread",
+    ),
+    "members exchanged": (
+        "forward hv, TF32",
+        Fault(
+            "conv/sums.cuh",
+            "const int copy = kGradient ? 0 : p.copy_of[member];",
+            "const int copy = kGradient ? 0 : p.copy_of[member ^ 1];",
+        ),
+        WRONG,
+    ),
+    "weights in another order": (
+        "forward hv, TF32",
+        Fault("conv/prepare.cuh", "row % 8 / 2 * 8 + row % 32 / 8 * 2", "row % 8 / 2 * 2 + row % 32 / 8 * 8"),
+        f"{WRONG}|store",
+    ),
+    "a cursor that lanes do not wait for": (
+        "forward h",
+        Fault("conv/loader.cuh", "    warp_barrier();\n    if (lane() == 0) {", "    if (lane() == 0) {"),
+        f"write {ORDER} read",
+    ),
+    "copies before the barrier": (
+        "forward h",
+        Fault(
+            "conv/kernels.cuh",
+            "        barrier();\n      } else {\n        --missing;\n      }\n      loader.issue();",
+            "      } else {\n        --missing;\n      }\n      loader.issue();\n      if (full) barrier();",
+        ),
+        f"write {ORDER} read|{NOT_YET}",
+    ),
+    "a copy too many in flight": (
+        "forward h",
+        Fault(
+            "conv/kernels.cuh",
+            "copy_wait<0>();\n        else\n          copy_wait<1>();",
+            "copy_wait<1>();\n        else\n          copy_wait<2>();",
+        ),
+        NOT_YET,
     ),
 }

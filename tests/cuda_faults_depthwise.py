@@ -20,42 +20,10 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
         ),
         f"{ORDER}|nobody wrote",
     ),
-    "taps not reversed": (
-        "depthwise forward",
-        Fault(
-            "depthwise/fprop.cuh",
-            "w_back = column.w + (s.taps - 1 - phase) * column.step",
-            "w_back = column.w + phase * column.step",
-        ),
-        f"{WRONG}|outside of shared memory|nobody wrote",
-    ),
-    "an output too many": (
-        "depthwise forward",
-        Fault(
-            "depthwise/fprop.cuh",
-            "(left_over - 1) / s.output_step + 1",
-            "(left_over - 1) / s.output_step + 2",
-        ),
-        "store outside|store where thread",
-    ),
     "members over those that are read": (
         "depthwise input gradient",
         Fault("depthwise/dgrad.cuh", "      barrier();  // all have done with the members from before\n", ""),
         ORDER,
-    ),
-    "a mirror of the gradient": (
-        "depthwise input gradient",
-        Fault("depthwise/dgrad.cuh", "along = mirrors >> (folded ^ 1) & 1;", "along = 0;"),
-        WRONG,
-    ),
-    "an edge of the window": (
-        "depthwise weight gradient",
-        Fault(
-            "depthwise/window.cuh",
-            "static_cast<unsigned>(m.x + x) < static_cast<unsigned>(m.width)",
-            "m.x + x <= m.width",
-        ),
-        f"{WRONG}|{OUTSIDE}",
     ),
     "parts added without a barrier": (
         "depthwise weight gradient",
@@ -83,5 +51,28 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
             "for (int chunk = 1; chunk < p.chunks; ++chunk) total",
         ),
         WRONG,
+    ),
+    "taps not reversed": (
+        "depthwise input gradient",
+        Fault(
+            "depthwise/dgrad.cuh",
+            "const int top = MIRROR ? s.taps - 1 - t.down.first : t.down.first;",
+            "const int top = t.down.first;",
+        ),
+        f"{WRONG}|outside of shared memory|nobody wrote",
+    ),
+    "an output too many": (
+        "depthwise forward",
+        Fault("depthwise/fprop.cuh", "PLAIN ? left_over :", "PLAIN ? left_over + 1 :"),
+        "store outside|store where thread",
+    ),
+    "an edge of the window": (
+        "depthwise weight gradient",
+        Fault(
+            "depthwise/window.cuh",
+            "x + k < f.columns && static_cast<unsigned>(m.x + x + k) < static_cast<unsigned>(m.width);",
+            "x + k < f.columns && m.x + x + k <= m.width;",
+        ),
+        f"{WRONG}|{OUTSIDE}",
     ),
 }

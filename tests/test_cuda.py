@@ -214,6 +214,30 @@ def test_same_arguments_give_the_same_bits(
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize(
+    ("case", "dtype", "op", "algorithm"),
+    ways({"hv": WIDE["hv"], "depthwise": DEPTHWISE}, (BF16,)),
+)
+def test_what_lies_outside_of_the_tensors_is_not_touched_unseen(
+    monkeypatch: pytest.MonkeyPatch, case: Case, dtype: torch.dtype, op: str, algorithm: str
+) -> None:
+    """A planner that tells of one image too many is an error that names the access."""
+    family = families.planner(algorithm, op)
+    right = family.parameters
+
+    def wrong(*arguments: Any) -> dict[str, int]:
+        fields: dict[str, int] = right(*arguments)
+        return fields | {"batch": fields["batch"] + 1}
+
+    monkeypatch.setattr(family, "parameters", wrong)
+    cuda_fake.forget()
+    t = {name: values.to(dtype) for name, values in tensors(case).items()}
+    with pytest.raises(RuntimeError, match=r"cannot run: .*(outside|bounds)"):
+        run_op(case, op, t, algorithm)
+    monkeypatch.undo()
+    cuda_fake.forget()
+
+
 MOST_SHARED = 227 << 10
 DEVICES = {
     "sm_80": limits.Limits("sm_80", (8, 0), 163 << 10, 3, True),

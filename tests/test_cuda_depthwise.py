@@ -101,6 +101,19 @@ def test_any_tile_is_right(any_tile: random.Random, machine: Any, block: range) 
                 oracle.check(case, DTYPES[seed % 3], op, "cuda", "depthwise")
 
 
+def test_positions_that_no_tap_meets(monkeypatch: pytest.MonkeyPatch, machine: Any) -> None:
+    """Gradients are zero there, and nothing is read: such a place may lie outside of the window."""
+    case = Case(
+        ties=((1, 8), (2, 24), (3, 24), (0, 8)), channels=8, groups=8, spatial=(31, 25), kernel=(3, 9), stride=(2, 1),
+        padding=(3, 0), dilation=(2, 3), layouts=("channels_last",) * 3, seed=583,
+    )  # fmt: skip
+    for tile in (tiles.Tile(4, 1, 14, 2), tiles.Tile(1, 1, 28, 5)):
+        monkeypatch.setattr(depthwise, "choose", lambda *arguments, tile=tile: tile)
+        cuda_fake.forget()
+        oracle.check(case, BF16, "dgrad", "cuda", "depthwise")
+    cuda_fake.forget()
+
+
 def plain(mask: int, kernel: int, last: bool, extent: tuple[int, int] = (14, 16), **more: Any) -> Case:
     layouts = ("channels_last" if last else "contiguous",) * 3
     return Case(

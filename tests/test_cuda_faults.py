@@ -51,17 +51,15 @@ def _layer(
 
 
 LAYERS = {
-    "forward h": _layer(1, 24, 136, "fprop", "tile", BF16, "prepare_bf16", "forward_pair_bf16"),
-    "forward hv, TF32": _layer(3, 16, 72, "fprop", "tile", FP32, "prepare_tf32", "forward_quad_tf32"),
-    "input gradient hv": _layer(
-        3, 40, 40, "dgrad", "tile", BF16, "prepare_bf16", "gradient_128_bf16", "gradient_64_bf16"
-    ),
+    "forward h": _layer(1, 24, 136, "fprop", "tile", BF16, "prepare_bf16", "forward_bf16"),
+    "forward hv, TF32": _layer(3, 16, 72, "fprop", "tile", FP32, "prepare_tf32", "forward_tf32"),
+    "input gradient hv": _layer(3, 40, 40, "dgrad", "tile", BF16, "prepare_bf16", "gradient_bf16"),
     "weight gradient h": _layer(1, 24, 72, "wgrad", "tile", BF16, "bf16_nine1", "bf16_total"),
     "weight gradient hv, TF32": _layer(3, 16, 24, "wgrad", "tile", FP32, "tf32_nine2", "tf32_total"),
-    "depthwise forward": _layer(3, 32, 16, "fprop", "depthwise", BF16, "fprop_bfloat16", groups=16),
+    "depthwise forward": _layer(3, 32, 16, "fprop", "depthwise", BF16, "fprop_plain_bfloat16", groups=16),
     "depthwise input gradient": _layer(3, 16, 16, "dgrad", "depthwise", BF16, "dgrad_bfloat16", groups=16),
     "depthwise weight gradient": _layer(
-        3, 16, 16, "wgrad", "depthwise", BF16, "wgrad_bfloat16", "dgrad_bfloat16", groups=16
+        3, 16, 16, "wgrad", "depthwise", BF16, "wgrad_plain_bfloat16", "dgrad_bfloat16", groups=16
     ),
 }
 

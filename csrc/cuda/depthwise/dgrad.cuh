@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kDgradThreads, 2)
       // Member n of four is mirrored along the axes whose bits it has; of two the second along the one that
       // is tied.
       const int mirrors = segment.mask == 3 ? n : n * segment.mask;
-      if (t.active) gather_as<PLAIN>(sums, p, t, from_across, from_along, pair, mirrors);
+      if (t.active && t.down.count) gather_as<PLAIN>(sums, p, t, from_across, from_along, pair, mirrors);
     }
   }
   if (!t.active) return;

@@ -80,8 +80,9 @@ inline DepthwiseFill fill_of(const DepthwiseDevice& d, int loads, int64_t across
   f.loads = loads;
   (d.columns ? along : across) += extra;
   const int64_t columns = d.columns ? along : across, rows = d.columns ? across : along;
-  const int64_t pitch = along | 1, lanes = 32 / d.block;
-  // Channels a step apart that 32 / block threads across fill: all threads of a warp meet different banks.
+  // Channels a step apart that 32 / block threads across fill, images one that the threads of a tile across
+  // do: all threads of a warp meet different banks.
+  const int64_t pitch = along | 1, lanes = d.block > 1 ? 32 / d.block : d.axis[0].tile;
   const int64_t tight = across * pitch, channel = tight + ((lanes * pitch - tight) % 32 + 32) % 32;
   f.rows = static_cast<int>(rows), f.columns = static_cast<int>(columns);
   f.row = static_cast<int>(4 * (d.columns ? pitch : 1)),
@@ -177,7 +178,7 @@ inline DepthwisePlan plan_of(const DepthwiseParams& p, const void* x, const void
     for (int i = 0; i < d.segments; ++i) members = std::max(members, members_of(d.segment[i].mask));
     const int64_t items = p.pairs * blocks_of_taps(along) * p.block;
     plan.shared =
-        std::max(windows + members * images * d.tile.image, 4 * kRun * (kWgradThreads + members * items));
+        std::max(windows + members * images * d.tile.image, 4 * kRun * (kWgradThreads + 1 + members * items));
     plan.threads = kWgradThreads;
     plan.grid = channels * p.chunks;
     return plan;

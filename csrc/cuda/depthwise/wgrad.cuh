@@ -115,17 +115,19 @@ template <int SETS>
 __device__ __forceinline__ void add_parts(const float (&sums)[SETS][kRun], const DepthwiseDevice& p,
                                           const DepthwiseItem& t, int items, uint32_t to) {
   const uint32_t parts = shared_memory();
+  const int apart = threads() + 1;  // taps of a thread: in different banks
 #pragma unroll
   for (int k = 0; k < SETS; ++k) {
     barrier();
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) shared_put(parts + (i * threads() + thread()) * 4, sums[k][i]);
+    for (int i = 0; i < kRun; ++i) shared_put(parts + (i * apart + thread()) * 4, sums[k][i]);
     barrier();
     for (int i = thread(); i < items * kRun * p.block; i += threads()) {
       const int c = i % p.block, tap = i / p.block % kRun, item = i / (p.block * kRun);
       float total = 0.0f;
+#pragma unroll 4
       for (int part = 0; part < t.parts; ++part)
-        total += shared_float(parts + (tap * threads() + (item * t.parts + part) * p.block + c) * 4);
+        total += shared_float(parts + (tap * apart + (item * t.parts + part) * p.block + c) * 4);
       shared_put(to + (k * items * kRun * p.block + i) * 4, total);
     }
   }
@@ -208,7 +210,7 @@ __global__ void __launch_bounds__(kWgradThreads, FOLD&& TWO ? 2 : 3)
     }
   }
   const int items = columns * tap_blocks(s);
-  const uint32_t totals = shared_memory() + kRun * kWgradThreads * 4;
+  const uint32_t totals = shared_memory() + kRun * (kWgradThreads + 1) * 4;
   add_parts(sums, p, t, items, totals);
   const DepthwisePlace at = place_of(p, 0, channel_block);
   store_taps<FOLD, TWO>(p, at, segment.row + row, chunk, first_column, columns, totals, work);

@@ -13,7 +13,7 @@ Machine machine;
 namespace {
 
 std::mutex mutex;
-constexpr size_t kStackBytes = 256 << 10, kGuardBytes = 4096;
+constexpr size_t kStackBytes = 256 << 10, kGuardBytes = 4096, kMostLaunches = 1000;
 uint8_t* stacks = nullptr;
 int stack_count = 0;
 
@@ -195,6 +195,14 @@ void make_room(const Shape& s) {
   m.stride = stride;
 }
 
+Counts difference(const Counts& after, const Counts& before) {
+  Counts all;
+#define SYMCONV_COUNT(name) all.name = after.name - before.name;
+  SYMCONV_COUNTS(SYMCONV_COUNT)
+#undef SYMCONV_COUNT
+  return all;
+}
+
 // Threads of all launches have names that rise; before they would not fit all places forget their writers.
 void name_threads(int64_t count) {
   Machine& m = machine;
@@ -293,15 +301,18 @@ std::string run_grid(const Shape& shape, void (*kernel)(void*), void* call) {
   }
   m.kernel = kernel, m.call = call;
   m.fault.clear();
+  const Counts before = m.counts;
   ++m.counts.launches;
   name_threads(shape.grid * shape.threads);
   const int64_t clusters = shape.grid / shape.cluster;
-  const int64_t runs = m.sample ? std::min<int64_t>(clusters, m.sample) : clusters;
+  const bool whole = !m.sample || !shape.shared_bytes;
+  const int64_t runs = whole ? clusters : std::min<int64_t>(clusters, m.sample);
   for (int64_t i = 0; i < runs && m.fault.empty(); ++i) {
     const int64_t cluster = (m.reversed ? runs - 1 - i : i) * clusters / runs;
     run_cluster(cluster * shape.cluster, shape.grid);
   }
   m.first_writer += uint32_t(shape.grid * shape.threads);
+  if (m.launches.size() < kMostLaunches) m.launches.push_back({shape, difference(m.counts, before)});
   return m.fault;
 }
 
@@ -314,10 +325,14 @@ void set_conflicts_allowed(bool allowed) { machine.conflicts_allowed = allowed; 
 void set_tracing(bool on) { machine.tracing = on; }
 void set_sample(int ctas) { machine.sample = max(ctas, 0); }
 Counts counts() { return machine.counts; }
-void reset_counts() { machine.counts = Counts{}; }
-std::vector<std::pair<std::string, uint64_t>> named_counts() {
-  std::vector<std::pair<std::string, uint64_t>> all;
-#define SYMCONV_COUNT(name) all.emplace_back(#name, machine.counts.name);
+void reset_counts() {
+  machine.counts = Counts{};
+  machine.launches.clear();
+}
+const std::vector<Launched>& launches() { return machine.launches; }
+NamedCounts named(const Counts& counts) {
+  NamedCounts all;
+#define SYMCONV_COUNT(name) all.emplace_back(#name, counts.name);
   SYMCONV_COUNTS(SYMCONV_COUNT)
 #undef SYMCONV_COUNT
   return all;

@@ -140,6 +140,7 @@ struct Machine {
   uint64_t random = 1;
   bool conflicts_allowed = false, tracing = false, reversed = false;
   Counts counts;
+  std::vector<Launched> launches;
   std::vector<Buffer> buffers;
   size_t last_buffer = 0;
   // Of the launch.

@@ -100,21 +100,22 @@ __device__ __forceinline__ void multiply_orbits(WgradSums<Set>& sums,
   if constexpr (ORBIT + 1 < Set::kOrbits) multiply_orbits<T, Set, ORBIT + 1>(sums, a, address, pitch, window);
 }
 
-// A warp's part of the work: its item, its block, and where it reads.
+// Where a warp reads.
 template <class Set>
 struct WgradWarp {
-  int item, row, channel;   // in the CTA's block
   int window[Set::kSlots];  // bytes from a pixel to the window of a tap
   int slice[Set::kSlices];  // bytes to the parities of the gradient
 };
 
-template <class T, class Set>
-__device__ __forceinline__ void wgrad_warp(const WgradWork& p, const WgradBlock& b, WgradWarp<Set>& w) {
+template <class Set>
+__device__ __forceinline__ WgradPart wgrad_part(const WgradWork& p, int set) {
   const int warp = thread() / 32, side = warp / p.warps_n;
-  w.channel = warp % p.warps_n * Set::kChannels;
-  w.row = side % p.warps_m * Set::kRows;
-  w.item = b.set * p.warps_items + side / p.warps_m;
-  const int item = min(w.item, p.items - 1);
+  return {set * p.warps_items + side / p.warps_m, side % p.warps_m * Set::kRows,
+          warp % p.warps_n * Set::kChannels};
+}
+
+template <class Set>
+__device__ __forceinline__ void wgrad_warp(const WgradWork& p, int item, WgradWarp<Set>& w) {
 #pragma unroll
   for (int s = 0; s < Set::kSlots; ++s) {
     const int tap = max(static_cast<int>(p.taps[item * Set::kSlots + s]), 0), row = tap / p.kernel[2];
@@ -134,13 +135,14 @@ __device__ __forceinline__ void wgrad_warp(const WgradWork& p, const WgradBlock&
 }
 
 template <class T, class Set>
-__device__ __forceinline__ void multiply_tile(const WgradWork& p, const WgradBlock& b,
-                                              const WgradWarp<Set>& w, uint32_t stage, WgradSums<Set>& sums) {
+__device__ __forceinline__ void multiply_tile(const WgradWork& p, const WgradWarp<Set>& w, uint32_t stage,
+                                              WgradSums<Set>& sums) {
   constexpr int kRuns = T::kBytes == 2 ? 2 : 1;  // of a step
-  const uint32_t x = stage + column_offset<T>(p.x_pitch) + w.channel * T::kBytes;
+  const WgradPart part = kept_part();
+  const uint32_t x = stage + column_offset<T>(p.x_pitch) + part.channel * T::kBytes;
   uint32_t gradient =
-      stage + p.x_bytes + row_offset<T>(p.y_pitch) + w.row * T::kBytes + row_run<T>() * 8 * p.y_pitch;
-  uint32_t run = b.runs + 4 * column_run<T>();
+      stage + p.x_bytes + row_offset<T>(p.y_pitch) + part.row * T::kBytes + row_run<T>() * 8 * p.y_pitch;
+  uint32_t run = run_table(p) + 4 * column_run<T>();
 #pragma unroll 1
   for (int step = 0; step < p.steps; ++step) {
     const uint32_t address = x + shared_load(run);
@@ -158,8 +160,9 @@ __device__ __forceinline__ void multiply_tile(const WgradWork& p, const WgradBlo
 
 // [split][group][tap][row][channel]: the sums of parity j at the tap of window j.
 template <class Set>
-__device__ __forceinline__ void store_sums(const WgradWork& p, const WgradBlock& b, const WgradWarp<Set>& w,
-                                           const WgradSums<Set>& sums, float* to) {
+__device__ __forceinline__ void store_sums(const WgradWork& p, const WgradSums<Set>& sums, float* to) {
+  const WgradBlock b = kept_block();
+  const WgradPart w = kept_part();
   const int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
   const int row = b.row + w.row + lane() / 4, channel = b.channel + w.channel + lane() % 4 * 2;
   to += (int64_t{b.split} * p.groups + b.group) * taps * p.rows * p.channels;
@@ -189,10 +192,6 @@ __device__ __forceinline__ WgradBlock wgrad_block(const WgradWork& p) {
   b.row = i % p.blocks_m * p.warps_m * Set::kRows, i /= p.blocks_m;
   b.group = i % p.groups, i /= p.groups;
   b.set = i % p.sets, b.split = i / p.sets;
-  b.pixels = shared_memory();
-  b.outputs = b.pixels + 4 * p.pixels;
-  b.runs = b.outputs + 32 * p.runs;
-  b.stages = b.pixels + p.table_bytes;
   return b;
 }
 
@@ -210,12 +209,14 @@ template <class T, class Set>
 __global__ void __launch_bounds__(kWgradThreads, 1)
     wgrad_tiles(const __grid_constant__ WgradWork p, const void* x, const void* gy, float* to) {
   const WgradBlock b = wgrad_block<Set>(p);
-  const auto* input = static_cast<const uint8_t*>(x);
-  const auto* gradient = static_cast<const uint8_t*>(gy);
-  wgrad_tables(p, b);
+  const WgradPart part = wgrad_part<Set>(p, b.set);
+  if (thread() == 0) keep(b);
+  if (lane() == 0) keep(part);
+  wgrad_tables(p);
   WgradWarp<Set> w;
-  wgrad_warp<T, Set>(p, b, w);
-  const bool works = w.item < p.items && b.row + w.row < p.rows && b.channel + w.channel < p.channels;
+  wgrad_warp<Set>(p, min(part.item, p.items - 1), w);
+  const bool works =
+      part.item < p.items && b.row + part.row < p.rows && b.channel + part.channel < p.channels;
   WgradSums<Set> sums;
 #pragma unroll
   for (int i = 0; i < Set::kSlots * Set::kM * Set::kN * 4; ++i)
@@ -226,29 +227,32 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
   const int end = static_cast<int>(int64_t{p.all_tiles} * (b.split + 1) / p.splits);
   const auto copy = [&](int tile, int stage) {
     if (tile < end) {
-      const uint32_t at = b.stages + stage * p.stage_bytes;
       const WgradPlace place = wgrad_place(p, tile);
-      copy_input<T>(p, b, input, place, at);
-      copy_gradient<T>(p, b, gradient, place, at + p.x_bytes);
+      const WgradBlock mine = kept_block();
+      copy_input<T>(p, mine, static_cast<const uint8_t*>(x), place, stage_at(p, stage));
+      copy_gradient<T>(p, mine, static_cast<const uint8_t*>(gy), place, stage_at(p, stage) + p.x_bytes);
     }
     copy_commit();
   };
   for (int i = 0; i < p.stages - 1; ++i) copy(first + i, i);
-  int stage = 0, free = p.stages - 1;
+  int stage = 0;
 #pragma unroll 1
   for (int tile = first; tile < end; ++tile) {
     if (p.stages == 1) copy(tile, 0);
     wait_stage(p.stages);
-    fold_members<T>(p, b.stages + stage * p.stage_bytes + p.x_bytes);
+    fold_members<T>(p, stage_at(p, stage) + p.x_bytes);
     barrier();
-    if (p.stages > 1) copy(tile + p.stages - 1, free);
-    if (works) multiply_tile<T, Set>(p, b, w, b.stages + stage * p.stage_bytes, sums);
+    // Warps that share a scheduler are four apart: one copies while the other multiplies.
+#pragma unroll 1
+    for (int turn = thread() / 128; turn < thread() / 128 + 2; ++turn) {
+      if (turn % 2 == 0 && p.stages > 1) copy(tile + p.stages - 1, stage ? stage - 1 : p.stages - 1);
+      if (turn % 2 == 1 && works) multiply_tile<T, Set>(p, w, stage_at(p, stage), sums);
+    }
     if (p.stages == 1) barrier();
     stage = stage + 1 == p.stages ? 0 : stage + 1;
-    free = free + 1 == p.stages ? 0 : free + 1;
   }
   copy_wait<0>();
-  if (works) store_sums<Set>(p, b, w, sums, to);
+  if (works) store_sums<Set>(p, sums, to);
 }
 
 // Launches it: an instance is compiled by itself, and the launcher knows this function alone.

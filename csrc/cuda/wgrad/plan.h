@@ -21,7 +21,7 @@ struct WgradLaunch {
 
 // The launches of a segment, which share the splits, and the bytes of its sums before `first_byte` of the
 // next.
-struct WgradPart {
+struct WgradSegmentPlan {
   std::vector<WgradLaunch> launches;
   WgradTotal total;
   int64_t first_byte, bytes;
@@ -30,12 +30,13 @@ struct WgradPart {
 
 struct WgradPlan {
   std::string error;
-  std::vector<WgradPart> parts;
+  std::vector<WgradSegmentPlan> parts;
   int64_t bytes = 0;
 };
 
 namespace wgrad {
 
+constexpr int kPlaceBytes = 256;                   // where CTA and warps work (tile.cuh)
 constexpr int kMostPlace = 1023;                   // 10 bits an axis in the tables
 constexpr int64_t kWorkspace = int64_t{64} << 20;  // of all segments together, beyond one split
 constexpr int64_t kReserved = 1024;                // bytes of shared memory that a resident CTA takes besides
@@ -98,7 +99,7 @@ inline bool lay_out(WgradWork& w, const WgradShape& shape, int bytes) {
   w.x_pitch = channels * bytes + pad, w.y_pitch = rows * bytes + pad;
   w.n_shift = log2_of(channels * bytes / 16), w.m_shift = log2_of(rows * bytes / 16);
   w.slice_bytes = w.runs * 8 * w.y_pitch;
-  w.table_bytes = static_cast<int>(up(4 * w.pixels + 36 * w.runs, 128) * 128);
+  w.table_bytes = static_cast<int>(up(kPlaceBytes + 4 * w.pixels + 36 * w.runs, 128) * 128);
   w.x_bytes = static_cast<int>(up(int64_t{w.pixels} * w.x_pitch, 128) * 128);
   w.stage_bytes = static_cast<int>(up(w.x_bytes + (int64_t{w.slice_bytes} << w.order), 128) * 128);
   w.blocks_m = static_cast<int>(up(w.rows, rows)), w.blocks_n = static_cast<int>(up(w.channels, channels));
@@ -238,7 +239,7 @@ inline double plan_way(const WgradParams& p, const WgradSegment& s, const std::v
   return total;
 }
 
-inline std::string plan_segment(const WgradParams& p, const WgradSegment& s, WgradPart& part) {
+inline std::string plan_segment(const WgradParams& p, const WgradSegment& s, WgradSegmentPlan& part) {
   const int64_t slab = 4 * p.groups * s.rows * p.channels * p.kernel_depth * p.kernel_height * p.kernel_width;
   const int64_t most = std::clamp<int64_t>(kWorkspace * s.rows / p.rows / slab, 1, 4096);
   const int kernel[3] = {static_cast<int>(p.kernel_depth), static_cast<int>(p.kernel_height),
@@ -267,7 +268,7 @@ inline WgradPlan wgrad_plan(const WgradParams& p) {
     if (!plan.error.empty()) return plan;
   }
   for (int i = 0; i < p.segments; ++i) {
-    WgradPart part{};
+    WgradSegmentPlan part{};
     plan.error = wgrad::plan_segment(p, wgrad_segment(p, i), part);
     if (!plan.error.empty()) return plan;
     part.first_byte = plan.bytes;

@@ -9,11 +9,48 @@ namespace symconv {
 
 constexpr uint32_t kNoPixel = 0xffffffffu;  // of a run that fills the last step up
 
-// Where a CTA works: its group, first row and channel, and the tables in shared memory.
+// Where a CTA works: its group, first row and channel, its set of items and its split of the tiles. And a
+// warp's part of that. Both lie in shared memory and are read where they are needed: registers are for the
+// sums.
 struct WgradBlock {
   int group, row, channel, set, split;
-  uint32_t pixels, outputs, runs, stages;  // tables, then stages
 };
+struct WgradPart {
+  int item, row, channel;
+};
+constexpr int kPlaces = 256;  // bytes of shared memory: the CTA's place, then 16 bytes a warp
+
+__device__ __forceinline__ void keep(const WgradBlock& b) {
+  const uint32_t at = shared_memory();
+  shared_store(at, b.group), shared_store(at + 4, b.row), shared_store(at + 8, b.channel);
+  shared_store(at + 12, b.set), shared_store(at + 16, b.split);
+}
+__device__ __forceinline__ WgradBlock kept_block() {
+  const uint32_t at = shared_memory();
+  WgradBlock b;
+  b.group = shared_load(at), b.row = shared_load(at + 4), b.channel = shared_load(at + 8);
+  b.set = shared_load(at + 12), b.split = shared_load(at + 16);
+  return b;
+}
+__device__ __forceinline__ void keep(const WgradPart& w) {
+  const uint32_t at = shared_memory() + 32 + thread() / 32 * 16;
+  shared_store(at, w.item), shared_store(at + 4, w.row), shared_store(at + 8, w.channel);
+}
+__device__ __forceinline__ WgradPart kept_part() {
+  const uint32_t at = shared_memory() + 32 + thread() / 32 * 16;
+  WgradPart w;
+  w.item = shared_load(at), w.row = shared_load(at + 4), w.channel = shared_load(at + 8);
+  return w;
+}
+
+// Tables: a word for each pixel of the input's tile, for each output pixel, for each run; behind them the
+// stages.
+__device__ __forceinline__ uint32_t pixel_table() { return shared_memory() + kPlaces; }
+__device__ __forceinline__ uint32_t output_table(const WgradWork& p) { return pixel_table() + 4 * p.pixels; }
+__device__ __forceinline__ uint32_t run_table(const WgradWork& p) { return output_table(p) + 32 * p.runs; }
+__device__ __forceinline__ uint32_t stage_at(const WgradWork& p, int stage) {
+  return shared_memory() + p.table_bytes + stage * p.stage_bytes;
+}
 
 // A tile's image and first output pixel.
 struct WgradPlace {
@@ -31,20 +68,20 @@ __device__ __forceinline__ WgradPlace wgrad_place(const WgradWork& p, int tile) 
 __device__ __forceinline__ uint32_t packed(int z, int y, int x) { return z | y << 10 | x << 20; }
 
 // Entries hold a pixel's place in its tile, 10 bits an axis; those of a run the address of its first window.
-__device__ __forceinline__ void wgrad_tables(const WgradWork& p, const WgradBlock& b) {
+__device__ __forceinline__ void wgrad_tables(const WgradWork& p) {
   for (int i = thread(); i < p.pixels; i += threads()) {  // in the order of shared memory
     const int place = i % p.halo[2], row = i / p.halo[2];
     const int column = place % p.columns * p.step[2] + place / p.columns;
     const int z = row / p.halo[1] * p.sample[0], y = row % p.halo[1] * p.sample[1];
-    shared_store(b.pixels + 4 * i, packed(z, y, column * p.sample[2]));
+    shared_store(pixel_table() + 4 * i, packed(z, y, column * p.sample[2]));
   }
   const int across = p.tile[2] / 8, real = across * p.tile[1] * p.tile[0];
   for (int i = thread(); i < p.runs; i += threads()) {
     const int x = i % across, y = i / across % p.tile[1], z = i / across / p.tile[1];
     const int pixel = (z * p.step[0] * p.halo[1] + y * p.step[1]) * p.halo[2] + 8 * x;
-    shared_store(b.runs + 4 * i, i < real ? pixel * p.x_pitch : 0);
+    shared_store(run_table(p) + 4 * i, i < real ? pixel * p.x_pitch : 0);
     for (int j = 0; j < 8; ++j)
-      shared_store(b.outputs + 32 * i + 4 * j, i < real ? packed(z, y, 8 * x + j) : kNoPixel);
+      shared_store(output_table(p) + 32 * i + 4 * j, i < real ? packed(z, y, 8 * x + j) : kNoPixel);
   }
 }
 
@@ -59,7 +96,7 @@ __device__ __forceinline__ void copy_input(const WgradWork& p, const WgradBlock&
   const int mask = (1 << p.n_shift) - 1;
   for (int i = thread(); i < p.pixels << p.n_shift; i += threads()) {
     const int pixel = i >> p.n_shift, chunk = i & mask;
-    const uint32_t entry = shared_load(b.pixels + 4 * pixel);
+    const uint32_t entry = shared_load(pixel_table() + 4 * pixel);
     const int dz = entry & 1023, dy = entry >> 10 & 1023, dx = entry >> 20;
     const bool inside = static_cast<unsigned>(z + dz) < static_cast<unsigned>(p.x[0]) &&
                         static_cast<unsigned>(y + dy) < static_cast<unsigned>(p.x[1]) &&
@@ -80,7 +117,7 @@ __device__ __forceinline__ void copy_gradient(const WgradWork& p, const WgradBlo
   const int mask = (1 << p.m_shift) - 1;
   for (int i = thread(); i < p.runs << (p.m_shift + 3); i += threads()) {
     const int pixel = i >> p.m_shift, chunk = i & mask;
-    const uint32_t entry = shared_load(b.outputs + 4 * pixel);
+    const uint32_t entry = shared_load(output_table(p) + 4 * pixel);
     const int z = at.z + (entry & 1023), y = at.y + (entry >> 10 & 1023), x = at.x + (entry >> 20);
     const bool inside = entry != kNoPixel && z < p.y[0] && y < p.y[1] && x < p.y[2];
     const int left = (p.rows - b.row - chunk * kVector<T>)*T::kBytes;

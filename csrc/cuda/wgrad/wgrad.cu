@@ -63,7 +63,7 @@ std::string check_pointers(const Pointers& p) {
   return "";
 }
 
-std::string run_part(const WgradPart& part, int dtype, const Pointers& p, const Queue& queue) {
+std::string run_part(const WgradSegmentPlan& part, int dtype, const Pointers& p, const Queue& queue) {
   float* sums = reinterpret_cast<float*>(static_cast<uint8_t*>(p.workspace) + part.first_byte);
   for (const WgradLaunch& l : part.launches) {
     const auto error = kAllRuns[dtype][l.set](l.work, static_cast<int>(l.grid), l.threads, l.shared_bytes,
@@ -89,7 +89,7 @@ std::string wgrad_launch(const WgradParams& params, const Pointers& pointers, co
   const DeviceGuard guard(queue.device);
   const std::string failed = error_text(guard.error());
   if (!failed.empty()) return failed;
-  for (const WgradPart& part : plan->parts) {
+  for (const WgradSegmentPlan& part : plan->parts) {
     const std::string error = run_part(part, static_cast<int>(params.dtype), pointers, queue);
     if (!error.empty()) return error;
   }
@@ -100,7 +100,7 @@ PlanFacts plan_facts(const WgradParams& params) {
   PlanFacts facts;
   const auto plan = plan_of(params);
   if (!plan->error.empty()) return facts;
-  for (const WgradPart& part : plan->parts) {
+  for (const WgradSegmentPlan& part : plan->parts) {
     facts.clocks += part.clocks;
     for (const WgradLaunch& l : part.launches)
       facts.kernels.push_back(kTypes[params.dtype] + std::string("_") + kWgradShapes[l.set].name);

@@ -166,11 +166,11 @@ def _sizes(a: Layer, t: Tile) -> tuple[int, int]:
     return (t.height, t.width) if a.swap else (t.width, t.height)
 
 
-def _floats(t: Tile, across: int, along: int) -> int:
+def _floats(a: Layer, t: Tile, across: int, along: int) -> int:
     """Of a window in shared memory, as plan.h lays it out."""
     pitch = along | 1
-    tight = across * pitch
-    return t.images * t.block * (tight + (32 // t.block * pitch - tight) % 32)
+    tight, lanes = across * pitch, 32 // t.block if t.block > 1 else _sizes(a, t)[0]
+    return t.images * t.block * (tight + (lanes * pitch - tight) % 32)
 
 
 def _window(a: Layer, t: Tile) -> tuple[int, int]:
@@ -183,12 +183,12 @@ def shared_bytes(a: Layer, t: Tile) -> int:
     """The most shared memory that a CTA may need: as plan.h counts it, with room for loads of pairs of columns."""
     across, along = _window(a, t)
     extra = (0, 0) if a.last and t.block > 1 else (0, 1) if a.swap else (1, 0)
-    window = max(_floats(t, across, along), _floats(t, across + extra[0], along + extra[1]))
+    window = max(_floats(a, t, across, along), _floats(a, t, across + extra[0], along + extra[1]))
     if a.op == "wgrad":
         members = max(1 << mask.bit_count() for mask, _ in a.masks)
         items = t.pairs * a.along.tap_blocks * t.block
-        tiles = members * _floats(t, *_sizes(a, t))
-        return 4 * max(window + tiles, RUN * (THREADS["wgrad"] + members * items))
+        tiles = members * _floats(a, t, *_sizes(a, t))
+        return 4 * max(window + tiles, RUN * (THREADS["wgrad"] + 1 + members * items))
     folds = a.op == "fprop" and any(a.ties(mask)[0] for mask, _ in a.masks)
     taps = _up(a.across.taps, 2 if folds else 1) * a.along.taps
     return 4 * (window * (2 if a.op == "dgrad" else 1) + t.block * (taps | 1))
