@@ -64,9 +64,11 @@ std::string conv_launch(const ConvParams& p, const Pointers& pointers, const Que
 
 std::vector<Variant> conv_variants() {
   std::vector<Variant> all;
-  for (const char* dtype : {"bf16", "fp16", "tf32"})
+  for (const std::string dtype : {"bf16", "fp16", "tf32"}) {
+    all.push_back({"conv", "prepare_" + dtype, 80, 256, 0, 4});
     for (const char* pass : {"forward_", "gradient_"})
-      all.push_back({"conv", std::string(pass) + dtype, 80, 256, 227 << 10, 1});
+      all.push_back({"conv", pass + dtype, 80, 256, 227 << 10, 1});
+  }
   return all;
 }
 

@@ -63,18 +63,19 @@ struct ConvWarp : ConvSums<T> {
     load_matrices(b, weights + (inside ^ step * 32) + pair * 16 * kConvChunk);
   }
 
-  // The windows of a tap and of its mirror images along the axes of kPaired, folded into parities.
-  template <int kPaired, int kCount>
-  __device__ __forceinline__ void load_parities(uint32_t (&a)[kCount][4], const ConvEntry& entry,
-                                                uint32_t from) {
+  // The window of a tap, mirrored along some of the axes of kPaired.
+  template <int kPaired>
+  __device__ __forceinline__ void load_window(uint32_t (&a)[4], const ConvEntry& entry, uint32_t from,
+                                              int mirrored) {
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      uint32_t window = from;
-#pragma unroll
-      for (int i = 0; i < 3; ++i)
-        if (conv_spread(kPaired, k) >> i & 1) window += entry.delta[i];
-      load_matrices(a[k], window);
-    }
+    for (int i = 0; i < 3; ++i)
+      if (conv_spread(kPaired, mirrored) >> i & 1) from += entry.delta[i];
+    load_matrices(a, from);
+  }
+
+  // Windows to parities, in place.
+  template <int kCount>
+  __device__ __forceinline__ void butterfly(uint32_t (&a)[kCount][4]) {
 #pragma unroll
     for (int axis = 1; axis < kCount; axis *= 2) {
 #pragma unroll
@@ -95,6 +96,25 @@ struct ConvWarp : ConvSums<T> {
     }
   }
 
+  // The windows of a tap and of its mirror images along the axes of kPaired, folded into parities: all of
+  // them, or those that are even (kHalf 0) or odd (1) along the last axis.
+  template <int kPaired, int kHalf, int kCount>
+  __device__ __forceinline__ void load_parities(uint32_t (&a)[kCount][4], const ConvEntry& entry,
+                                                uint32_t from) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      load_window<kPaired>(a[k], entry, from, k);
+      if constexpr (kHalf >= 0) {
+        uint32_t other[4];
+        load_window<kPaired>(other, entry, from, k + kCount);
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          a[k][e] = kHalf ? fold_subtract<T>(a[k][e], other[e]) : fold_add<T>(a[k][e], other[e]);
+      }
+    }
+    butterfly(a);
+  }
+
   // Products of a fragment with kPairs pairs of blocks, into the sums from `tile` on.
   template <int kPairs>
   __device__ __forceinline__ void product(int tile, const uint32_t (&a)[4], const uint32_t (&b)[kPairs][4]) {
@@ -108,36 +128,53 @@ struct ConvWarp : ConvSums<T> {
   template <int kOrder, int kPaired>
   __device__ __forceinline__ void fold(const ConvEntry& entry, uint32_t window, uint32_t weights, int next,
                                        int step) {
-    constexpr int kCount = 1 << conv_bits(kPaired);
     constexpr int kFragments = conv_fragments(0, kOrder, 0), kPairs = conv_warp_columns(0, kOrder, 0) / 16;
-    if constexpr (kFragments <= kPairs) {
-      uint32_t a[kFragments][kCount][4];
-#pragma unroll
-      for (int f = 0; f < kFragments; ++f) load_parities<kPaired>(a[f], entry, window + base[f]);
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        uint32_t b[kPairs][4];
-#pragma unroll
-        for (int j = 0; j < kPairs; ++j) load_weights(b[j], weights + k * next, j, step);
-#pragma unroll
-        for (int f = 0; f < kFragments; ++f)
-          product<kPairs>((conv_spread(kPaired, k) * kFragments + f) * kPairs * 2, a[f][k], b);
-      }
+    if constexpr (kFragments > kPairs) {
+      fold_weights_first<kPaired, kFragments, kPairs>(entry, window, weights, next, step);
+    } else if constexpr (T::kBytes == 4 && kPaired == 7) {  // too many registers for all parities at once
+      fold_pixels_first<kPaired, 0, kFragments, kPairs>(entry, window, weights, next, step);
+      fold_pixels_first<kPaired, 1, kFragments, kPairs>(entry, window, weights + 4 * next, next, step);
     } else {
-      uint32_t b[kCount][kPairs][4];
+      fold_pixels_first<kPaired, -1, kFragments, kPairs>(entry, window, weights, next, step);
+    }
+  }
+
+  template <int kPaired, int kHalf, int kFragments, int kPairs>
+  __device__ __forceinline__ void fold_pixels_first(const ConvEntry& entry, uint32_t window, uint32_t weights,
+                                                    int next, int step) {
+    constexpr int kCount = 1 << (conv_bits(kPaired) - (kHalf >= 0));
+    uint32_t a[kFragments][kCount][4];
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) {
+    for (int f = 0; f < kFragments; ++f) load_parities<kPaired, kHalf>(a[f], entry, window + base[f]);
 #pragma unroll
-        for (int j = 0; j < kPairs; ++j) load_weights(b[k][j], weights + k * next, j, step);
-      }
+    for (int k = 0; k < kCount; ++k) {
+      const int parity = conv_spread(kPaired, kHalf > 0 ? k + kCount : k);
+      uint32_t b[kPairs][4];
 #pragma unroll
-      for (int f = 0; f < kFragments; ++f) {
-        uint32_t a[kCount][4];
-        load_parities<kPaired>(a, entry, window + base[f]);
+      for (int j = 0; j < kPairs; ++j) load_weights(b[j], weights + k * next, j, step);
 #pragma unroll
-        for (int k = 0; k < kCount; ++k)
-          product<kPairs>((conv_spread(kPaired, k) * kFragments + f) * kPairs * 2, a[k], b[k]);
-      }
+      for (int f = 0; f < kFragments; ++f)
+        product<kPairs>((parity * kFragments + f) * kPairs * 2, a[f][k], b);
+    }
+  }
+
+  template <int kPaired, int kFragments, int kPairs>
+  __device__ __forceinline__ void fold_weights_first(const ConvEntry& entry, uint32_t window,
+                                                     uint32_t weights, int next, int step) {
+    constexpr int kCount = 1 << conv_bits(kPaired);
+    uint32_t b[kCount][kPairs][4];
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j) load_weights(b[k][j], weights + k * next, j, step);
+    }
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) {
+      uint32_t a[kCount][4];
+      load_parities<kPaired, -1>(a, entry, window + base[f]);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k)
+        product<kPairs>((conv_spread(kPaired, k) * kFragments + f) * kPairs * 2, a[k], b[k]);
     }
   }
 
@@ -199,13 +236,12 @@ struct ConvPipeline {
   const ConvShape& s;
   ConvLoader loader;
   uint32_t shared;
-  int input = 0, weights = 0, missing;  // stages that are still to be copied before the first is multiplied
+  int input = 0, weights = 0;
 
   __device__ __forceinline__ ConvPipeline(const ConvShape& shape, const void* x, const void* packed)
       : s(shape),
         loader{shape, static_cast<const uint8_t*>(x), static_cast<const uint8_t*>(packed), shared_memory()},
-        shared(shared_memory()),
-        missing(shape.stages - 1) {
+        shared(shared_memory()) {
     const uint32_t table = shared + s.table_at;
     for (int i = thread(); i < s.head + s.entries; i += threads())
       shared_store16(table + i * kConvEntryBytes,
@@ -219,15 +255,13 @@ struct ConvPipeline {
   __device__ __forceinline__ void await() {
     bool full;
     do {
-      full = missing == 0;
+      full = loader.missing() == 0;
       if (full) {
         if (s.stages == 2)
           copy_wait<0>();
         else
           copy_wait<1>();
         barrier();
-      } else {
-        --missing;
       }
       loader.issue();
       copy_commit();
@@ -259,24 +293,24 @@ __device__ __forceinline__ void conv_tile(ConvPipeline& pipeline, int tile, cons
     const ConvRange range = conv_range(s, pipeline.shared + s.table_at, p, start.c);
     if (range.entries == 0) continue;
     const uint32_t table = pipeline.shared + s.table_at + (s.head + range.first) * kConvEntryBytes;
-    const int product = p.columns * kConvChunk;
+    const uint32_t table_end = table + range.entries * kConvEntryBytes;
 #pragma unroll 1
-    for (int chunk = 0; chunk < p.chunks; ++chunk) {
-      const int steps = p.pieces - chunk * 4 > 2 ? 2 : 1;
+    for (int pieces = p.pieces; pieces > 0; pieces -= 4) {
+      uint32_t line = table;
 #pragma unroll 1
-      for (int first = 0; first < range.entries; first += p.entries) {
+      while (line < table_end) {
         pipeline.await();
-        const int end = min(first + p.entries, range.entries);
-        const uint32_t window = pipeline.shared + pipeline.input;
+        const uint32_t end = min(line + p.entries * kConvEntryBytes, table_end);
         uint32_t weights = pipeline.shared + s.weights_at + pipeline.weights + column * kConvChunk;
 #pragma unroll 1
-        for (int i = active ? first : end; i < end; ++i) {
-          const ConvEntry entry = conv_load_entry(table + i * kConvEntryBytes);
+        for (line = active ? line : end; line < end; line += kConvEntryBytes) {
+          const ConvEntry entry = conv_load_entry(line);
+          const uint32_t window = pipeline.shared + pipeline.input + entry.offset;
+          const int next = p.columns * kConvChunk;
 #pragma unroll 1
-          for (int step = 0; step < steps; ++step)
-            warp.template enter<kGradient>(entry.number, entry, window + step * 32 + entry.offset, weights,
-                                           product, step);
-          weights += product << entry.more;
+          for (int step = 0; step < (pieces > 2 ? 2 : 1); ++step)
+            warp.template enter<kGradient>(entry.number, entry, window + step * 32, weights, next, step);
+          weights += next << entry.more;
         }
         pipeline.next_weights();
       }

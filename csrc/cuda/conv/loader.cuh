@@ -45,11 +45,12 @@ __device__ __forceinline__ ConvRange conv_range(const ConvShape& s, uint32_t tab
   return {static_cast<int>(v.x), static_cast<int>(v.y), static_cast<int>(v.z), static_cast<int>(v.w)};
 }
 
-// How far the copies are: the next stage of a tile, and the places of its slots.
+// How far the copies are: the next stage of a tile, the places of its slots, and how many stages are still to
+// be copied before the first is multiplied.
 struct ConvCursor {
   ConvTile at;
   ConvRange range;
-  int tile, chunk, chunks, entry, input, weights;
+  int tile, chunk, chunks, entry, input, weights, missing;
 };
 
 // The copies of one stage after the other, over all tiles of this CTA. Each warp keeps its cursor in shared
@@ -74,14 +75,15 @@ struct ConvLoader {
             v[15],
             v[16],
             v[17],
-            v[18]};
+            v[18],
+            v[19]};
   }
   __device__ __forceinline__ void store(const ConvCursor& c) const {
     const int v[20] = {c.at.image,       c.at.origin[0], c.at.origin[1],  c.at.origin[2],
                        c.at.c,           c.at.group,     c.at.part,       c.at.parts_end,
                        c.at.block,       c.range.first,  c.range.entries, c.range.first_product,
                        c.range.products, c.tile,         c.chunk,         c.chunks,
-                       c.entry,          c.input,        c.weights,       0};
+                       c.entry,          c.input,        c.weights,       c.missing};
     const uint32_t to = shared + s.cursors_at + thread() / 32 * kConvCursorBytes;
     warp_barrier();
     if (lane() == 0) {
@@ -98,6 +100,7 @@ struct ConvLoader {
     ConvCursor c = {};
     c.tile = block() - blocks();
     c.at.part = -1;
+    c.missing = s.stages - 1;
     store(c);
   }
 
@@ -193,10 +196,18 @@ struct ConvLoader {
     c.weights = c.weights + s.weight_bytes == s.stages * s.weight_bytes ? 0 : c.weights + s.weight_bytes;
   }
 
+  __device__ __forceinline__ int missing() const {
+    return static_cast<int>(shared_load(shared + s.cursors_at + thread() / 32 * kConvCursorBytes + 76));
+  }
+
   // One stage; nothing behind the last.
   __device__ __forceinline__ void issue() const {
     ConvCursor c = load();
-    if (c.tile >= s.tiles) return;
+    c.missing = max(c.missing - 1, 0);
+    if (c.tile >= s.tiles) {
+      store(c);
+      return;
+    }
     if (c.chunk == c.chunks) {
       ++c.at.part;
       if (!find_part(c)) {

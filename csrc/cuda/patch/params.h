@@ -19,12 +19,13 @@ struct Variant;
 //   x_n .. x_x, y_n .. y_x        strides in elements of images, planes, rows, columns; channels have stride
 //   1 w_group, w_row, w_channel, w_y, w_x   strides in elements of the reduced weight
 // Output channel of group g, member m, orbit u: (g * members + m) * orbits + u.
-#define PATCH_FIELDS(F)                                                                                 \
-  F(dtype)                                                                                              \
-  F(batch)                                                                                              \
-  F(depth)                                                                                              \
-  F(height) F(width) F(groups) F(channels) F(orbits) F(mask) F(tile) F(activation) F(x_n) F(x_z) F(x_y) \
-      F(x_x) F(y_n) F(y_z) F(y_y) F(y_x) F(w_group) F(w_row) F(w_channel) F(w_y) F(w_x)
+#define PATCH_FIELDS(F)                                                                                     \
+  F(dtype)                                                                                                  \
+  F(batch)                                                                                                  \
+  F(depth)                                                                                                  \
+  F(height)                                                                                                 \
+  F(width) F(groups) F(channels) F(orbits) F(mask) F(tile) F(activation) F(x_n) F(x_z) F(x_y) F(x_x) F(y_n) \
+      F(y_z) F(y_y) F(y_x) F(w_group) F(w_row) F(w_channel) F(w_y) F(w_x)
 
 struct PatchParams {
 #define SYMCONV_FIELD(name) int64_t name = 0;

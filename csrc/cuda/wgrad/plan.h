@@ -208,8 +208,10 @@ inline double choose(WgradWork& w, const WgradShape& shape, int bytes, const Wgr
 }
 
 inline WgradTotal total_of(const WgradParams& p, const WgradSegment& s, const WgradWork& w) {
-  WgradTotal t{w.groups, w.rows, w.channels, {w.kernel[0], w.kernel[1], w.kernel[2]}, w.mask, w.order,
-               w.splits, 0,      {}};
+  WgradTotal t{};
+  t.groups = w.groups, t.rows = w.rows, t.channels = w.channels, t.mask = w.mask, t.splits = w.splits;
+  std::copy(w.kernel, w.kernel + 3, t.kernel);
+  for (t.parts = 1; t.parts < 8 && 8 * t.parts <= t.splits;) t.parts *= 2;
   const int64_t stride[] = {p.w_stride_group, p.w_stride_row, p.w_stride_channel,
                             p.w_stride_z,     p.w_stride_y,   p.w_stride_x};
   std::copy(stride, stride + 6, t.stride);
@@ -254,7 +256,7 @@ inline std::string plan_segment(const WgradParams& p, const WgradSegment& s, Wgr
     return "no tile fits the " + std::to_string(p.shared_bytes >> 10) + " KB of shared memory";
   part.total = total_of(p, s, part.launches[0].work);
   part.bytes = slab * part.total.splits;
-  if (up(slab / 4, 256) > std::numeric_limits<int>::max()) return "the weight is too large";
+  if (up(slab / 4, 32) > std::numeric_limits<int>::max()) return "the weight is too large";
   return "";
 }
 

@@ -72,7 +72,7 @@ std::string run_part(const WgradSegmentPlan& part, int dtype, const Pointers& p,
   }
   const WgradTotal& t = part.total;
   const int64_t each = int64_t{t.groups} * t.rows * t.channels * t.kernel[0] * t.kernel[1] * t.kernel[2];
-  return kTotals[dtype](t, static_cast<int>((each + 255) / 256), queue, sums, p.y);
+  return kTotals[dtype](t, static_cast<int>((each * t.parts + 255) / 256), queue, sums, p.y);
 }
 
 }  // namespace

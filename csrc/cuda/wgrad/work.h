@@ -83,7 +83,8 @@ struct WgradWork {
 
 // Sums over the splits, and from parities to taps.
 struct WgradTotal {
-  int groups, rows, channels, kernel[3], mask, order, splits;
+  int groups, rows, channels, kernel[3], mask, splits;
+  int parts;          // threads that share the splits of an element: 1, 2, 4 or 8
   int64_t first;      // of the weight: the segment's first row
   int64_t stride[6];  // of the weight: group, row, channel, depth, height, width
 };

@@ -109,10 +109,21 @@ def parameters(
     for i in range(families.MOST_SEGMENTS):
         s = g.segments[i] if i < len(g.segments) else Segment(0, 0, 0, 0)
         values |= {f"mask{i}": s.mask, f"row{i}": s.row, f"rows{i}": s.rows, f"copy{i}": s.copy}
-    values |= {f"tile_{axis}": n for axis, n in zip("nzyx", plan.tile.size)}
+    return values | tile_fields(plan)
+
+
+def tile_fields(plan: Plan) -> dict[str, int]:
+    """Those of the fields that say how it is run."""
+    values = {f"tile_{axis}": n for axis, n in zip("nzyx", plan.tile.size)}
     values |= {"pixels": plan.tile.pixels, "warps": plan.tile.warps, "columns": plan.tile.columns}
     values |= {"stages": plan.stages, "weight_bytes": plan.weight_bytes, "unfolded": plan.work.unfolded}
     return values | {"shared_bytes": plan.shared_bytes, "resident": plan.resident}
+
+
+def kernels(problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:
+    """One that packs the weights and one that multiplies."""
+    dtype = ("bf16", "fp16", "tf32")[DTYPES[problem.dtype]]
+    return f"prepare_{dtype}", f"{'gradient' if op == 'dgrad' else 'forward'}_{dtype}"
 
 
 def seconds(problem: Problem, op: str, limits: Limits) -> float:

@@ -39,6 +39,9 @@ BUSY = 1.35
 COPY_CYCLES, STORE_CYCLES, STAGE_CYCLES = 0.025, 0.03, 150
 """Of a multiprocessor for a byte copied, for one stored, and for a stage; a part of them is hidden."""
 
+IDLE = 0.02
+"""Of the time of all work, spread over the multiprocessors, that is added."""
+
 PACK_BYTES = 1e12
 """Of packed weights a second."""
 
@@ -303,6 +306,8 @@ class Plan:
             cycles /= sum(share)
         sharing = min(self.resident, -(-self.tiles // self.limits.multiprocessors))
         rounds = -(-self.tiles // (self.limits.multiprocessors * sharing)) * sharing
+        # Of plans that take the same time, the one that does less: other kernels may run beside it.
+        rounds += IDLE * self.tiles / self.limits.multiprocessors
         packing = LAUNCH_SECONDS + self.weight_pieces * 16 / PACK_BYTES
         return LAUNCH_SECONDS + packing + rounds * cycles / CLOCK.get(self.limits.capability[0], 1.7e9)
 
