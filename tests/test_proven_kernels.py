@@ -131,36 +131,55 @@ def test_kernels_of_cuda_are_proven_on_the_stand_in(monkeypatch, name):
 # --- python -m symconv_fast ------------------------------------------------------------------------------------------
 
 
-def test_the_report_lists_every_kernel_of_the_gpu_backends(monkeypatch):
-    """Without a GPU none is run; with one each has the worst of its verdicts."""
-    package = types.SimpleNamespace(
-        listing=lambda: (("tile 64", "sm_80"), ("tile 6", "sm_80"), ("rare", "sm_90"))
-    )
-    verdicts = [
-        report.Verdict(("tile 64 4 warps",), True, ""),
-        report.Verdict(("tile 64", "rare"), None, ""),
-        report.Verdict(("tile 6",), False, "h, fprop in bfloat16: off by one"),
-        report.Verdict(("tile 6",), True, ""),
-    ]
+@pytest.fixture
+def gpu(monkeypatch) -> types.SimpleNamespace:
+    """A backend with four kernels on a GPU that is not there; `damaged` are the kernels that fail."""
+    asked: list[tuple[str, torch.dtype]] = []
+
+    def kernels(problem, op, algorithm):
+        return (f"tile {64 if len(problem.ties) == 1 else 6} 4 warps",) if op == "fprop" else ("gradient",)
+
+    def prove(module, problem, op, algorithm, device):
+        (name,) = kernels(problem, op, algorithm)
+        asked.append((name, problem.dtype))
+        return not any(name.startswith(bad) for bad in module.damaged)
+
+    backend = types.SimpleNamespace(
+        ALGORITHMS=("fold",), kernels=kernels, asked=asked, damaged=(),
+        can_run=lambda problem, op, algorithm: "no" if problem.dtype == torch.float64 else None,
+        listing=lambda: (("tile 64", "sm_80"), ("tile 6", "sm_80"), ("gradient", "sm_80"), ("rare", "sm_90a")),
+    )  # fmt: skip
     monkeypatch.setattr(dispatch, "BACKENDS", ("gpu", "reference"))
-    monkeypatch.setattr(dispatch, "_import", lambda name: package if name == "gpu" else reference)
-    monkeypatch.setattr(dispatch, "load", lambda name: package)
-    monkeypatch.setattr(report, "_gpu_verdicts", lambda module: iter(verdicts))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [found.text for found in report.gpu_kernels()] == [
-        "not run (no GPU)  gpu kernel tile 64 (sm_80)",
-        "not run (no GPU)  gpu kernel tile 6 (sm_80)",
-        "not run (no GPU)  gpu kernel rare (sm_90)",
-    ]
+    monkeypatch.setattr(dispatch, "_import", lambda name: backend if name == "gpu" else reference)
+    monkeypatch.setattr(dispatch, "load", lambda name: backend)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [(found.text, found.asked, found.failed) for found in report.gpu_kernels()] == [
-        ("PASS  gpu kernel tile 64 (sm_80): 1 known answers", 1, 0),
-        (
-            "FAIL  gpu kernel tile 6 (sm_80): 1 of 2 known answers: h, fprop in bfloat16: off by one",
-            2,
-            1,
-        ),
-        ("not run (no problem of this check runs it here)  gpu kernel rare (sm_90)", 0, 0),
-    ]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(trial, "prove", prove)
+    monkeypatch.setattr(trial, "refuted", lambda *_: "off by one")
+    return backend
+
+
+def test_the_report_lists_every_kernel_of_the_gpu_backends(gpu, monkeypatch):
+    """Each is asked once a dtype; with one of them wrong it says which."""
+    passed = "PASS  gpu kernel {} (sm_80): 3 known answers"
+    rare = "not run (no problem of this check runs it here)  gpu kernel rare (sm_90a)"
+    names = ("tile 64", "tile 6", "gradient")
+    assert [r.text for r in report.gpu_kernels()] == [*map(passed.format, names), rare]
+    assert len(gpu.asked) == 9
+    gpu.asked.clear()
+    assert sum(r.asked for r in report.gpu_kernels(every=True)) == len(gpu.asked) > 100
+
+    gpu.damaged = ("tile 6 ",)
+    found = list(report.gpu_kernels())
+    assert [r.failed for r in found] == [0, 3, 0, 0]
+    assert found[1].text == (
+        "FAIL  gpu kernel tile 6 (sm_80): 3 of 3 known answers: h, fprop in float32: off by one"
+    )
+
+
+def test_the_report_says_why_no_kernel_was_run(gpu, monkeypatch):
     monkeypatch.setattr(dispatch, "load", lambda name: "it cannot be loaded")
     assert next(report.gpu_kernels()).text == "not run (it cannot be loaded)  gpu kernel tile 64 (sm_80)"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert {r.text[:16] for r in report.gpu_kernels()} == {"not run (no GPU)"}
+    assert gpu.asked == []
