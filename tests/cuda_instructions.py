@@ -76,11 +76,11 @@ class Instructions:
     """Registers are arrays [register, lane] of uint32, sums of float32."""
 
     def __init__(self, objects: list[Path], build: Path, sources: Path = CUDA) -> None:
-        library = build / "cuda_instructions.so"
-        source = HERE / "cuda_instructions.cpp"
+        library, source = build / f"cuda_instructions_{os.getpid()}.so", HERE / "cuda_instructions.cpp"
         command = [*COMPILER, "-shared", f"-I{sources}", str(source), *map(str, objects)]
         subprocess.run([*command, "-o", str(library)], check=True)
         self.c = ctypes.CDLL(str(library))
+        library.unlink()  # it stays loaded
 
     def _call(self, name: str, *arguments: Any) -> None:
         call = getattr(self.c, name)
@@ -129,3 +129,10 @@ class Instructions:
         pointers = [v.ctypes.data_as(ctypes.c_void_p) for v in (left, right, to)]
         self.c.each(TYPES[kind], ELEMENTWISE.index(operation), *pointers, ctypes.c_int64(to.size))
         return to
+
+
+@cache
+def instructions() -> Instructions:
+    """Those of the machine as it is, built once."""
+    objects = machine_objects()
+    return Instructions(objects, objects[0].parent)

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "host/hopper.h"
+#include "host/machine.h"
 #include "launch.h"
 
 namespace symconv {
@@ -334,6 +335,12 @@ const char* broken(int rule, uint64_t seed) {
   said = launch_clusters(kRules[rule].kernel, grid, cluster, 64, 4096, Queue{}, m);
   host::forget_buffers();
   return said.c_str();
+}
+
+// As if it had run for so long that its clocks, or the names of its threads, must begin anew.
+void age() {
+  host::machine.start = host::kForever / 2 - 5;
+  host::machine.first_writer = 0xffffffff - 300;
 }
 
 const char* shaped(int64_t grid, int64_t threads, int64_t bytes) {

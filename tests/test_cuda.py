@@ -262,7 +262,10 @@ def test_every_kind_of_device(
     try:
         reason = backend.can_run(oracle.problem_of(case, dtype, op), op, algorithm)
         if reason is None:
+            machine.reset_counts()
             cuda_grid.check(case, dtype, op, algorithm)
+            most = max(launch["shared_bytes"] for launch in machine.launches())
+            assert most <= DEVICES[device].shared_bytes
         elif algorithm == "hopper":
             assert (reason.endswith(f"not of {device}")) == (device != "sm_90"), reason
         else:

@@ -94,6 +94,19 @@ def test_every_rule_is_named_however_the_warps_run(rules: ctypes.CDLL) -> None:
             assert not said or re.search(r"\(cuda_rules\.cpp:\d+|has ended \(CTA", said), f"{name}: {said}"
 
 
+@pytest.mark.parametrize(
+    "rule", ["nothing", "nothing of lanes", "nothing of the engine", "not written", "work of nobody"]
+)
+def test_clocks_begin_anew(rules: ctypes.CDLL, rule: str) -> None:
+    """So late that no test gets there by itself."""
+    number = list(SAYS).index(rule)
+    assert rules.name_of(number).decode() == rule
+    rules.age()
+    for seed in range(12):
+        said = rules.broken(number, ctypes.c_uint64(seed)).decode()
+        assert re.search(SAYS[rule], said), f"seed {seed}: {said!r}"
+
+
 def test_shapes_that_no_gpu_takes_are_refused(rules: ctypes.CDLL) -> None:
     def said(*shape: int) -> str:
         return str(rules.shaped(*map(ctypes.c_int64, shape)).decode())

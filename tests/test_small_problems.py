@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
-import types
-from pathlib import Path
 
 import cases
 import pytest
 import torch
 from oracle import OPS, Case, problem_of
 
-from symconv_fast import __main__ as report
 from symconv_fast import binding, dispatch, settings
 from symconv_fast.backends import reference
 from symconv_fast.problem import Problem
 from symconv_fast.ties import orbit_size
 from symconv_fast.trial import known_answers, small
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 VOLUME = {"ndim": 3, "stride": (1,) * 3, "dilation": (1,) * 3, "output_padding": (0,) * 3}
 LINE = {"ndim": 1, "stride": (1,), "dilation": (1,), "output_padding": (0,)}
@@ -273,110 +266,3 @@ def test_tf32_passes_where_it_is_allowed_alone(monkeypatch):
     assert known_answers.ask(p, "fprop", tf32, CPU).right is False
     monkeypatch.setattr(settings, "tf32_allowed", lambda: True)
     assert known_answers.ask(p, "fprop", tf32, CPU).right is True
-
-
-# --- the kernels of Triton -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arch", "dtype"),
-    [
-        pytest.param(
-            arch, dtype, marks=() if (arch, dtype) == ("sm_90", torch.bfloat16) else pytest.mark.full
-        )
-        for arch in ("sm_80", "sm_90", "sm_100", "gfx942")
-        for dtype in (torch.bfloat16, torch.float32)
-    ],
-    ids=str,
-)
-def test_a_small_problem_gets_the_tiles_of_the_layer(monkeypatch, arch, dtype):
-    pytest.importorskip("triton")
-    from symconv_fast.backends.triton import backend, launch, run
-    from symconv_fast.backends.triton.geometry import geometry
-
-    monkeypatch.setattr(run, "architecture", lambda device: arch)
-    monkeypatch.setattr(run, "device_name", lambda device: "a GPU")
-    options, asked = launch.Options(arch=arch, precision=run.precision()), 0
-    for case in LAYERS.values():
-        for op in OPS:
-            problem = dataclasses.replace(problem_of(case, dtype, op), device="cuda")
-            for algorithm in backend.ALGORITHMS:
-                if algorithm == "fold" and geometry(problem).depthwise:
-                    continue
-                if launch.refusal(problem, op, algorithm, options):
-                    continue
-                assert backend.kernels(problem, op, algorithm)
-                first = next(small.like(problem, op))
-                assert callable(backend.bind_like(first, op, algorithm, problem)), (case, op, algorithm)
-                asked += 1
-    assert asked > 50
-
-
-INTERPRETED = """
-import dataclasses, torch
-from symconv_fast import dispatch
-from symconv_fast.trial import bound, modes, verdicts
-from oracle import Case, problem_of
-
-modes.DEVICES, device = {"cpu"}, torch.device("cpu")
-triton, case = dispatch.load("triton"), Case(ties=((1, 16), (3, 4)), channels=20, spatial=(9, 11), padding=(1, 1))
-for op in ("fprop", "dgrad"):
-    problem = problem_of(case, torch.bfloat16, op)
-    print(bound.prove(triton, problem, op, "fold", device))
-damaged = triton.run.finish
-triton.run.finish = lambda problem, result: damaged(problem, result).mul_(1.01)
-problem = problem_of(dataclasses.replace(case, padding=(0, 0)), torch.bfloat16, "fprop")
-print(bound.prove(triton, problem, "fprop", "fold", device), *verdicts._failed.values())
-"""
-
-
-def test_kernels_of_triton_are_proven_in_the_interpreter():
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", INTERPRETED],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    first, second, third = done.stdout.splitlines()
-    assert first == second == "True"
-    assert third.startswith("False ")
-    assert "values are wrong" in third
-
-
-# --- python -m symconv_fast ------------------------------------------------------------------------------------------
-
-
-def test_the_report_lists_every_kernel_of_the_gpu_backends(monkeypatch):
-    """Without a GPU none is run; with one each has the worst of its verdicts."""
-    package = types.SimpleNamespace(
-        listing=lambda: (("tile 64", "sm_80"), ("tile 6", "sm_80"), ("rare", "sm_90"))
-    )
-    verdicts = [
-        report.Verdict(("tile 64 4 warps",), True, ""),
-        report.Verdict(("tile 64", "rare"), None, ""),
-        report.Verdict(("tile 6",), False, "h, fprop in bfloat16: off by one"),
-        report.Verdict(("tile 6",), True, ""),
-    ]
-    monkeypatch.setattr(dispatch, "BACKENDS", ("gpu", "reference"))
-    monkeypatch.setattr(dispatch, "_import", lambda name: package if name == "gpu" else reference)
-    monkeypatch.setattr(dispatch, "load", lambda name: package)
-    monkeypatch.setattr(report, "_gpu_verdicts", lambda module: iter(verdicts))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [found.text for found in report.gpu_kernels()] == [
-        "not run (no GPU)  gpu kernel tile 64 (sm_80)",
-        "not run (no GPU)  gpu kernel tile 6 (sm_80)",
-        "not run (no GPU)  gpu kernel rare (sm_90)",
-    ]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [(found.text, found.asked, found.failed) for found in report.gpu_kernels()] == [
-        ("PASS  gpu kernel tile 64 (sm_80): 1 known answers", 1, 0),
-        (
-            "FAIL  gpu kernel tile 6 (sm_80): 1 of 2 known answers: h, fprop in bfloat16: off by one",
-            2,
-            1,
-        ),
-        ("not run (no problem of this check runs it here)  gpu kernel rare (sm_90)", 0, 0),
-    ]
-    monkeypatch.setattr(dispatch, "load", lambda name: "it cannot be loaded")
-    assert next(report.gpu_kernels()).text == "not run (it cannot be loaded)  gpu kernel tile 64 (sm_80)"

@@ -49,7 +49,8 @@ void forget_buffers();
   F(barriers)                                                                                           \
   F(warp_barriers)                                                                                      \
   F(shuffles)                                                                                           \
-  F(ldmatrix) F(ldmatrix_wavefronts) F(shared_load_bytes) F(shared_store_bytes) F(global_load_bytes)    \
+  F(ldmatrix)                                                                                           \
+  F(ldmatrix_wavefronts) F(shared_load_bytes) F(shared_store_bytes) F(global_load_bytes)                \
       F(global_store_bytes) F(copy_bytes) F(copies) F(mma_bfloat16) F(mma_float16) F(mma_tf32) F(wgmma) \
           F(wgmma_columns) F(bulk_bytes) /* with tracing alone: */                                      \
       F(shared_load_wavefronts) F(shared_store_wavefronts) F(copy_wavefronts) F(load_sectors)           \

@@ -119,8 +119,12 @@ void start_clocks() {
 void end_clocks() {
   Machine& m = machine;
   uint32_t latest = m.start;
-  for (int w = 0; w < m.warps; ++w)
-    latest = max(latest, *std::max_element(m.warp[w].clock, m.warp[w].clock + kWidth));
+  const auto see = [&](const uint32_t* clock) {
+    latest = max(latest, *std::max_element(clock, clock + kWidth));
+  };
+  for (int w = 0; w < m.warps; ++w) see(m.warp[w].clock);
+  for (int c = 0; c < m.ctas; ++c)
+    for (const Barrier& b : m.cta[c].barriers) see(b.arrived);
   m.start = latest + 1;
 }
 
