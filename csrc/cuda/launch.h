@@ -28,8 +28,8 @@ struct Variant {
   int ctas;          // resident on a multiprocessor, as its registers are planned
 };
 
-// What a plan is made of, for families that plan in C++ (they overload `plan_facts`): clocks of a multiprocessor by
-// their model, the names of the kernels in the order of their launches.
+// What a plan is made of, for families that plan in C++ (they overload `plan_facts`): clocks of a
+// multiprocessor by their model, the names of the kernels in the order of their launches.
 struct PlanFacts {
   double clocks = 0;
   std::vector<std::string> kernels;
