@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from symconv_fast import dispatch
+from symconv_fast.backends.cuda import native
 
 Call = Callable[[], object]
 
@@ -144,6 +145,7 @@ class Cuda:
             "cudnn": torch.backends.cudnn.version(),
             "tf32": torch.backends.cudnn.allow_tf32,
             "triton": _version("triton"),
+            "cuda_kernels": native.architectures(),
             "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
         }
 

@@ -10,7 +10,8 @@
 #   --rehearse    every step end to end on a CPU with tiny sizes, the Triton kernels interpreted: no GPU is needed,
 #                 and no number that comes out means anything
 #
-# Steps: facts build smoke baseline fold rate halo tests composed tune models sanitize full
+# Steps: facts cuda answers smoke memory rivals baseline fold rate tests composed tune models sanitize build full
+# In 10 minutes: whether each CUDA kernel is right, and how fast it is beside Triton and cuDNN.
 # Uses the current python3 with the torch, triton and pytest that it has. Ends with a table of the steps; the exit code
 # is 1 if one of them failed or measured nothing, 0 otherwise, also when time ran out; 2, at once, where there is no GPU.
 set -uo pipefail
@@ -110,10 +111,45 @@ PY
   $python -m symconv_fast
 }
 
+cuda() { # the CUDA module for the GPU that is here; where there is no nvcc, what was built elsewhere must run on it
+  if [ $rehearse -eq 1 ]; then $python tools/cuda_build.py --help; return; fi
+  if $python tools/cuda_build.py --keep --table; then return; fi
+  $python - <<'PY'
+import sys, torch
+from symconv_fast.backends.cuda import native
+capability = torch.cuda.get_device_capability()
+print(native.module().info())
+sys.exit(not native.built_for(capability))
+PY
+}
+
+answers() { # answers ARGUMENTS...: every CUDA kernel on known problems
+  if [ $rehearse -eq 1 ]; then set -- "$@" --stand-in --few 1 --only tile,fprop,bfloat16; fi
+  $python tests/cuda_answers.py "$@"
+}
+
+memory() { # the same under each tool of compute-sanitizer, whose findings end a process with code 9
+  local tool code=0
+  if ! sanitizer; then echo "no compute-sanitizer here"; return; fi
+  for tool in $sanitizer_tools; do
+    echo "-- $tool"
+    set -- compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 --kernel-name kns=symconv $python
+    if [ $rehearse -eq 1 ]; then set -- $python; fi
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 COMMAND="$*" answers --few 2 --seconds 60 || code=1
+  done
+  return $code
+}
+
+rivals() { # CUDA kernels, Triton's and cuDNN, layer by layer
+  local more=(--minutes 5 --answers "$out/answers.jsonl")
+  if [ $rehearse -eq 1 ]; then more=(--tiny); fi
+  $python -m bench.rivals "${more[@]}" --rows "$out/rivals.jsonl"
+}
+
 build() { # the native CPU module for the torch that is here; the package works without it
   local more=()
   if [ $rehearse -eq 1 ]; then more=(--help); fi # takes the command line apart and builds nothing
-  $python setup.py -q build_ext --inplace ${more[@]+"${more[@]}"}
+  SYMCONV_FAST_NO_CUDA=1 $python setup.py -q build_ext --inplace ${more[@]+"${more[@]}"}
 }
 
 rate() {
@@ -123,24 +159,22 @@ rate() {
   [ $code -eq 3 ] || return $code # 3: there is no nvcc
 }
 
-halo() {
-  local more=() code=0
-  if [ $rehearse -eq 1 ]; then more=(--compile-only --variants h32); fi
-  $python -m bench.micro.halo_rate ${more[@]+"${more[@]}"} --rows "$out/halo_rate.jsonl" || code=$?
-  [ $code -eq 3 ] || return $code # 3: there is no nvcc
-}
-
-sanitize() { # each tool of compute-sanitizer over the smallest tests; torch's allocator would hide what is past an end
-  local tool code=0 tools="memcheck initcheck racecheck synccheck"
+sanitizer() { # is there compute-sanitizer? A rehearsal only runs the programs that it is given
+  sanitizer_tools="memcheck initcheck racecheck synccheck"
   if [ $rehearse -eq 1 ]; then
-    tools=memcheck
-    compute-sanitizer() { # only runs the program that it is given
+    sanitizer_tools=memcheck
+    compute-sanitizer() {
       while [ "$1" != "$python" ]; do shift; done
       "$@"
     }
   fi
-  if ! command -v compute-sanitizer >/dev/null; then echo "no compute-sanitizer here"; return; fi
-  for tool in $tools; do
+  command -v compute-sanitizer >/dev/null
+}
+
+sanitize() { # each tool of compute-sanitizer over the smallest tests; torch's allocator would hide what is past an end
+  local tool code=0
+  if ! sanitizer; then echo "no compute-sanitizer here"; return; fi
+  for tool in $sanitizer_tools; do
     echo "-- $tool"
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool --error-exitcode 9 --kernel-name kns=fprop \
       --kernel-name kns=dgrad --kernel-name kns=wgrad --kernel-name kns=fold --kernel-name kns=reduce \
@@ -155,20 +189,23 @@ tune() {
   $python -m bench.tune "${arguments[@]}"
 }
 
-export -f left tests measure facts build rate halo sanitize tune
+export -f left tests measure facts cuda answers memory rivals build rate sanitizer sanitize tune
 quick=(--dtypes bfloat16 --layouts channels_last)
-step facts 120 - facts
-step build 300 - build
-step smoke 300 - tests smoke
+step facts 60 - facts
+step cuda 240 - cuda
+step answers 150 "$out/answers.jsonl" answers --rows "$out/answers.jsonl" --seconds 100
+step smoke 150 - tests smoke
+step memory 120 - memory
+step rivals 330 "$out/rivals.jsonl" rivals
 step baseline 420 "$rows" measure 6 bench "${quick[@]}"
 step fold 420 "$rows" measure 6 bench "${quick[@]}" --backend triton --algorithm fold
 step rate 120 - rate
-step halo 180 - halo
 step tests 600 - tests "not smoke"
 step composed 180 "$rows" measure 2 bench "${quick[@]}" --backend composed --passes fwd,dgrad
 step tune 900 "$out/tune.jsonl" tune
 step models 300 "$rows" measure 4 bench/bench_models.py --dtypes bfloat16
 step sanitize 600 - sanitize
+step build 300 - build
 step full 3600 "$rows" measure $(($(left) / 60 + 1)) bench --full
 
 echo

@@ -19,14 +19,16 @@ from .modules import (
     SymmetricConvTranspose2d,
     SymmetricConvTranspose3d,
 )
+from .settings import benchmarking
 from .symmetry import Symmetry, SymmetryWarning
 
 allow_winograd: _Literal["f2", "f4", False]
-"""For type checkers; `_Package` below has the switch itself."""
+benchmark: bool | _Literal["auto"]
+"""For type checkers; `_Package` below has the switches themselves."""
 
 
 class _Package(_ModuleType):
-    """This module, with one attribute that is checked when it is set."""
+    """This module, with two attributes that are checked when they are set."""
 
     @property
     def allow_winograd(self) -> str | bool:
@@ -42,8 +44,21 @@ class _Package(_ModuleType):
     def allow_winograd(self, level: str | bool) -> None:
         settings.set_winograd(level)
 
+    @property
+    def benchmark(self) -> str | bool:
+        """Are the candidates for a layer on a GPU timed at its first call, as `torch.backends.cudnn.benchmark` does?
+
+        "auto" (the default) times where a candidate's kernels were never measured on that model of GPU, True on every
+        GPU, False nowhere: estimates choose. Nothing is timed on a CPU. See docs/trust.md.
+        """
+        return settings.benchmark()
+
+    @benchmark.setter
+    def benchmark(self, level: str | bool) -> None:
+        settings.set_benchmark(level)
+
     def __dir__(self) -> list[str]:
-        return sorted([*super().__dir__(), "allow_winograd"])
+        return sorted([*super().__dir__(), "allow_winograd", "benchmark"])
 
 
 _sys.modules[__name__].__class__ = _Package
@@ -60,6 +75,7 @@ __all__ = [
     "SymmetryWarning",
     "__version__",
     "backend",
+    "benchmarking",
     "convert",
     "explain",
     "functional",

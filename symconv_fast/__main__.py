@@ -1,6 +1,7 @@
 """`python -m symconv_fast`: versions, native modules, and a numeric self-check of every backend present.
 
-One line a backend, algorithm, pass and dtype; `--verbose` prints every single check as well.
+One line a backend, algorithm, pass and dtype; `--verbose` prints every single check as well. Then one line for each
+kernel of the GPU backends: what came of its known answers, or why none was asked for.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import math
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import __version__, dispatch, native
+from . import __version__, dispatch, native, trial
 from .problem import OPS, Problem
 from .symmetry import Symmetry
 
@@ -87,6 +89,9 @@ def main(arguments: Sequence[str] = ()) -> int:
         print(summary(way, ways[way]))
     total = sum(map(len, ways.values()))
     failures = sum(not check.passed for checks in ways.values() for check in checks)
+    for kernel in gpu_kernels(verbose):
+        print(kernel.text)
+        total, failures = total + kernel.asked, failures + kernel.failed
     print(f"{failures} of {total} checks failed" if failures else f"all {total} checks passed")
     if native.missing():
         print(
@@ -104,6 +109,75 @@ def summary(way: str, checks: list[Check]) -> str:
             f"FAIL  {way}: {failures} of {len(checks)} problems, the worst: {worst.problem}: {worst.outcome}"
         )
     return f"PASS  {way}: {len(checks)} problems, worst {worst.outcome}"
+
+
+class KernelReport(NamedTuple):
+    """A kernel of a GPU backend: its line, how many known answers it was asked for, and how many it failed."""
+
+    text: str
+    asked: int = 0
+    failed: int = 0
+
+
+def gpu_kernels(every: bool = False) -> Iterator[KernelReport]:
+    """Every kernel that a GPU backend lists, with its known answers on the current GPU: one a dtype, or `every` one."""
+    for name in dispatch.BACKENDS:
+        package, loaded = dispatch._import(name), dispatch.load(name)
+        listed = package.listing() if hasattr(package, "listing") else ()
+        why = "no GPU" if not torch.cuda.is_available() else loaded if isinstance(loaded, str) else None
+        kernels = [kernel for kernel, _ in listed]
+        verdicts = list(_gpu_verdicts(loaded, kernels, every)) if listed and why is None else []
+        for kernel, architectures in listed:
+            own = [v for v in verdicts if kernel in v.kernels]
+            yield _kernel_report(f"{name} kernel {kernel} ({architectures})", own, why)
+
+
+def _kernel_report(title: str, verdicts: list[Verdict], why: str | None) -> KernelReport:
+    """The line of one kernel."""
+    failed = [v for v in verdicts if v.right is False]
+    if failed:
+        text = f"FAIL  {title}: {len(failed)} of {len(verdicts)} known answers: {failed[0].text}"
+        return KernelReport(text, len(verdicts), len(failed))
+    passed = sum(v.right is True for v in verdicts)
+    if passed:
+        return KernelReport(f"PASS  {title}: {passed} known answers", passed)
+    return KernelReport(f"not run ({why or 'no problem of this check runs it here'})  {title}")
+
+
+class Verdict(NamedTuple):
+    """What came of a known answer: which kernels of the list were launched, whether it was right, and in words."""
+
+    kernels: frozenset[str]
+    right: bool | None
+    text: str
+
+
+def _gpu_verdicts(module: Any, listed: Sequence[str], every: bool) -> Iterator[Verdict]:
+    """Known answers of the algorithms and passes: those by which a kernel is met in a dtype for the first time."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    met: set[tuple[str, torch.dtype]] = set()
+    for problem, title in _gpu_problems():
+        for op in OPS:
+            for algorithm in module.ALGORITHMS:
+                if module.can_run(problem, op, algorithm) is not None:
+                    continue
+                # A name may go on with the tile.
+                names = [f"{name} " for name in module.kernels(problem, op, algorithm)]
+                kernels = frozenset(k for k in listed if any(name.startswith(f"{k} ") for name in names))
+                new = {(kernel, problem.dtype) for kernel in kernels} - met
+                if new or every:
+                    met |= new
+                    right = trial.prove(module, problem, op, algorithm, device)
+                    found = trial.refuted(module, problem, op, algorithm)
+                    yield Verdict(kernels, right, f"{title}, {op} in {str(problem.dtype)[6:]}: {found}")
+
+
+def _gpu_problems() -> Iterator[tuple[Problem, str]]:
+    """Those of the self-check on the GPU, with their titles."""
+    for case in _CASES:
+        for dtype in _TOLERANCE:
+            for last in (True, False) if len(case.spatial) > 1 else (False,):
+                yield replace(_problem(case, dtype, last), device="cuda"), case.title
 
 
 def _all_ways() -> Iterator[str]:

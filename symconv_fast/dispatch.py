@@ -7,14 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from . import native, settings
-from .activation import activate
+from . import binding, native, settings, trial
 from .problem import FAR, Problem
 
 BACKENDS: tuple[str, ...] = ("cpu", "cuda", "triton", "composed", "distinct", "reference")
@@ -46,6 +45,15 @@ class Backend(Protocol):
 
     def wgrad(self, problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
         """The gradient of the reduced weight."""
+
+    # One with kernels of this package for a GPU has more, by which `trial` knows them:
+    #
+    #     kernels(problem, op, algorithm) -> tuple[str, ...]     names of what would be launched, tiles included
+    #     bind_like(problem, op, algorithm, like, activation)    as `binding.bind`, with the kernels of another problem
+    #     measured(device) -> bool                               were they checked and timed on this model of GPU?
+    #
+    # The second is for kernels that are chosen by sizes, the third for those whose measurements are in this package.
+    # Its package may have listing() -> ((name, architectures), ...), every kernel that there is, without a GPU.
 
 
 class Pin(NamedTuple):
@@ -155,9 +163,8 @@ def choose(problem: Problem, op: str) -> Choice:
     Raises:
         RuntimeError: what is pinned cannot run, with the reason. ValueError: the environment names no backend.
     """
-    return _choose(
-        problem, op, pinned(), torch.get_num_threads(), settings.version(), rounding(problem.device)
-    )
+    learnt = (rounding(problem.device), trial.state(problem))
+    return _choose(problem, op, pinned(), torch.get_num_threads(), settings.version(), learnt)
 
 
 def rounding(device: str) -> bool:
@@ -168,24 +175,39 @@ def rounding(device: str) -> bool:
 def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[..., Tensor]:
     """The function that `choose` finds, all but its tensors bound: (input, weight, bias) for fprop, two tensors else.
 
-    A backend may have a `bind` of its own, where it can prepare more than the arguments, and an `fprop_activated` of
-    its own, where its kernels can apply an activation.
+    On a GPU one that chooses when it is called, after it has proven kernels and timed candidates: see `trial`.
     """
+    if trial.tried(problem.device) and not settled(problem):
+        pin = pinned()
+        _check_names(pin)
+        return _try(problem, op, activation, lambda: _able(problem, op, pin), bool(pin.name or pin.algorithm))
     choice = choose(problem, op)
-    if activation is not None and hasattr(choice.backend, "fprop_activated"):
-        return partial(choice.backend.fprop_activated, problem, choice.algorithm, activation)
-    run = _bind(choice, problem, op)
-    return run if activation is None else lambda *tensors: activate(run(*tensors), activation)
+    return binding.bind(choice.backend, problem, op, choice.algorithm, activation)
+
+
+def _try(
+    problem: Problem, op: str, activation: str | None, able: Callable[[], list[Candidate]], insisted: bool
+) -> trial.Trial:
+    """The function that chooses among candidates when it is called."""
+
+    def bind_one(name: str, algorithm: str) -> Callable[..., Tensor]:
+        return binding.bind(load(name), problem, op, algorithm, activation)
+
+    return trial.Trial(problem, op, activation, trial.Ways(able, load, bind_one, insisted))
 
 
 def _quickest(problem: Problem, op: str) -> Candidate:
     """The lowest estimate of those that run a problem themselves, whatever is pinned."""
-    able = [
+    return min(_themselves(problem, op), key=lambda c: c.seconds or 0.0)
+
+
+def _themselves(problem: Problem, op: str) -> list[Candidate]:
+    """Candidates that do not leave a part of the problem to others."""
+    return [
         c
         for c in candidates(problem, op)
         if c.seconds is not None and not hasattr(load(c.backend), "connect")
     ]
-    return min(able, key=lambda c: c.seconds or 0.0)
 
 
 def _seconds(problem: Problem, op: str) -> float:
@@ -193,37 +215,40 @@ def _seconds(problem: Problem, op: str) -> float:
 
 
 def _bind_quickest(problem: Problem, op: str) -> Callable[..., Tensor]:
+    if trial.tried(problem.device) and not settled(problem):
+        return _try(problem, op, None, lambda: _themselves(problem, op), False)
     best = _quickest(problem, op)
-    return _bind(Choice(load(best.backend), best.algorithm), problem, op)
-
-
-def _bind(choice: Choice, problem: Problem, op: str) -> Callable[..., Tensor]:
-    own = getattr(choice.backend, "bind", None)
-    if own:
-        function: Callable[..., Tensor] = own(problem, op, choice.algorithm)
-        return function
-    return partial(getattr(choice.backend, op), problem, choice.algorithm)
+    return binding.bind(load(best.backend), problem, op, best.algorithm)
 
 
 @lru_cache(maxsize=4096)
-def _choose(problem: Problem, op: str, pin: Pin, threads: int, version: int, tf32: bool) -> Choice:
-    # `threads`, `version` and `tf32` are part of the key alone: estimates and reasons may depend on them.
+def _choose(
+    problem: Problem, op: str, pin: Pin, threads: int, version: int, learnt: tuple[object, ...]
+) -> Choice:
+    # The last three are part of the key alone: estimates, reasons and times may depend on them.
     _check_names(pin)
     if problem.device == "cpu":
         native.say_if_missing()
     if settled(problem):
         return Choice(load("reference"), "expand")
+    able, times = _able(problem, op, pin), trial.times(problem, op)
+    measured = [c for c in able if (c.backend, c.algorithm) in times]
+    best = min(measured or able, key=lambda c: times.get((c.backend, c.algorithm), c.seconds or 0.0))
+    return Choice(load(best.backend), best.algorithm)
+
+
+settings.on_change(_choose.cache_clear)
+
+
+def _able(problem: Problem, op: str, pin: Pin) -> list[Candidate]:
+    """Candidates that can run, of those that a pin allows. Raises RuntimeError, with the reasons, where none can."""
     allowed = candidates(problem, op, pin)
     able = [c for c in allowed if c.reason is None]
     if not able:
         reasons = "; ".join(f"{c.backend}/{c.algorithm}: {c.reason}" for c in allowed)
         wanted = f"backend={pin.name!r}, algorithm={pin.algorithm!r}"
         raise RuntimeError(f"{pin.origin} pins {wanted}, which cannot run {op} here: {reasons}")
-    best = min(able, key=lambda c: c.seconds or 0.0)
-    return Choice(load(best.backend), best.algorithm)
-
-
-settings.on_change(_choose.cache_clear)
+    return able
 
 
 def candidates(problem: Problem, op: str, pin: Pin | None = None) -> list[Candidate]:
@@ -246,10 +271,18 @@ def candidates(problem: Problem, op: str, pin: Pin | None = None) -> list[Candid
                 found.append(Candidate(name, algorithm, taken, None))
                 continue
             reason = module.can_run(problem, op, algorithm)
+            reason = reason or trial.refuted(module, problem, op, algorithm)
             alone = reason is not None or (pin and pin.name and pin.algorithm)
             seconds = None if alone else _estimate(module, problem, op, algorithm)
             found.append(Candidate(name, algorithm, reason, seconds))
     return found
+
+
+def evidence(problem: Problem, op: str, candidate: Candidate) -> trial.Evidence:
+    """What is known of one of the `candidates` on the current GPU: its time, and whether its kernels are right."""
+    if candidate.reason is not None:
+        return trial.Evidence()
+    return trial.evidence(load(candidate.backend), problem, op, candidate.algorithm)
 
 
 def settled(problem: Problem) -> str | None:

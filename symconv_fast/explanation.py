@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from . import dispatch, native
+from . import dispatch, native, trial
 from .dispatch import Candidate, Pin
 from .problem import OPS, Problem, suggests_channels_last
+from .trial import Evidence
 
 PASSES = {"fprop": "forward", "dgrad": "input gradient", "wgrad": "weight gradient"}
 """The three passes in words."""
@@ -24,7 +25,9 @@ _KERNELS = {"cpu": ("cpu", "native module"), "cuda": ("triton", "Triton kernels"
 class PassReport:
     """One of the three passes: what runs, or why nothing can, and all candidates.
 
-    `torch_seconds` is the estimate for the same pass of torch's own layer, with as many filters.
+    `torch_seconds` is the estimate for the same pass of torch's own layer, with as many filters; where torch's
+    convolution was measured on expanded filters, as much less as the estimates say. `evidence` has, for each candidate
+    on a GPU, its measured seconds and what is known of its kernels; on other devices there is none.
     """
 
     op: str
@@ -33,12 +36,24 @@ class PassReport:
     candidates: tuple[Candidate, ...]
     error: str | None
     torch_seconds: float = math.inf
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def measured(self) -> float | None:
+        """Seconds that were measured for what runs, in this process; None where it was chosen by estimates."""
+        found = zip(self.candidates, self.evidence)
+        return next((e.measured for c, e in found if self._runs(c)), None)
 
     @property
     def seconds(self) -> float:
-        """Estimate for what runs; infinite where there is none."""
-        found = (c for c in self.candidates if (c.backend, c.algorithm) == (self.backend, self.algorithm))
+        """Measured or estimated seconds of what runs; infinite where there are none."""
+        if self.measured is not None:
+            return self.measured
+        found = (c for c in self.candidates if self._runs(c))
         return next((c.seconds for c in found if c.seconds is not None), math.inf)
+
+    def _runs(self, candidate: Candidate) -> bool:
+        return (candidate.backend, candidate.algorithm) == (self.backend, self.algorithm)
 
     @property
     def way(self) -> str:
@@ -128,8 +143,7 @@ class Explanation:
         able = [report for report in self.passes if report.error is None]
         width = max((len(report.way) for report in able), default=0)
         lines = [f"{PASSES[report.op]:<15}  {report.way:<{width}}" for report in able]
-        times = [f"{_time(report.seconds)}, torch's layer {_time(report.torch_seconds)}" for report in able]
-        return [f"{line}  an estimated {time}" for line, time in zip(lines, times)]
+        return [f"{line}  {_times(report)}" for line, report in zip(lines, able)]
 
     def _costs(self) -> list[str]:
         p = self.problem
@@ -152,12 +166,11 @@ class Explanation:
             f"{'pass':<15}  {'backend':<10} {'algorithm':<{width}} {'':<7} estimate or reason",
         ]
         for report in self.passes:
-            for c in report.candidates:
-                chosen = (c.backend, c.algorithm) == (report.backend, report.algorithm)
-                why = c.reason if c.seconds is None else _time(c.seconds)
+            for i, c in enumerate(report.candidates):
+                known = report.evidence[i] if report.evidence else None
                 lines.append(
                     f"{PASSES[report.op]:<15}  {c.backend:<10} {c.algorithm:<{width}} "
-                    f"{'chosen' if chosen else '':<7} {why}"
+                    f"{'chosen' if report._runs(c) else '':<7} {_why(c, known)}"
                 )
             if report.error:
                 lines.append(f"{PASSES[report.op]:<15}  error: {report.error}")
@@ -168,6 +181,27 @@ def _time(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "time that is not measured on this kind of device"
     return f"{seconds * 1e6:,.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:,.2f} ms"
+
+
+def _times(report: PassReport) -> str:
+    """What a pass takes, and torch's layer in it."""
+    if report.measured is None:
+        return f"an estimated {_time(report.seconds)}, torch's layer {_time(report.torch_seconds)}"
+    return f"measured: {_time(report.seconds)}; torch's layer an estimated {_time(report.torch_seconds)}"
+
+
+def _why(candidate: Candidate, known: Evidence | None) -> str:
+    """Why a candidate is chosen or not: its reason, or its time, and what is known of its kernels."""
+    if candidate.reason is not None:
+        return candidate.reason
+    estimate = "the only one that the pin allows" if candidate.seconds is None else _time(candidate.seconds)
+    if known is None:
+        return estimate
+    if known.measured is not None:
+        text = f"{_time(known.measured)} (measured)"
+    else:
+        text = estimate if candidate.seconds is None else f"{estimate} (estimated)"
+    return text if known.known_answer is None else f"{text}; known answer: {known.known_answer}"
 
 
 def explain(layer: Any, x: Tensor | None = None) -> Explanation:
@@ -183,7 +217,8 @@ def explain(layer: Any, x: Tensor | None = None) -> Explanation:
     Returns:
         An `Explanation`. Its `verdict` is one line: the backend and algorithm of the passes, and how much faster than
         torch's layer of as many filters that is by the estimates that the choice is made from (those of native kernels
-        are a little pessimistic), or that no gain is expected. Its `passes` are the same as data: for fprop, dgrad and
+        are a little pessimistic), or by measurements where the choice was made by those (on GPUs: docs/trust.md), or
+        that no gain is expected. Its `passes` are the same as data: for fprop, dgrad and
         wgrad what is chosen, every candidate with its estimate (seconds) or the reason why it cannot run, and the
         estimate for torch's layer. Its `problem` has multiply-accumulates folded and dense, and bytes.
 
@@ -216,6 +251,18 @@ def _report(problem: Problem, op: str) -> PassReport:
         choice = dispatch.choose(problem, op)
     except RuntimeError as error:
         return PassReport(op, None, None, found, str(error))
+    evidence = tuple(dispatch.evidence(problem, op, candidate) for candidate in found)
+    evidence = evidence if trial.tried(problem.device) else ()
+    return PassReport(
+        op, choice.backend.NAME, choice.algorithm, found, None, _torch_seconds(problem, op), evidence
+    )
+
+
+def _torch_seconds(problem: Problem, op: str) -> float:
+    """Estimated seconds of torch's own layer, on the scale of what was measured where that was."""
+    if problem.is_empty:
+        return math.inf
     reference: Any = dispatch.load("reference")
-    torchs = math.inf if problem.is_empty else reference.torch_seconds(problem, op)
-    return PassReport(op, choice.backend.NAME, choice.algorithm, found, None, torchs)
+    seconds: float = reference.torch_seconds(problem, op)
+    measured = trial.times(problem, op).get(("reference", "expand"))
+    return seconds if measured is None else seconds * measured / reference.estimate(problem, op, "expand")

@@ -20,7 +20,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.utils.flop_counter import register_flop_formula
 
 from . import activation as activations
-from . import dispatch, native, settings
+from . import dispatch, native, settings, trial
 from .checks import ShapeError, check_tensors
 from .native import suggests_channels_last
 from .problem import Problem, allocate, macs, output_size
@@ -321,6 +321,12 @@ def _vmap_rule(op: Any) -> Callable[..., tuple[Tensor, int]]:
     """Batch over the first tensor alone folds into N (one call); any other batch is a loop of calls."""
 
     def rule(
+        info: Any, in_dims: Sequence[Any], first: Tensor, second: Tensor, third: Any, *static: Any
+    ) -> Any:
+        with trial.paused():
+            return called(info, in_dims, first, second, third, *static)
+
+    def called(
         info: Any, in_dims: Sequence[Any], first: Tensor, second: Tensor, third: Any, *static: Any
     ) -> Any:
         tensors, dims = (first, second, third), in_dims[:3]

@@ -1,15 +1,27 @@
-"""Switches that trade exactness for speed, readable by every room: this package's own, and torch's for TF32."""
+"""Switches that every room can read: what exactness may be traded for speed (TF32 is torch's), what is timed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 
 import torch
 
 WINOGRAD_LEVELS = ("f2", "f4", False)
+BENCHMARK_LEVELS = (True, False, "auto")
+
+ENV_BENCHMARK = "SYMCONV_FAST_BENCHMARK"
+ENV_KNOWN_ANSWERS = "SYMCONV_FAST_KNOWN_ANSWERS"
+_WORDS: dict[str, str | bool] = {
+    "": "auto", "auto": "auto",
+    "1": True, "true": True, "on": True, "yes": True,
+    "0": False, "false": False, "off": False, "no": False,
+}  # fmt: skip
 
 _winograd: str | bool = "f2"
+_benchmark: str | bool | None = None  # None: what the environment says, read when first asked
 _on_change: list[Callable[[], object]] = []
 _numbers = count(1)
 _version = 0
@@ -43,15 +55,75 @@ def set_winograd(level: str | bool) -> None:
     Raises:
         ValueError: not one of the three levels.
     """
-    global _winograd, _version
-    if not any(level is known or (isinstance(level, str) and level == known) for known in WINOGRAD_LEVELS):
+    global _winograd
+    if not _is_one_of(level, WINOGRAD_LEVELS):
         raise ValueError(f'allow_winograd={level!r} is not a level; give "f2" (the default), "f4" or False')
     _winograd = level
-    _version = next(_numbers)  # after the level: who reads the new number reads the new level too
-    for forget in _on_change:
-        forget()
+    _changed()
+
+
+def benchmark() -> str | bool:
+    """Are candidates on a GPU timed: True, False or "auto"; see `symconv_fast.benchmark`.
+
+    Raises:
+        ValueError: the environment variable says none of these.
+    """
+    global _benchmark
+    if _benchmark is None:
+        _benchmark = _flag(ENV_BENCHMARK)
+    return _benchmark
+
+
+def set_benchmark(level: str | bool) -> None:
+    """Set what `benchmark` returns; choices are made anew, what was measured is kept.
+
+    Raises:
+        ValueError: not one of the three levels.
+    """
+    global _benchmark
+    if not _is_one_of(level, BENCHMARK_LEVELS):
+        raise ValueError(f'benchmark={level!r} is not a level; give True, False or "auto" (the default)')
+    _benchmark = level
+    _changed()
+
+
+@contextmanager
+def benchmarking(level: str | bool = True) -> Iterator[None]:
+    """`benchmark` set for the whole process inside the `with`, and as it was after it."""
+    before = benchmark()
+    set_benchmark(level)
+    try:
+        yield
+    finally:
+        set_benchmark(before)
+
+
+def known_answers() -> bool:
+    """Must a kernel on a GPU give a known answer before it is used? Not where the environment variable says 0."""
+    return _flag(ENV_KNOWN_ANSWERS) is not False
 
 
 def on_change(forget: Callable[[], object]) -> None:
     """Have `forget` called whenever a switch changed: frees caches of choices, whose keys have a `version`."""
     _on_change.append(forget)
+
+
+def _changed() -> None:
+    """Called after a switch was set: who reads the new number reads the new level too."""
+    global _version
+    _version = next(_numbers)
+    for forget in _on_change:
+        forget()
+
+
+def _is_one_of(level: object, levels: tuple[str | bool, ...]) -> bool:
+    """1 is not True here, nor 0 False."""
+    return any(level is known or (isinstance(level, str) and level == known) for known in levels)
+
+
+def _flag(name: str) -> str | bool:
+    """The level that a variable of the environment names."""
+    word = os.environ.get(name, "").strip().lower()
+    if word not in _WORDS:
+        raise ValueError(f"{name}={word!r} is not a level; give 1, 0 or auto")
+    return _WORDS[word]

@@ -63,6 +63,12 @@ LARGE = {
     "large, h, few orbits": _large(1, 8, 8, (31, 31)),
     "large, v": _large(2, 56, 72, (15, 31)),
     "large, hv": _large(3, 32, 40, (31, 15)),
+    "large, hv, many stages": _large(3, 8, 136, (24, 24), batch=1),
+    "large, hv, whole stages": _large(3, 56, 128, (16, 8)),
+    "small image, h, many stages": _large(1, 8, 136, (7, 7), batch=1),
+    "small images, hv, two stages": _large(3, 8, 40, (7, 7), batch=3),
+    "strips, h": _large(1, 8, 8, (4, 31), batch=5),
+    "strips, hv": _large(3, 8, 8, (4, 31), batch=5),
     "small images, h": _large(1, 8, 8, (15, 7), batch=9),
     "small images, hv": _large(3, 8, 8, (15, 7), batch=9),
 }
@@ -127,11 +133,20 @@ def _patches(case: Case, dtype: torch.dtype, op: str) -> bool:
     return op == "fprop" and dtype.itemsize == 2 and one_tie and whole and _three_by_three(case)
 
 
+def _warp_groups(case: Case, dtype: torch.dtype, op: str) -> bool:
+    """What patches are, in one plane; several groups start at whole stages."""
+    return _patches(case, dtype, op) and (case.ndim == 2 or case.spatial[0] == 1) and not _cut_stages(case)
+
+
+def _cut_stages(case: Case) -> bool:
+    return case.groups > 1 and case.channels // case.groups % 64 != 0
+
+
 def _tiles(case: Case, dtype: torch.dtype, op: str) -> bool:
     """Any geometry: whole vectors of channels of whatever is read."""
     channels = _vectors(case.channels // case.groups, dtype)
     rows = all(_vectors(rows // case.groups, dtype) for _, rows in case.ties)
-    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows}[op]
+    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows and prod(case.kernel) <= 384}[op]
 
 
 def _channel_by_channel(case: Case, dtype: torch.dtype, op: str) -> bool:
@@ -141,6 +156,7 @@ def _channel_by_channel(case: Case, dtype: torch.dtype, op: str) -> bool:
 MUST: dict[str, Callable[[Case, torch.dtype, str], bool]] = {
     "tile": _tiles,
     "patch": _patches,
+    "hopper": _warp_groups,
     "depthwise": _channel_by_channel,
 }
 
@@ -153,20 +169,15 @@ def must_run(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> bool:
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check(case: Case, dtype: torch.dtype, op: str, algorithm: str) -> None:
+def check(case: Case, dtype: torch.dtype, op: str, algorithm: str, device: str = "cpu") -> None:
     """`oracle.check`; float32 that is multiplied as TF32 gets whole numbers, of which no rounding loses anything."""
     if dtype != FP32 or algorithm == "depthwise":
-        oracle.check(case, dtype, op, "cuda", algorithm)
+        oracle.check(case, dtype, op, "cuda", algorithm, device)
         return
     with mock.patch.object(oracle, "make_tensors", lambda case, dtype: make_tensors(case, BF16)):
-        result = oracle.run(case, FP32, op, "cuda", algorithm)
+        result = oracle.run(case, FP32, op, "cuda", algorithm, device).cpu()
     wrong = result.double() != expected(case, BF16)[op]
     assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} values of {case!r} are wrong"
-
-
-def cost(case: Case) -> int:
-    """Multiply-accumulates of the expanded convolution and taps times channels: what the stand-in's time follows."""
-    return cases.dense_macs(case) + prod(case.kernel) * case.channels * case.unique
 
 
 def refused(case: Case, reason: str, dtype: torch.dtype, op: str) -> bool:
@@ -193,12 +204,29 @@ MAY: dict[str, Callable[..., bool]] = {
         len([rows for _, rows in case.ties if rows]) != 1 or case.ties[0][0] not in (1, 2, 3)
     ),
     "its patches are of bfloat16 or float16": lambda case, dtype, op: dtype == FP32,
+    # hopper
+    "its maps have no planes": lambda case, dtype, op: case.ndim == 3 and case.spatial[0] > 1,
+    r"64 does not divide the \d+ input channels of a group, and there are several": lambda case, dtype, op: (
+        _cut_stages(case)
+    ),
     # tile
     r"(\d+) does not divide the (\d+) input channels of a group": lambda case, dtype, op, vector, channels: (
         int(channels) == case.channels // case.groups and int(channels) % (16 // dtype.itemsize) != 0
     ),
     r"(\d+) does not divide the rows of each tie in a group": lambda case, dtype, op, vector: (
         op != "fprop" and _rows_of_a_tie(case, dtype)
+    ),
+    "the channels of a group must fill whole 16 bytes": lambda case, dtype, op: (
+        op == "wgrad" and not _vectors(case.channels // case.groups, dtype)
+    ),
+    "(pixels must lie|the members of each tie must start) at multiples of 16 bytes": lambda case, dtype, op, what: (
+        op == "wgrad" and _rows_of_a_tie(case, dtype)
+    ),
+    "the filters of a group must fill whole 16 bytes": lambda case, dtype, op: (
+        op == "wgrad" and _rows_of_a_tie(case, dtype)
+    ),
+    "a filter has more than 384 taps, or none": lambda case, dtype, op: (
+        op == "wgrad" and prod(case.kernel) > 384
     ),
     # depthwise
     "it is for depthwise layers, of one input channel in each of several groups": lambda case, dtype, op: (
@@ -208,4 +236,4 @@ MAY: dict[str, Callable[..., bool]] = {
 }
 """Conditions by reasons, which are regular expressions; groups of these are arguments."""
 
-__all__ = ["ALGORITHMS", "DTYPES", "OPS", "check", "cost", "grid", "grown", "must_run", "refused"]
+__all__ = ["ALGORITHMS", "DTYPES", "OPS", "check", "grid", "grown", "must_run", "refused"]

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "device.h"
+#include "host/hopper.h"
 #include "launch.h"
 
 namespace symconv {
@@ -47,6 +47,22 @@ __global__ void multiplied(const __grid_constant__ Call c) {
   for (int e = 0; e < 4; ++e) put(c.d, e * 32 + lane(), __float_as_uint(d[e]));
 }
 
+// A warp's part of m64n64: its sums from zero, the weights at an address of shared memory as it is given.
+template <class T, int kSpan>
+__global__ void of_a_group(const __grid_constant__ Call c) {
+  const uint32_t start = (shared_memory() + 1023) / 1024 * 1024;
+  for (int i = lane(); i < c.bytes / 4; i += 32) shared_store(start + i * 4, word(c.shared, i));
+  barrier();
+  uint32_t a[4];
+  for (int e = 0; e < 4; ++e) a[e] = word(c.a, e * 32 + lane());
+  float d[32] = {};
+  product_fence();
+  product<T, 64, kSpan>(d, a, start + c.kind);
+  product_commit();
+  product_wait<0>();
+  for (int e = 0; e < 32; ++e) put(c.d, e * 32 + lane(), __float_as_uint(d[e]));
+}
+
 __global__ void exchanged(const __grid_constant__ Call c) {
   put(c.d, lane(), shuffle_xor(word(c.a, lane()), c.kind));
 }
@@ -73,7 +89,7 @@ const char* run(void (*kernel)(Parameters...), Call c, int a_bytes, int b_bytes,
   if (b_bytes) host::register_buffer(c.b, b_bytes, false);
   if (shared_bytes) host::register_buffer(c.shared, shared_bytes, false);
   host::register_buffer(c.d, out, true);
-  said = launch(kernel, 1, 32, c.bytes, Queue{}, c);
+  said = launch(kernel, 1, 32, c.bytes + 1024, Queue{}, c);
   host::forget_buffers();
   return said.c_str();
 }
@@ -94,6 +110,17 @@ const char* mma(int kind, uint32_t* d, const float* sums, const uint32_t* a, con
   if (kind == 0) return run(multiplied<Bfloat16>, c, 512, 256, 512, 512);
   if (kind == 1) return run(multiplied<Float16>, c, 512, 256, 512, 512);
   return run(multiplied<Float32>, c, 512, 256, 512, 512);
+}
+
+const char* wgmma(int kind, int span, uint32_t* d, const uint32_t* a, int weights, const uint8_t* shared,
+                  int bytes) {
+  const Call c{a, nullptr, shared, d, bytes, weights};
+  const auto with = [&](auto* narrow, auto* wide) {
+    return run(span == 64 ? narrow : wide, c, 512, 0, bytes, 32 * 128);
+  };
+  if (kind == 0) return with(of_a_group<Bfloat16, 64>, of_a_group<Bfloat16, 128>);
+  if (kind == 1) return with(of_a_group<Float16, 64>, of_a_group<Float16, 128>);
+  return with(of_a_group<Float32, 64>, of_a_group<Float32, 128>);
 }
 
 const char* exchange(uint32_t* to, const uint32_t* from, int mask) {

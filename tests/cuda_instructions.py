@@ -1,12 +1,18 @@
 # The instructions of csrc/cuda/device.h on the stand-in for a GPU, for tests: tests/cuda_instructions.cpp from Python.
-"""`Instructions` has the methods of layouts.StandIn that `ptx_warp.Threads` calls, for every type and shape."""
+"""`Instructions` has the methods that `ptx_warp.Threads` calls, for every type and shape."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
+import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +38,26 @@ def compile_stand_in(build: Path, sources: Path = CUDA, only: str = "*.cpp") -> 
         return list(pool.map(compiled, sorted((sources / "host").glob(only))))
 
 
+@cache
+def machine_objects() -> list[Path]:
+    """The objects of the machine as it is, compiled once for all tests, again when its sources change."""
+    files = sorted((*CUDA.glob("*.h"), *(CUDA / "host").iterdir()))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files) + " ".join(COMPILER).encode())
+    folder = HERE.parent / "build" / "cuda-machine"
+    made = folder / digest.hexdigest()[:16]
+    if not made.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            compile_stand_in(Path(scratch))
+            with contextlib.suppress(OSError):  # another process may have been quicker
+                os.rename(scratch, made)
+            Path(scratch).mkdir(exist_ok=True)
+        for old in folder.iterdir():
+            if old != made and not old.name.startswith("tmp"):
+                shutil.rmtree(old, ignore_errors=True)
+    return sorted(made.glob("*.o"))
+
+
 def changed(to: Path, changes: Mapping[str, tuple[str, str]]) -> Path:
     """A copy of what the kernels need of the machine, with changes, file -> (old text, new text)."""
     for source in (*CUDA.glob("*.h"), *(CUDA / "host").glob("*")):
@@ -50,11 +76,11 @@ class Instructions:
     """Registers are arrays [register, lane] of uint32, sums of float32."""
 
     def __init__(self, objects: list[Path], build: Path, sources: Path = CUDA) -> None:
-        library = build / "cuda_instructions.so"
-        source = HERE / "cuda_instructions.cpp"
+        library, source = build / f"cuda_instructions_{os.getpid()}.so", HERE / "cuda_instructions.cpp"
         command = [*COMPILER, "-shared", f"-I{sources}", str(source), *map(str, objects)]
         subprocess.run([*command, "-o", str(library)], check=True)
         self.c = ctypes.CDLL(str(library))
+        library.unlink()  # it stays loaded
 
     def _call(self, name: str, *arguments: Any) -> None:
         call = getattr(self.c, name)
@@ -82,6 +108,14 @@ class Instructions:
         self._call("mma", TYPES[kind], d, before, left, right)
         return d.view(np.float32)
 
+    def wgmma(
+        self, span: int, a: np.ndarray, weights: int, shared: np.ndarray, kind: str = "bf16"
+    ) -> np.ndarray:
+        """A warp's sums [32, lane] of m64n64: A from registers, B at an address, swizzled over `span` bytes."""
+        d = np.empty((32, LANES), np.uint32)
+        self._call("wgmma", TYPES[kind], span, d, np.ascontiguousarray(a), weights, shared, shared.size)
+        return d.view(np.float32)
+
     def shuffle_xor(self, values: np.ndarray, mask: int) -> np.ndarray:
         """What each lane gets of lane ^ mask."""
         got = np.empty(LANES, np.uint32)
@@ -95,3 +129,10 @@ class Instructions:
         pointers = [v.ctypes.data_as(ctypes.c_void_p) for v in (left, right, to)]
         self.c.each(TYPES[kind], ELEMENTWISE.index(operation), *pointers, ctypes.c_int64(to.size))
         return to
+
+
+@cache
+def instructions() -> Instructions:
+    """Those of the machine as it is, built once."""
+    objects = machine_objects()
+    return Instructions(objects, objects[0].parent)

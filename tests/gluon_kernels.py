@@ -61,13 +61,15 @@ def product_with_few_columns(x, w, y):
 @gluon.jit
 def product_of_a_group(x, w, y, SPAN: gl.constexpr, K: gl.constexpr):
     """y = x w, (64, K) x (K, 64): x from registers, w K-major in shared memory, swizzled over SPAN bytes."""
-    plain: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    shared: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=SPAN, element_bitwidth=16, rank=2)
+    type: gl.constexpr = x.dtype.element_ty
+    bits: gl.constexpr = type.primitive_bitwidth
+    plain: gl.constexpr = gl.BlockedLayout([1, 128 // bits], [4, 8], [4, 1], [1, 0])
+    shared: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=SPAN, element_bitwidth=bits, rank=2)
     mma: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16]
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 256 // bits]
     )
-    left = gl.convert_layout(gl.load(_square(x, K, 64, plain)), gl.DotOperandLayout(0, mma, 2))
-    b = gl.allocate_shared_memory(gl.bfloat16, [64, K], shared, value=gl.load(_square(w, K, 64, plain)))
+    left = gl.convert_layout(gl.load(_square(x, K, 64, plain)), gl.DotOperandLayout(0, mma, 32 // bits))
+    b = gl.allocate_shared_memory(type, [64, K], shared, value=gl.load(_square(w, K, 64, plain)))
     hopper.fence_async_shared()
     sums = gl.zeros([64, 64], gl.float32, mma)
     sums = hopper.warpgroup_mma(left, b.permute((1, 0)), sums)

@@ -111,13 +111,19 @@ class Threads:
         return lambda sums, a, b: self.standin.mma(sums, a, b, *more)
 
     def wgmma(self, operation: str, groups: list[str], names: list[list[str]]) -> None:
-        """m64n64k16 with A from registers: the descriptor's address and kind, and whether sums are kept."""
-        assert "m64n64k16.f32.bf16.bf16" in operation, operation
-        assert groups[4:] == ["1", "1", "0"], operation
+        """m64n64 with A from registers: the descriptor's address and kind, and whether sums are kept."""
+        found = re.search(r"m64n64k(\d+)\.f32\.(\w+)\.\2", operation)
+        assert found, operation
+        depth, kind = found.groups()
+        assert depth == ("8" if kind == "tf32" else "16"), operation
+        assert groups[4:] == (["1", "1"] if kind == "tf32" else ["1", "1", "0"]), operation
+        more = () if kind == "bf16" else (kind,)
         (descriptor,) = {int(d) for d in self.value(groups[2])}
         self.descriptors.add(descriptor & ~0x3FFF)
         span, at = SPANS[descriptor >> 62], (descriptor & 0x3FFF) << 4
-        product = self.warps(lambda a: self.standin.wgmma(span, a, at, self.shared), self.stack(names[1]))
+        product = self.warps(
+            lambda a: self.standin.wgmma(span, a, at, self.shared, *more), self.stack(names[1])
+        )
         if self.value(groups[3]).all():
             product += self.stack(names[0]).view(np.float32)
         self.set(names[0], product.view(np.uint32))

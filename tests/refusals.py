@@ -137,7 +137,7 @@ MAY: dict[str, Callable[..., bool]] = {
         not any(a.case.kernel[axis] == 1 for mask, _ in a.case.ties for axis in a.tied(mask))
     ),
     "beside a bias, .* 16 bits would be rounded twice": lambda a: a.op == "fprop" and a.dtype.itemsize == 2,
-    "the tensors are on the CPU .*": lambda a: a.where.startswith("triton"),
+    "the tensors are on the CPU( .*)?": lambda a, *_: a.where.startswith(("cuda", "triton")),
 }
 """Conditions by reasons, which are regular expressions; groups of these are arguments."""
 

@@ -340,35 +340,7 @@ def test_installs_without_the_module_and_says_why(nvcc, copy, environment, said)
     assert list((copy / "build").rglob("dispatch.py"))
 
 
-# --- what was built --------------------------------------------------------------------------------------------------
-
-
-def built() -> Path:
-    """The module for GPUs; skipped where `make cuda` was not run."""
-    if not cuda_build.TARGET.exists():
-        pytest.skip("the CUDA module was not built (make cuda)")
-    return cuda_build.TARGET
-
-
-def test_the_module_needs_only_the_system():
-    if shutil.which("ldd") is None:
-        pytest.skip("needs ldd")
-    done = subprocess.run(["ldd", str(built())], capture_output=True, text=True, check=True)
-    names = {line.split()[0].split("/")[-1].split(".")[0] for line in done.stdout.splitlines()}
-    system = "linux-vdso libstdc++ libgcc_s libc libm libdl librt libpthread ld-linux-x86-64 ld-linux-aarch64"
-    assert names <= set(system.split())
-
-
-def test_the_module_is_imported_without_a_gpu_and_says_what_it_has():
-    built()
-    code = (
-        "from symconv_fast import _cuda; i = _cuda.info(); print(i['version'], i['stand_in'], *i['families'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    version, stand_in, *families = done.stdout.split()
-    assert (version, stand_in) == (cuda_build.version(), "False")
-    assert set(families) <= {family.name for family in cuda_sources.families(ROOT / "csrc/cuda")}
+# --- the binding -------------------------------------------------------------------------------------------------
 
 
 def test_the_binding_names_what_is_wrong_with_parameters():

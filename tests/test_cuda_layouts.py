@@ -1,4 +1,4 @@
-# Instructions of the CUDA kernels' stand-in held against Triton's compiler, torch's rounding and nvcc's PTX.
+# Instructions of the CUDA kernels' stand-in held against Triton's compiler and nvcc's PTX.
 """Kernels and stand-in are written from one manual; here others say what it means. Nothing needs a GPU."""
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 gl = pytest.importorskip("triton.experimental.gluon.language", reason="needs Triton with Gluon")
 triton = pytest.importorskip("triton")
@@ -21,7 +20,7 @@ if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: nothing can be compiled", allow_module_level=True)
 
 import gluon_kernels  # noqa: E402
-from cuda_instructions import CUDA, Instructions, changed, compile_stand_in  # noqa: E402
+from cuda_instructions import CUDA, Instructions, changed, compile_stand_in, instructions, machine_objects  # noqa: E402
 from layouts import in_registers, to_bf16, triton_table  # noqa: E402
 from ptx_warp import Threads  # noqa: E402
 
@@ -31,18 +30,11 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc
 MMA = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[1, 1], instr_shape=[16, 8])
 KINDS = ("bf16", "f16", "tf32")
 TRITON = {"bf16": "bf16", "f16": "fp16", "tf32": "fp32"}
-TORCH = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The machine, compiled once."""
-    return compile_stand_in(tmp_path_factory.mktemp("objects"))
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory, objects: list[Path]) -> Instructions:
-    return Instructions(objects, tmp_path_factory.mktemp("machine"))
+@pytest.fixture
+def machine() -> Instructions:
+    return instructions()
 
 
 def bits(values: np.ndarray, kind: str) -> np.ndarray:
@@ -90,16 +82,24 @@ def ptx_of_a_warp(kind: str, x_transposed: bool, w_transposed: bool) -> str:
     return gluon_kernels.compile_for(kernel, 80, 1, TRITON[kind], **flags)
 
 
-def run(
-    machine: Instructions, ptx: str, kind: str, x: np.ndarray, w: np.ndarray, columns: int
-) -> tuple[np.ndarray, list[str]]:
-    """Run Triton's code on the stand-in: global memory holds x, w and y; returns y and what was executed."""
+def run_threads(
+    machine: Instructions, ptx: str, kind: str, x: np.ndarray, w: np.ndarray, columns: int, warps: int = 1
+) -> tuple[Threads, np.ndarray]:
+    """Run Triton's code on the stand-in: global memory holds x, w and y; returns the threads and y."""
     operands = np.concatenate([bits(x, kind).ravel(), bits(w, kind).ravel()]).view(np.uint8)
     at_w, at_y = operands.size * x.size // (x.size + w.size), operands.size
     memory = np.concatenate([operands, np.full(4 * len(x) * columns, 0xFF, np.uint8)])
-    threads = Threads(machine, 1, [0, at_w, at_y], memory)
+    threads = Threads(machine, warps, [0, at_w, at_y], memory)
     threads.run(ptx)
-    return memory[at_y:].view(np.float32).reshape(len(x), columns), threads.executed
+    return threads, memory[at_y:].view(np.float32).reshape(len(x), columns)
+
+
+def run(
+    machine: Instructions, ptx: str, kind: str, x: np.ndarray, w: np.ndarray, columns: int, warps: int = 1
+) -> tuple[np.ndarray, list[str]]:
+    """y, and what was executed."""
+    threads, y = run_threads(machine, ptx, kind, x, w, columns, warps)
+    return y, threads.executed
 
 
 def check_ldmatrix(machine: Instructions, kind: str, x_transposed: bool, w_transposed: bool) -> None:
@@ -137,102 +137,21 @@ def test_ldmatrix_of_two_in_code_of_triton(machine: Instructions) -> None:
     check_two_matrices(machine)
 
 
+@pytest.mark.parametrize("span", [64, 128])
+@pytest.mark.parametrize("kind", KINDS)
+def test_wgmma_in_code_of_triton(machine: Instructions, kind: str, span: int) -> None:
+    """Of a warp group: descriptors, the step from one to the next, the swizzle, all from Triton."""
+    depth = span // (4 if kind == "tf32" else 2)
+    ptx = gluon_kernels.compile_for(gluon_kernels.product_of_a_group, 90, 4, TRITON[kind], SPAN=span, K=depth)
+    x, w = np.random.default_rng(4).integers(-8, 8, (2, 64, depth))
+    y, executed = run(machine, ptx, kind, x, w, 64, 4)
+    assert sum("wgmma.mma_async" in op for op in executed) == span // 32
+    np.testing.assert_array_equal(y, x @ w.T)
+
+
 def test_lanes_exchange(machine: Instructions) -> None:
     for mask in (1, 2, 4, 8, 16, 31, 0):
         np.testing.assert_array_equal(machine.shuffle_xor(np.arange(32), mask), np.arange(32) ^ mask)
-
-
-# ---- one thread: elements as torch rounds them
-
-
-def every_element(kind: str) -> torch.Tensor:
-    """All bit patterns of 16 bits."""
-    return torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(TORCH[kind])
-
-
-def as_bits(values: torch.Tensor) -> np.ndarray:
-    """Of 16 or 32 bits, as uint32; every NaN the same."""
-    values = torch.where(values.isnan(), torch.full_like(values, float("nan")), values)
-    kind = torch.int32 if values.element_size() == 4 else torch.int16
-    return values.view(kind).numpy().astype(np.uint32) & (0xFFFFFFFF if kind == torch.int32 else 0xFFFF)
-
-
-def same(got: np.ndarray, wanted: torch.Tensor) -> None:
-    """Bit for bit, but that NaN is NaN."""
-    dtype = np.int32 if wanted.element_size() == 4 else np.int16
-    found = torch.from_numpy(got.astype(np.uint32).view(np.int32).astype(dtype)).view(wanted.dtype)
-    np.testing.assert_array_equal(as_bits(found), as_bits(wanted))
-
-
-@pytest.mark.parametrize("kind", ["bf16", "f16"])
-def test_every_element_of_16_bits(machine: Instructions, kind: str) -> None:
-    halves, zero = np.arange(1 << 16, dtype=np.uint32), np.zeros(1, np.uint32)
-    wanted = every_element(kind).float()
-    same(machine.each(kind, "low_of", halves, zero), wanted)
-    same(machine.each(kind, "high_of", halves << 16, zero), wanted)
-    again = machine.each(kind, "pack2", wanted.numpy().view(np.uint32), wanted.numpy().view(np.uint32))
-    same(again & 0xFFFF, every_element(kind))
-    same(again >> 16, every_element(kind))
-
-
-@pytest.mark.parametrize("kind", ["bf16", "f16"])
-def test_rounding_to_16_bits(machine: Instructions, kind: str) -> None:
-    """float32 of every exponent, and halfway between neighbours of 16 bits, just below and just above."""
-    floats = every_element(kind).float()
-    middle = floats[1:] / 2 + floats[:-1] / 2
-    values = [middle, torch.nextafter(middle, floats[1:]), torch.nextafter(middle, floats[:-1])]
-    patterns = torch.from_numpy(
-        np.random.default_rng(4).integers(-(1 << 31), 1 << 31, 1 << 18).astype(np.int32)
-    )
-    for some in (*values, patterns.view(torch.float32)):
-        packed = machine.each(kind, "pack2", some.numpy().view(np.uint32), np.zeros(1, np.uint32))
-        same(packed & 0xFFFF, some.to(TORCH[kind]))
-
-
-def pairs(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random elements of every exponent, and each element with itself, its neighbour and its opposite."""
-    every = every_element(kind)
-    a, b = (
-        every[torch.randint(1 << 16, (1 << 18,), generator=torch.Generator().manual_seed(i))] for i in (0, 1)
-    )
-    return torch.cat([a, every, every, every]), torch.cat([b, every, every.roll(1), -every])
-
-
-def folded(kind: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a + b rounded once; of float16 a / 2 + b / 2, the half of b rounded before."""
-    if kind == "bf16":
-        return (a.double() + b.double()).to(torch.bfloat16)
-    return (a.double() / 2 + (b.double() / 2).to(torch.float16).double()).to(torch.float16)
-
-
-@pytest.mark.parametrize("kind", ["bf16", "f16"])
-@pytest.mark.parametrize("operation", ["fold_add", "fold_subtract"])
-def test_fold(machine: Instructions, kind: str, operation: str) -> None:
-    a, b = pairs(kind)
-    wanted = folded(kind, a, b if operation == "fold_add" else -b)
-    left, right = (v.view(torch.int16).numpy().astype(np.uint32) & 0xFFFF for v in (a, b))
-    one = np.uint32(0x3F80 if kind == "bf16" else 0x3C00)
-    low = machine.each(kind, operation, left | one << 16, right | one << 16)
-    same(low & 0xFFFF, wanted)
-    high = 0 if operation == "fold_subtract" else 0x4000 if kind == "bf16" else one
-    assert (low >> 16 == high).all()
-    same(machine.each(kind, operation, left << 16, right << 16) >> 16, wanted)
-
-
-def test_rounding_to_tf32(machine: Instructions) -> None:
-    """To nearest of 10 bits, ties away from zero: the nearer neighbour, in float64."""
-    some = np.random.default_rng(5).integers(0, 1 << 32, 1 << 18, np.uint64).astype(np.uint32)
-    some = np.concatenate(
-        [some, some & np.uint32(0xFFFFE000), some & np.uint32(0xFFFFE000) | np.uint32(0x1000)]
-    )
-    some = some[(some >> 23 & 0xFF) < 0xFE]
-    below = some & np.uint32(0xFFFFE000)
-    above = below + np.uint32(0x2000)
-    value, low, high = (v.view(np.float32).astype(np.float64) for v in (some, below, above))
-    wanted = np.where(np.abs(high - value) <= np.abs(value - low), above, below)
-    np.testing.assert_array_equal(machine.each("tf32", "operand", some, some), wanted)
-    special = np.array([0x7F800000, 0xFF800000, 0, 0x80000000], np.uint32)
-    np.testing.assert_array_equal(machine.each("tf32", "operand", special, special), special)
 
 
 # ---- faults put into a copy of the stand-in, and what must see them
@@ -275,6 +194,12 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[Instructions], None]]] = {
         "w.address + (m ^ 1) * 8",
         lambda m: check_two_matrices(m),
     ),
+    "swizzle of the weights": (
+        "engine.cpp",
+        "span == 64 ? 0x30 : 0x70",
+        "span == 64 ? 0x30 : 0x60",
+        lambda m: test_wgmma_in_code_of_triton(m, "f16", 128),
+    ),
     "ldmatrix transposed": (
         "warp.cpp",
         "rows[l % 4 * 2 + half] + l / 4 * 2",
@@ -288,11 +213,12 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[Instructions], None]]] = {
     "fault",
     [pytest.param(name, marks=[] if i % 4 == 0 else pytest.mark.full) for i, name in enumerate(FAULTS)],
 )
-def test_a_wrong_bit_in_the_stand_in_is_seen(tmp_path: Path, objects: list[Path], fault: str) -> None:
+def test_a_wrong_bit_in_the_stand_in_is_seen(tmp_path: Path, fault: str) -> None:
     file, old, new, check = FAULTS[fault]
     sources = changed(tmp_path / "sources", {file: (old, new)})
     (wrong,) = compile_stand_in(tmp_path, sources, only=file)
-    machine = Instructions([wrong if o.name == wrong.name else o for o in objects], tmp_path, sources)
+    objects = [wrong if o.name == wrong.name else o for o in machine_objects()]
+    machine = Instructions(objects, tmp_path, sources)
     with pytest.raises((AssertionError, ValueError)):
         check(machine)
 
@@ -364,3 +290,69 @@ def test_instructions_of_device_h(tmp_path: Path, type_: str, product: str) -> N
     assert re.search(r"cp\.async\.cg\.shared\.global \[%r\d+\], \[%rd\d+\], 16, %r\d+;", text)
     assert re.search(r"cp\.async\.ca\.shared\.global \[%r\d+\], \[%rd\d+\], 4, %r\d+;", text)
     assert text.index("cp.async.commit_group;") < text.index("cp.async.wait_group 3;")
+
+
+HOPPER_PROBE = """
+#include "hopper/device_hopper.h"
+namespace symconv {
+__global__ void probe(float* to, const void* from) {
+  float d[%(columns)d / 2];
+  uint32_t a[4];
+  for (int e = 0; e < 4; ++e) a[e] = global_load4(static_cast<const uint32_t*>(from) + e * 32 + thread());
+  for (int e = 0; e < %(columns)d / 2; ++e) d[e] = 0.0f;
+  product_fence();
+  product<%(type)s, %(columns)d, %(span)d>(d, a, shared_memory());
+  product_commit();
+  product_wait<1>();
+  for (int e = 0; e < %(columns)d / 2; ++e) to[e * 128 + thread()] = d[e];
+}
+}
+"""
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("type_", "kind", "columns", "span"),
+    [
+        ("Bfloat16", "bf16", 64, 64),
+        ("Float16", "f16", 64, 128),
+        pytest.param("Float16", "f16", 32, 64, marks=pytest.mark.full),
+        pytest.param("Bfloat16", "bf16", 128, 128, marks=pytest.mark.full),
+    ],
+)
+def test_products_of_device_hopper_h(
+    machine: Instructions, tmp_path: Path, type_: str, kind: str, columns: int, span: int
+) -> None:
+    """Names and operands; and the descriptor of the weights has the bits that Triton gives its own."""
+    source = tmp_path / "probe.cu"
+    source.write_text(HOPPER_PROBE % {"type": type_, "columns": columns, "span": span})
+    command = [
+        "nvcc",
+        "-std=c++17",
+        "-arch=sm_90a",
+        "-ptx",
+        f"-I{CUDA}",
+        str(source),
+        "-o",
+        str(tmp_path / "ptx"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    text = re.sub(r"\s+", " ", (tmp_path / "ptx").read_text())
+    name = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind}"
+    sums = r"\{%\w+(?:, %\w+){" + str(columns // 2 - 1) + r"}\}"
+    a = r"\{%r\d+, %r\d+, %r\d+, %r\d+\}"  # then: adds to the sums, negates nothing, B is K-major
+    (found,) = re.findall(rf"{re.escape(name)} ({sums}), {a}, (%rd\d+), 1, 1, 1, 0;", text)
+    (ours,) = re.findall(rf"or\.b64 {found[1]}, %rd\d+, (-?\d+);", text)
+    depth = span // 2
+    x = np.zeros((64, depth))
+    ptx = gluon_kernels.compile_for(gluon_kernels.product_of_a_group, 90, 4, TRITON[kind], SPAN=span, K=depth)
+    threads = run_threads(machine, ptx, kind, x, x, 64, 4)[0]
+    (theirs,) = threads.descriptors
+    unused = 0x3FFF << 16  # the leading dimension's offset, which a K-major layout with a swizzle has not
+    assert int(ours) & (1 << 64) - 1 & ~unused == theirs & ~unused
+    order = [
+        text.index(part)
+        for part in ("wgmma.fence.sync.aligned;", name, "wgmma.commit_group", "wgmma.wait_group")
+    ]
+    assert order == sorted(order)
+    assert "wgmma.wait_group.sync.aligned 1;" in text

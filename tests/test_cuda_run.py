@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import cases
@@ -18,9 +19,9 @@ from oracle import Case
 import symconv_fast as sf
 from symconv_fast import dispatch, ops
 from symconv_fast.activation import ACTIVATIONS
-from symconv_fast.backends import cuda
+from symconv_fast.backends import cuda, reference
 from symconv_fast.backends.cuda import backend, families, limits, native, run
-from symconv_fast.problem import OPS
+from symconv_fast.problem import OPS, Problem
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 PLAIN = Case(ties=((3, 8),), channels=16, spatial=(6, 7), padding=(1, 1), bias=True)
@@ -337,6 +338,54 @@ def test_devices_are_told_apart() -> None:
     assert cuda.misplaced("xpu") == "the tensors are on xpu, not on a CUDA GPU"
 
 
+@pytest.mark.parametrize(
+    ("capability", "reported", "shared"),
+    [
+        ((9, 0), 232448, 232448),
+        ((9, 0), None, 227 << 10),
+        ((8, 9), None, 99 << 10),
+        ((8, 0), None, 163 << 10),
+    ],
+)
+def test_limits_are_those_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], reported: int | None, shared: int
+) -> None:
+    """As torch reports them; shared memory by the programming guide where it does not."""
+    found = SimpleNamespace(major=capability[0], minor=capability[1], multi_processor_count=132)
+    if reported is not None:
+        found.shared_memory_per_block_optin = reported
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: asked.append(index) or found)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    limits._limits.cache_clear()
+    arch = "sm_{}{}".format(*capability)
+    assert limits.of() == limits.of(3) == limits.Limits(arch, capability, shared, 132, False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert limits.of(1).tf32
+    assert asked == [3, 1]
+    limits._limits.cache_clear()
+
+
+def test_a_module_without_code_for_the_device_is_said(
+    fake: cuda_fake.Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one sentence, and the package works without it."""
+    device, problem = limits.STAND_IN, oracle.problem_of(LAST, BF16, "fprop")
+    monkeypatch.setattr(fake, "info", lambda: {"architectures": "8.0"}, raising=False)
+    monkeypatch.setattr(native, "_load", lambda: fake)
+    monkeypatch.setattr(native, "STAND_IN", None)
+    for arch, capability in (("sm_80", (8, 0)), ("sm_89", (8, 9))):
+        assert (
+            families.refusal(problem, "fprop", "tile", replace(device, arch=arch, capability=capability))
+            is None
+        )
+    reason = families.refusal(problem, "fprop", "tile", device)
+    assert reason is not None
+    assert reason.startswith("the native CUDA module was not built for sm_90; build it")
+    assert native.architectures() == "8.0"
+
+
 def test_a_missing_module_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_load", lambda: "the native CUDA module was not built")
     with pytest.raises(ImportError, match=r"was not built; build it"):
@@ -347,10 +396,32 @@ def test_kernels_have_names(fake: cuda_fake.Fake, monkeypatch: pytest.MonkeyPatc
     problem = oracle.problem_of(LAST, BF16, "fprop")
     assert backend.kernels(problem, "fprop", "tile") == ("conv of fprop",)
     assert backend.kernels(problem, "wgrad", "tile") == ("wgrad of wgrad",)
+    assert backend.config(problem, "fprop", "tile") == "conv of fprop"
     assert cuda.listing() == (("conv of fprop", "sm_80 and up"), ("hopper of fprop", "sm_90a"))
     monkeypatch.setattr(native, "STAND_IN", None)
     monkeypatch.setattr(native, "_load", lambda: "it is not there")
     assert cuda.listing() == ()
+    assert native.architectures() is None
+
+
+# Ratios to cuDNN that an H200 measured (docs/halo.md), filters expanded beforehand.
+MEASURED = {(64, 512, 28, 1): 1.43, (64, 512, 28, 3): 2.20, (64, 256, 56, 1): 1.59, (256, 256, 14, 3): 1.78}
+
+
+@pytest.mark.parametrize(("images", "channels", "size", "mask"), MEASURED)
+def test_estimates_keep_to_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, images: int, channels: int, size: int, mask: int
+) -> None:
+    """Of Hopper's kernels against the reference, within a third: its expansion and our margin are in the estimates."""
+    h200 = limits.Limits("sm_90", (9, 0), 232448, 132, True)
+    monkeypatch.setattr(limits, "of", lambda device=None: h200)
+    static = ([mask, channels >> mask.bit_count()], *[(1, 1)] * 3, (0, 0), False, 1, True)
+    weight = (channels >> mask.bit_count(), channels, 3, 3)
+    problem = Problem.create(((images, channels, size, size), weight), static, True, BF16, "cuda")
+    ratio = reference.estimate(problem, "fprop", "expand") / backend.estimate(problem, "fprop", "hopper")
+    assert 0.75 < ratio / MEASURED[images, channels, size, mask] < 1.33
+    copied = replace(problem, input_channels_last=False, channels_last=False)
+    assert backend.estimate(copied, "fprop", "hopper") > 1.2 * backend.estimate(problem, "fprop", "hopper")
 
 
 def test_nothing_goes_to_the_stand_in_unasked(fake: cuda_fake.Fake) -> None:

@@ -7,17 +7,21 @@ that they work is then known before there is a GPU. What an H200 has run of them
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 
 import cases
+import cuda_grid
 import pytest
 import torch
-from oracle import OPS, Case, algorithms, candidates, check, pinned, run
+from oracle import OPS, Case, algorithms, candidates, check, pinned, problem_of, run
 
 import symconv_fast as sf
+from symconv_fast import settings
 from symconv_fast.problem import memory_format
+from symconv_fast.trial import verdicts
 
 REHEARSAL = bool(os.environ.get("SYMCONV_FAST_REHEARSE")) and not torch.cuda.is_available()
 DEVICE = "cpu" if REHEARSAL else "cuda"
@@ -38,6 +42,12 @@ if not REHEARSAL:
 
 
 @pytest.fixture(autouse=True)
+def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are used without a known answer: these tests are more than that."""
+    monkeypatch.setenv(settings.ENV_KNOWN_ANSWERS, "0")
+
+
+@pytest.fixture(autouse=True)
 def ieee() -> Iterator[None]:
     """float32 means float32: TF32 has a test of its own."""
     before = torch.backends.cudnn.allow_tf32
@@ -55,7 +65,7 @@ def _grid() -> list[object]:
         for name in names if HERE else ():
             for op in OPS:
                 for backend, algorithm, reason in candidates(PROBLEMS[name], dtype, op, DEVICE):
-                    if reason is None and backend != "cpu":
+                    if reason is None and backend not in ("cpu", "cuda"):  # the latter's are below
                         smoke = "smoke, " if name in SMOKE else ""
                         title = f"{smoke}{backend} {algorithm}, {str(dtype)[6:]}, {op}, {name}"
                         found.append(pytest.param(PROBLEMS[name], dtype, op, backend, algorithm, id=title))
@@ -67,8 +77,37 @@ def test_equals_the_oracle(case: Case, dtype: torch.dtype, op: str, backend: str
     check(case, dtype, op, backend, algorithm, DEVICE)
 
 
+def _kernels() -> list[object]:
+    """What the CUDA kernels take of their own grid, where there is a GPU."""
+    found = []
+    there = sf.dispatch.available() if HERE and not REHEARSAL else {}
+    for name, case in cuda_grid.grid().items() if "cuda" in there else ():
+        for algorithm, op in itertools.product(cuda_grid.ALGORITHMS, OPS):
+            for dtype in cuda_grid.DTYPES:
+                if cuda_grid.must_run(case, dtype, op, algorithm):
+                    smoke = "smoke, " if name.removesuffix(", grown") in SMOKE else ""
+                    title = f"{smoke}cuda {algorithm}, {str(dtype)[6:]}, {op}, {name}"
+                    found.append(pytest.param(case, dtype, op, algorithm, id=title))
+    return found or [pytest.param(None, None, None, None, id="no cuda kernels")]
+
+
+@pytest.mark.parametrize(("case", "dtype", "op", "algorithm"), _kernels())
+def test_cuda_kernels_equal_the_oracle(
+    case: Case | None, dtype: torch.dtype, op: str, algorithm: str
+) -> None:
+    """The grid that the stand-in runs without a GPU; float32 as TF32, of whole numbers."""
+    if case is None:
+        pytest.skip("the cuda backend is not available here")
+    torch.backends.cudnn.allow_tf32 = True  # until the fixture is left
+    cuda = sf.dispatch.available()["cuda"]
+    reason = cuda.can_run(problem_of(case, dtype, op, DEVICE), op, algorithm)
+    if reason is not None:  # another shared memory than the stand-in's, or an architecture that was not built
+        pytest.skip(f"cuda {algorithm}: {reason}")
+    cuda_grid.check(case, dtype, op, algorithm, DEVICE)
+
+
 def _ways() -> list[tuple[str, str]]:
-    return [way for way in algorithms() if way[0] in ("triton", "composed", "reference")]
+    return [way for way in algorithms() if way[0] in ("cuda", "triton", "composed", "reference")]
 
 
 @pytest.mark.parametrize(("backend", "algorithm"), _ways())
@@ -129,6 +168,8 @@ def test_rounding(tie: str, dtype: torch.dtype, backend: str, algorithm: str) ->
         mine, theirs = ((t.double() - exact[i]).square().mean().sqrt() for t in (ours, ordinary[i]))
         limit = 2.0 if dtype == torch.float32 else 1.1 if algorithm == "direct" else LIMITS[tie]
         assert mine <= limit * theirs
+    if backend == "cuda" and len(reasons) == 2:  # whose algorithms are each for some kinds of layers
+        pytest.skip(f"cuda {algorithm}: {reasons[0]}")
     assert len(reasons) < 2, f"nothing was checked: {'; '.join(reasons)}"
 
 
@@ -140,8 +181,10 @@ def test_tf32_is_as_exact_as_torchs() -> None:
     exact = torch.nn.functional.conv2d(x.double(), layer.expanded_weight().double(), padding=1)
     ordinary = torch.nn.functional.conv2d(x, layer.expanded_weight(), padding=1)
     limit = 2 * (ordinary.double() - exact).square().mean().sqrt()
+    problem = layer.problem(x)
     for backend, algorithm in _ways():
-        if backend == "triton":
+        module = sf.dispatch.available()[backend]
+        if backend in ("cuda", "triton") and module.can_run(problem, "fprop", algorithm) is None:
             with torch.no_grad(), pinned(backend, algorithm):
                 assert (layer(x).double() - exact).square().mean().sqrt() <= limit
 
@@ -153,9 +196,11 @@ LARGE = (64, 8192, 4100)
 EDGE = 8  # rows at the end that are not zero
 
 
-@pytest.mark.parametrize("algorithm", ["fold", "direct"])
+@pytest.mark.parametrize(
+    ("backend", "algorithm"), [("triton", "fold"), ("triton", "direct"), ("cuda", "tile"), ("cuda", "patch")]
+)
 @pytest.mark.parametrize("op", OPS)
-def test_more_than_2_to_the_31_elements(op: str, algorithm: str) -> None:
+def test_more_than_2_to_the_31_elements(op: str, backend: str, algorithm: str) -> None:
     """The last rows of a huge map, all others zero, give what they give in a small map of their own.
 
     For our own kernels: what torch does with such tensors is not for this test.
@@ -175,10 +220,17 @@ def test_more_than_2_to_the_31_elements(op: str, algorithm: str) -> None:
     gy[:, :, :2] = 0  # what reaches past the upper border of the small map
     layer = sf.SymmetricConv2d(channels, channels, 3, padding=1, symmetry="h", bias=False).to(DEVICE, dtype)
     problem = replace(layer.problem(x), spatial=(height, width))
-    assert sf.dispatch.available()["triton"].can_run(problem, op, algorithm) is None
+    if backend == "cuda":
+        module = sf.dispatch.available().get("cuda")
+        reason = (
+            module.can_run(problem, op, algorithm) if module else "the cuda backend is not available here"
+        )
+        if reason is not None:
+            pytest.skip(f"cuda {algorithm}: {reason}")
+    assert sf.dispatch.available()[backend].can_run(problem, op, algorithm) is None
     assert REHEARSAL or channels * height * width > 2**31
 
-    with pinned("triton", algorithm):
+    with pinned(backend, algorithm):
         if op == "fprop":
             args = (layer.weight, None, *_static(layer))
             got = torch.ops.symconv_fast.fprop(huge(x), *args)[:, :, 1 - EDGE :]
@@ -207,33 +259,34 @@ def _static(layer: sf.SymmetricConv2d) -> tuple[object, ...]:
 # --- graphs, streams, devices ----------------------------------------------------------------------------------------
 
 
-def model(channels: int = 64) -> torch.nn.Module:
+def model(channels: int = 64, stem: int = 3) -> torch.nn.Module:
     """Three layers whose ties differ, in bfloat16, channels last."""
-    sizes = ((3, "h"), (channels, {"h": 16, "hv": 32}), (channels, "hv"))
+    sizes = ((stem, "h"), (channels, {"h": 16, "hv": 32}), (channels, "hv"))
     layers = [sf.SymmetricConv2d(c, channels, 3, padding=1, symmetry=tie) for c, tie in sizes]
     stack = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
     return stack.to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
 
 
-def image(seed: int) -> torch.Tensor:
+def image(seed: int, channels: int = 3) -> torch.Tensor:
     """A seeded batch for `model`."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(4, 3, 48, 52, generator=generator).to(DEVICE, torch.bfloat16)
+    x = torch.randn(4, channels, 48, 52, generator=generator).to(DEVICE, torch.bfloat16)
     return x.contiguous(memory_format=torch.channels_last)
 
 
 @needs_cuda
-@pytest.mark.parametrize(("backend", "algorithm"), [(None, None), ("triton", None), ("composed", None)])
-def test_cuda_graph_capture_forward_and_backward(backend: str | None, algorithm: str | None) -> None:
+@pytest.mark.parametrize("backend", [None, "cuda", "triton", "composed"])
+def test_cuda_graph_capture_forward_and_backward(backend: str | None) -> None:
     """A captured training step, replayed on new values, gives what the eager one gives, bit by bit."""
-    net, x = model(), image(0)
+    stem = _stem(backend)
+    net, x = model(stem=stem), image(0, stem)
 
     def step() -> list[torch.Tensor]:
         out = net(x)
         return [out, *torch.autograd.grad(out, list(net.parameters()), torch.ones_like(out))]
 
     stream = torch.cuda.Stream()
-    with torch.autograd.set_multithreading_enabled(False), sf.backend(backend, algorithm):
+    with torch.autograd.set_multithreading_enabled(False), sf.backend(backend):
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -243,7 +296,7 @@ def test_cuda_graph_capture_forward_and_backward(backend: str | None, algorithm:
         with torch.cuda.graph(graph, stream=stream):
             captured = step()
         for seed in (1, 2):
-            x.copy_(image(seed))
+            x.copy_(image(seed, stem))
             graph.replay()
             torch.cuda.synchronize()
             kept = [t.clone() for t in captured]
@@ -251,30 +304,43 @@ def test_cuda_graph_capture_forward_and_backward(backend: str | None, algorithm:
                 assert torch.equal(a, b)
 
 
+def _stem(backend: str | None) -> int:
+    """Input channels of a network that a backend runs from end to end; skips where it is not available."""
+    if backend is not None and backend not in sf.dispatch.available():
+        pytest.skip(f"the {backend} backend is not available here")
+    return 64 if backend == "cuda" else 3
+
+
 @needs_cuda
-def test_two_streams_do_not_disturb_each_other() -> None:
-    net = model()
-    with torch.no_grad():
-        wanted = [net(image(seed)) for seed in range(2)]
+@pytest.mark.parametrize("backend", [None, "cuda"])
+def test_two_streams_do_not_disturb_each_other(backend: str | None) -> None:
+    stem = _stem(backend)
+    net = model(stem=stem)
+    with torch.no_grad(), sf.backend(backend):
+        wanted = [net(image(seed, stem)) for seed in range(2)]
         streams = [torch.cuda.Stream() for _ in wanted]
         torch.cuda.synchronize()
         results: list[list[torch.Tensor]] = [[], []]
         for _ in range(30):
             for seed, stream in enumerate(streams):
                 with torch.cuda.stream(stream):
-                    results[seed].append(net(image(seed)))
+                    results[seed].append(net(image(seed, stem)))
         torch.cuda.synchronize()
     for own, right in zip(results, wanted, strict=True):
         assert all(torch.equal(result, right) for result in own)
 
 
 @needs_cuda
-def test_second_device() -> None:
+@pytest.mark.parametrize("backend", [None, "cuda"])
+def test_second_device(backend: str | None) -> None:
+    """The kernels run where the tensors are, whichever device is the current one."""
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one CUDA device")
-    net, x = model(), image(0)
-    wanted = net(x)
-    assert torch.equal(net.to("cuda:1")(x.to("cuda:1")).cpu(), wanted.cpu())
+    stem = _stem(backend)
+    net, x = model(stem=stem), image(0, stem)
+    with sf.backend(backend):
+        wanted = net(x)
+        assert torch.equal(net.to("cuda:1")(x.to("cuda:1")).cpu(), wanted.cpu())
 
 
 @needs_cuda
@@ -297,3 +363,36 @@ def test_a_layer_trains() -> None:
             with torch.no_grad():
                 parameter -= 0.1 * gradient
     assert after[0] < before[0]
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("tie", ["h", "hv"])
+def test_what_runs_was_proven_and_timed(
+    monkeypatch: pytest.MonkeyPatch, tie: str, dtype: torch.dtype
+) -> None:
+    """All three passes, with the numbers of torch's layer; what lost was right too."""
+    monkeypatch.delenv(settings.ENV_KNOWN_ANSWERS)
+    torch.use_deterministic_algorithms(False)
+    verdicts.forget()
+    sf.ops.forget_plans()
+    conv = sf.SymmetricConv2d(128, 128, 3, padding=1, symmetry=tie).to(DEVICE, dtype)
+    x = torch.randn(8, 128, 28, 28, device=DEVICE).to(dtype).requires_grad_()
+    try:
+        with sf.benchmarking():
+            for _ in range(2):
+                y = conv(x)
+                ours = [y, *torch.autograd.grad(y, [x, conv.weight], torch.ones_like(y))]
+        report = sf.explain(conv, x)
+    finally:
+        torch.use_deterministic_algorithms(True)
+    y = torch.nn.functional.conv2d(x, conv.expanded_weight(), conv.bias, padding=1)
+    for mine, torchs in zip(ours, [y, *torch.autograd.grad(y, [x, conv.weight], torch.ones_like(y))]):
+        error = (mine.double() - torchs.double()).abs().max()
+        assert error <= 0.03 * torchs.abs().max().double()
+    for one in report.passes:
+        assert one.measured is not None
+        known = [e.known_answer for e in one.evidence if e.measured is not None]
+        assert len(known) > 1
+        assert {text for text in known if text} <= {"passed", "not needed (measured on this model)"}
+        assert "failed" not in str(one)

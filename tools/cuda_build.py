@@ -1,5 +1,5 @@
 # Builds the native CUDA module `_cuda`: with nvcc for GPUs, or with a C++ compiler on the stand-in, for tests.
-"""python tools/cuda_build.py [--everywhere] [--strict] [--if-gpu] [--table]
+"""python tools/cuda_build.py [--everywhere] [--strict] [--if-gpu] [--keep] [--table]
 
 Every instantiation is a file of its own, compiled side by side and only if something that it reads has changed. The
 architectures are those of TORCH_CUDA_ARCH_LIST; else the GPU's that is here; else, and with --everywhere, all from
@@ -38,6 +38,8 @@ from cuda_nvcc import Architecture, Nvcc, UnavailableError  # noqa: E402
 ROOT = HERE.parent
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 TARGET = ROOT / "symconv_fast" / f"_cuda{SUFFIX}"
+NOT_HERE = 3
+"""Exit code."""
 HOST_MODULE = "_cuda_host"
 HOST_TARGET = ROOT / "build" / "cuda-host" / f"{HOST_MODULE}{SUFFIX}"
 
@@ -278,6 +280,14 @@ def build_host(target: Path = HOST_TARGET, sources: Path = ROOT / "csrc" / "cuda
     return target
 
 
+def _has_nvcc() -> bool:
+    try:
+        cuda_nvcc.find()
+    except UnavailableError:
+        return False
+    return True
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Build from the command line."""
     parser = argparse.ArgumentParser(
@@ -288,6 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--strict", action="store_true", help="spills and serialised products are errors")
     parser.add_argument("--if-gpu", action="store_true", help="only where a GPU is")
+    parser.add_argument("--keep", action="store_true", help="without nvcc, keep a module that is there")
     parser.add_argument("--table", action="store_true", help="print registers and spills of every kernel")
     options = parser.parse_args(arguments)
     if options.if_gpu and not cuda_nvcc.capabilities():
@@ -296,11 +307,14 @@ def main(arguments: list[str] | None = None) -> int:
             "the CUDA module is left out: there is no GPU here (make cuda builds it all the same)"
         )
         return 0
+    if options.keep and not _has_nvcc():
+        native_build.say("there is no nvcc here: the CUDA module stays as it is")
+        return NOT_HERE
     try:
         plan = build(everywhere=options.everywhere, strict=options.strict)
     except UnavailableError as error:
         native_build.say(f"the CUDA module is left out: {error}")
-        return 0 if options.if_gpu else 3
+        return 0 if options.if_gpu else NOT_HERE
     except (native_build.CompileError, cuda_sources.SourceError) as error:
         native_build.say(f"the CUDA module was not built: {error}")
         return 1

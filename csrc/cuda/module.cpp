@@ -160,6 +160,11 @@ py::dict info() {
 
 #ifdef SYMCONV_STAND_IN
 // What only the stand-in has: the memory that kernels may touch, its settings, and counts of what was done.
+py::dict as_dict(const host::NamedCounts& counts) {
+  py::dict all;
+  for (const auto& [name, count] : counts) all[py::str(name)] = count;
+  return all;
+}
 void bind_stand_in(py::module_& module) {
   module.def(
       "register_buffer",
@@ -168,9 +173,15 @@ void bind_stand_in(py::module_& module) {
       },
       py::arg("start"), py::arg("bytes"), py::arg("writable"));
   module.def("clear_buffers", &host::forget_buffers);
-  module.def("counts", [] {
-    py::dict all;
-    for (const auto& [name, count] : host::named_counts()) all[py::str(name)] = count;
+  module.def("counts", [] { return as_dict(host::named_counts()); });
+  module.def("launches", [] {
+    py::list all;
+    for (const host::Launched& launched : host::launches()) {
+      py::dict row = as_dict(host::named(launched.counts));
+      row["grid"] = launched.shape.grid, row["threads"] = launched.shape.threads;
+      row["shared_bytes"] = launched.shape.shared_bytes;
+      all.append(row);
+    }
     return all;
   });
   module.def("reset_counts", &host::reset_counts);

@@ -1,7 +1,7 @@
 """What a pass costs on the CPU, in seconds: counted work times fitted rates, for the native kernels and for torch's.
 
 The counts mirror csrc/cpu: panel stores and loads, vector multiply-adds with their padding, packed weights, tensors
-moved. The rates in `cpu_rates.py` were fitted to measurements by `python -m bench.fit_cost`, which also stores them.
+moved. The rates in `cpu_rates.csv` were fitted to measurements by `python -m bench.fit_cost`, which also stores them.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ LAYOUTS = (
 FEATURES = ("call", "activations", *(f"{layout}/{name}" for layout in LAYOUTS for name in _PASS))
 
 SERIAL = ("call", *(f"{layout}/pass" for layout in LAYOUTS))  # whatever the threads
+
+
+def forget() -> None:
+    """Forget estimates: the tables of rates have changed."""
+    _torch_seconds.cache_clear()
 
 
 def assume(capability: str) -> None:

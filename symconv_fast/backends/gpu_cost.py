@@ -109,12 +109,10 @@ def torch_seconds(problem: Problem, op: str, arch: str | None = None) -> float:
 
 # --- the model that measurements of kernels are held against --------------------------------------------------------
 
-_LIBRARY_SHARE = (
-    0.78  # of the nominal rate: cuDNN's best on an H200; with few channels the rest of its time weighs more
-)
-_LIBRARY_CHANNELS = 24
+# Of the nominal rate: cuDNN's best on an H200. With few channels the rest of its time weighs more.
+_LIBRARY_SHARE, _LIBRARY_CHANNELS = 0.78, 24
 _SCALAR_SHARE = 0.7  # float32 and float64 without tensor cores
-_DEPTHWISE_SHARE = 0.15  # of the memory bandwidth, for depthwise layers
+_DEPTHWISE_SHARES = (0.15, 0.25)  # of the memory bandwidth and of the scalar units, for depthwise layers
 _EXPAND_SECONDS = 4e-6  # for each member of the largest orbits, by copies that torch launches
 
 
@@ -130,6 +128,16 @@ def products(dtype: torch.dtype, arch: str, precision: str) -> tuple[float, bool
     return rates.tf32 / (6 if precision == "tf32x3" else 2), True
 
 
+def depthwise_seconds(problem: Problem, arch: str, shares: tuple[float, float]) -> float:
+    """Of a depthwise layer that multiplies every filter: whichever of the memory and the scalar units binds.
+
+    `shares` of the bandwidth and of the rate of float32 (in float64 its own) are what the kernels reach.
+    """
+    rates = RATES[arch]
+    rate = (rates.double if problem.dtype == torch.float64 else rates.single) / 2
+    return max(problem.bytes / (rates.bandwidth * shares[0]), problem.macs_dense / (rate * shares[1]))
+
+
 def library_seconds(problem: Problem, arch: str, precision: str) -> float:
     """Expanding the filters, then the library's convolution, on the scale of the models of kernels."""
     rate, units = products(problem.dtype, arch, precision)
@@ -137,6 +145,6 @@ def library_seconds(problem: Problem, arch: str, precision: str) -> float:
     expanding = _EXPAND_SECONDS * max(1 << mask.bit_count() for mask, rows in problem.ties if rows)
     moved = problem.bytes / RATES[arch].bandwidth
     if channels == 1 and groups > 1:
-        return expanding + moved / _DEPTHWISE_SHARE
+        return expanding + depthwise_seconds(problem, arch, _DEPTHWISE_SHARES)
     share = _LIBRARY_SHARE * channels / (channels + _LIBRARY_CHANNELS) if units else _SCALAR_SHARE
     return expanding + LAUNCH_SECONDS + max(problem.macs_dense / (rate * share), moved)

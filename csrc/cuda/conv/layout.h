@@ -13,14 +13,21 @@ namespace {
 constexpr int64_t kConvMost = int64_t{1} << 30;  // of what kernels count in 32 bits
 
 // Tile of a warp: fragments of 16 pixels and columns. 128 accumulators a lane, for all parities together.
-constexpr int conv_fragments(int gradient, int order, int columns) {
-  return gradient ? (columns == 128 ? 2 : 4) : order < 2 ? 4 : 2;
+CONV_BOTH constexpr int conv_fragments(int gradient, int order, int columns) {
+  return gradient ? (columns == 128 ? 2 : 4) : order < 2 ? 4 : 4 - order;
 }
-constexpr int conv_warp_columns(int gradient, int order, int columns) {
-  return gradient ? columns : 64 >> (order == 0 ? 0 : order == 3 ? 2 : 1);
+CONV_BOTH constexpr int conv_warp_columns(int gradient, int order, int columns) {
+  return gradient ? columns : order == 0 ? 64 : 32;
 }
 
 inline int64_t conv_ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline ConvDivisor conv_divisor(int by) {
+  if (by == 1) return {1, 0, 0};
+  uint32_t shift = 0;
+  while ((int64_t{2} << shift) < by) ++shift;
+  return {uint32_t(by), uint32_t(((uint64_t{1} << (32 + shift)) + uint64_t(by) - 1) / uint64_t(by)), shift};
+}
 
 // Product of factors that are not negative, or kConvMost + 1 where it is more than kConvMost.
 template <class... Factors>
@@ -137,7 +144,8 @@ inline std::string conv_tile_check(const ConvParams& p) {
   if (p.stages < 2 || p.stages > 3) return "there must be 2 or 3 stages";
   if (p.weight_bytes < 0 || p.weight_bytes > 1 << 20) return "weight_bytes is out of range";
   if (p.unfolded < 0 || p.unfolded > 7) return "unfolded is not of three axes";
-  if (p.op == 1 && p.columns != 64 && p.columns != 128) return "columns must be 64 or 128";
+  if (p.op ? p.columns != 64 && p.columns != 128 : p.columns != 0)
+    return "columns must be 64 or 128, or 0 forward";
   if (p.shared_bytes < 0 || p.shared_bytes > 1 << 20) return "shared_bytes is out of range";
   return p.resident < 1 || p.resident > 32 ? "resident is out of range" : "";
 }
@@ -162,6 +170,7 @@ inline ConvAxis conv_axis(const ConvParams& p, int i) {
   const int64_t reach = int64_t{a.dilation} * (a.kernel - 1) / (forward ? a.sample : a.stride);
   a.extent = int(std::min<int64_t>(int64_t{a.tile - 1} * a.step + reach + 1, kConvMost));
   a.per_phase = int(conv_ceil(a.extent, a.step));
+  a.by_tiles = conv_divisor(a.tiles), a.by_per_phase = conv_divisor(a.per_phase);
   return a;
 }
 
@@ -175,12 +184,12 @@ inline bool conv_halo(const ConvParams& p, ConvShape& s) {
   int64_t pitch = 1, pixels = 1;
   for (int i = 0; i < 3; ++i) {
     ConvAxis& a = s.axis[i] = conv_axis(p, i);
-    a.pitch = int(pitch);
+    a.pitch = int(pitch), a.by_pitch = conv_divisor(a.pitch);
     pixels *= a.tile;
     pitch = conv_pitch(conv_bounded(pitch, a.step, a.per_phase), pixels);
     if (pitch > 1 << 16) return false;
   }
-  s.image_pitch = int(pitch);
+  s.image_pitch = int(pitch), s.by_image_pitch = conv_divisor(s.image_pitch);
   s.tile_images = int(p.tile_n), s.image_tiles = int(conv_ceil(p.batch, p.tile_n));
   s.places = int(pitch * p.tile_n);
   s.slice_bytes = s.places * kConvPitch;
@@ -210,16 +219,17 @@ inline int conv_block_entries(const ConvShape& s, const ConvPart& part, int64_t 
   return 0;
 }
 
-inline void conv_slices(const ConvParams& p, const ConvSegment& segment, ConvPart& part) {
+// Members of a part: what is read of each (backward), where each is written (forward).
+inline void conv_members(const ConvParams& p, const ConvSegment& segment, ConvPart& part) {
   const int64_t vector = p.dtype == 2 ? 4 : 8;
   part.slices = p.op == 0 ? 1 : 1 << part.order;
-  for (int i = 0; i < part.slices; ++i) {
+  for (int i = 0; i < 1 << part.order; ++i) {
     int member = part.fixed, bit = 0;
     for (int axis = 0; axis < 3; ++axis)
       if (part.mask >> axis & 1) member |= (i >> bit++ & 1) << axis;
-    const int copy = p.op == 0 ? 0 : conv_copy(segment.mask, member);
+    const int copy = part.copy_of[i] = conv_copy(segment.mask, member);
     const int64_t channel = copy ? segment.copy + (copy - 1) * segment.rows : segment.row;
-    part.slice[i] = int(p.op == 0 ? 0 : channel / vector);
+    part.slice[i] = p.op == 0 ? 0 : int(channel / vector);
   }
 }
 
@@ -234,14 +244,16 @@ inline bool conv_add_part(const ConvParams& p, const ConvSegment& segment, int m
   part.row = int(segment.row), part.rows = int(segment.rows), part.copy = int(segment.copy);
   part.pieces = int((p.op == 0 ? p.channels : segment.rows) / vector);
   part.chunks = int(conv_ceil(part.pieces, 4));
-  conv_slices(p, segment, part);
+  conv_members(p, segment, part);
   const int fragments = conv_fragments(int(p.op), part.order, int(p.columns));
   const int columns = conv_warp_columns(int(p.op), part.order, int(p.columns));
   if (p.warps * fragments * 16 % p.pixels) return false;
+  part.fragments = fragments;
+  part.fragment_bits = __builtin_ctz(unsigned(fragments));
+  part.run_bits = __builtin_ctz(unsigned(columns / 32));
   part.column_warps = int(p.warps * fragments * 16 / p.pixels);
   part.columns = columns * part.column_warps;
   part.blocks = int(conv_ceil(p.op == 0 ? segment.rows : p.channels, part.columns));
-  part.together = columns >= 32 ? 8 : 4;
   part.entries = conv_block_entries(s, part, p.weight_bytes);
   if (!part.entries) return false;
   s.weight_bytes = int(std::max<int64_t>(s.weight_bytes, conv_block_bytes(s, part, part.entries)));
@@ -249,21 +261,20 @@ inline bool conv_add_part(const ConvParams& p, const ConvSegment& segment, int m
   s.ranges += s.class_count;
   for (int c = 0; c < s.class_count; ++c) {
     const int entries = conv_entries(s, part, c);
-    s.table += entries;
+    s.entries += entries;
     part.products += conv_first_product(s, part, entries);
   }
   return true;
 }
 
-// How many elements every row of a part can be stored at, at once.
-inline int conv_vector(const ConvParams& p, const ConvSegment& segment) {
-  const int64_t to[] = {p.op ? p.xs_n : p.ys_n, p.op ? p.xs_z : p.ys_z, p.op ? p.xs_y : p.ys_y,
-                        p.op ? p.xs_x : p.ys_x};
+// Do 16 bytes divide all distances between results, those between members included?
+inline bool conv_aligned(const ConvParams& p, const ConvSegment& segment) {
   int64_t common = p.op ? p.channels : std::gcd(p.filters, segment.row);
   if (!p.op && segment.mask) common = std::gcd(common, std::gcd(segment.copy, segment.rows));
-  for (const int64_t stride : to) common = std::gcd(common, stride);
-  const int widest = p.dtype == 2 ? 4 : 8;
-  return common % widest == 0 ? widest : common % 4 == 0 ? 4 : 1;
+  for (const int64_t stride :
+       {p.op ? p.xs_n : p.ys_n, p.op ? p.xs_z : p.ys_z, p.op ? p.xs_y : p.ys_y, p.op ? p.xs_x : p.ys_x})
+    common = std::gcd(common, stride);
+  return common % (p.dtype == 2 ? 4 : 8) == 0;
 }
 
 inline std::string conv_parts(const ConvParams& p, ConvShape& s) {
@@ -273,14 +284,15 @@ inline std::string conv_parts(const ConvParams& p, ConvShape& s) {
     for (int fixed = unfolded;; fixed = (fixed - 1) & unfolded) {
       if (!conv_add_part(p, segment, int(segment.mask) & ~unfolded, fixed, s))
         return "the weights of a stage do not fit, or the warps do not fit the pixels";
-      s.part[s.parts - 1].vector = conv_vector(p, segment);
+      s.part[s.parts - 1].aligned = conv_aligned(p, segment);
       if (!fixed) break;
     }
   }
   const int64_t piece_columns =
       conv_bounded(p.groups, p.channels + p.rows * 8, p.kernel_z * p.kernel_y * p.kernel_x);
   if (piece_columns > kConvMost) return "the weight is too large for offsets of 32 bits";
-  int64_t at = s.table + s.ranges;
+  s.head = s.ranges + s.class_count;
+  int64_t at = s.head + s.entries;
   for (int i = 0; i < s.parts; ++i) {
     ConvPart& part = s.part[i];
     part.weights = int(at);
@@ -304,15 +316,16 @@ inline std::string conv_shared(const ConvParams& p, ConvShape& s) {
   s.stages = int(p.stages);
   s.slots = 1 + int(conv_ceil(p.stages - 1, blocks));  // halo tiles in use or on their way
   const int64_t input = conv_ceil(int64_t{slices} * s.slice_bytes, 128) * 128;
-  const int64_t table = int64_t{s.table + s.ranges} * kConvEntryBytes;
-  const int64_t total =
-      s.slots * input + int64_t{p.stages} * s.weight_bytes + table + p.pixels * 8 + s.places * 4;
+  const int64_t table = int64_t{s.head + s.entries} * kConvEntryBytes;
+  const int64_t total = s.slots * input + int64_t{p.stages} * s.weight_bytes + table + p.pixels * 8 +
+                        p.warps * kConvCursorBytes + s.places * 4;
   if (total > p.shared_bytes) return "the tile does not fit the shared memory";
   s.input_bytes = int(input);
   s.weights_at = s.slots * s.input_bytes;
   s.table_at = s.weights_at + s.stages * s.weight_bytes;
   s.pixels_at = s.table_at + int(table);
-  s.sources_at = s.pixels_at + int(p.pixels) * 8;
+  s.cursors_at = s.pixels_at + int(p.pixels) * 8;
+  s.sources_at = s.cursors_at + int(p.warps) * kConvCursorBytes;
   s.shared_bytes = int(total);
   return "";
 }
@@ -349,6 +362,8 @@ inline std::string conv_shape(const ConvParams& p, ConvShape& s) {
                                      s.class_count, s.column_blocks);
   if (tiles > kConvMost) return "there are too many tiles";
   s.tiles = int(tiles);
+  s.by_column_blocks = conv_divisor(s.column_blocks), s.by_class_count = conv_divisor(s.class_count);
+  s.by_group_blocks = conv_divisor(s.group_blocks);
   return "";
 }
 

@@ -6,13 +6,13 @@
 namespace symconv {
 namespace {
 
-// Part, class and entry (or -1: the range itself) that thread `index` writes.
+// Part, class and entry of line `index` of the table.
 struct ConvPlace {
   int part, c, entry, first, first_product;
 };
 
 __device__ __forceinline__ ConvPlace conv_place(const ConvShape& s, int index) {
-  ConvPlace at{0, 0, index - s.ranges, 0, 0};
+  ConvPlace at{0, 0, index - s.head, 0, 0};
   int first = 0;
   for (int r = 0; r < s.ranges; ++r) {
     const int part = r / s.class_count, c = r % s.class_count;
@@ -27,9 +27,10 @@ __device__ __forceinline__ ConvPlace conv_place(const ConvShape& s, int index) {
   return at;
 }
 
-// An entry: the bytes from a pixel's place to the window of its tap (24 bits) and the paired axes (8 bits),
-// then for each of those the bytes to the window of the mirrored tap. Forward, bit i is the i-th folded axis;
-// backward paired axes have the lowest bits. The low 12 bits of the last word are the products before it.
+// An entry: the bytes from a pixel's place to the window of its tap (24 bits), what is done with it (4 bits,
+// as ConvWarp::enter numbers it), the logarithm of its products (4 bits); then for each paired axis the bytes
+// to the window of the mirrored tap. The low 12 bits of the last word are the products before it. Forward,
+// axis i of the paired ones is the i-th folded axis; backward paired axes come first.
 __device__ __forceinline__ uint128 conv_entry(const ConvShape& s, const ConvPlace& at) {
   const ConvPart& p = s.part[at.part];
   const ConvTap t = conv_tap(s, p, at.c, at.entry);
@@ -49,9 +50,20 @@ __device__ __forceinline__ uint128 conv_entry(const ConvShape& s, const ConvPlac
     bit += folded;
   }
   const int first = conv_first_product(s, p, at.entry);
-  return {static_cast<uint32_t>(offset | paired << 24), static_cast<uint32_t>(delta[0]),
-          static_cast<uint32_t>(delta[1]),
+  const int number =
+      !s.gradient ? (1 << p.order) - 1 + paired : pairs + (p.columns == 64 * p.column_warps ? 4 : 0);
+  const int more = s.gradient ? 0 : (paired & 1) + (paired >> 1 & 1) + (paired >> 2);
+  return {static_cast<uint32_t>(offset | number << 24) | static_cast<uint32_t>(more) << 28,
+          static_cast<uint32_t>(delta[0]), static_cast<uint32_t>(delta[1]),
           static_cast<uint32_t>(delta[2]) << 12 | static_cast<uint32_t>(first)};
+}
+
+// A class of pixels: where its first tile's halo tile begins, and its position modulo the strides, 10 bits
+// each.
+__device__ __forceinline__ uint128 conv_class_line(const ConvShape& s, int c) {
+  const int x = conv_class(s, c, 0), y = conv_class(s, c, 1), z = conv_class(s, c, 2);
+  return {static_cast<uint32_t>(conv_origin(s, 0, x)), static_cast<uint32_t>(conv_origin(s, 1, y)),
+          static_cast<uint32_t>(conv_origin(s, 2, z)), static_cast<uint32_t>(x | y << 10 | z << 20)};
 }
 
 __device__ __forceinline__ void conv_write_table(const ConvShape& s, int index, uint8_t* workspace) {
@@ -62,6 +74,8 @@ __device__ __forceinline__ void conv_write_table(const ConvShape& s, int index, 
     value = {static_cast<uint32_t>(at.first), static_cast<uint32_t>(entries),
              static_cast<uint32_t>(at.first_product),
              static_cast<uint32_t>(conv_first_product(s, s.part[at.part], entries))};
+  } else if (index < s.head) {
+    value = conv_class_line(s, index - s.ranges);
   } else {
     value = conv_entry(s, at);
   }
@@ -104,10 +118,9 @@ __device__ __forceinline__ uint128 conv_pack(const float (&v)[kVector<T>]) {
   }
 }
 
-// Column of a block that lies in a row of its image: a lane's columns of all blocks of 8 follow each other.
-__device__ __forceinline__ int conv_column(const ConvPart& p, int row) {
-  const int run = 4 * p.together, inside = row % run;
-  return row - inside + inside % 8 / 2 * p.together + inside / 8 * 2 + inside % 2;
+// Column of a block that lies in a row of its image: a lane ends up with 8 consecutive ones of every 32.
+__device__ __forceinline__ int conv_column(int row) {
+  return row / 32 * 32 + row % 8 / 2 * 8 + row % 32 / 8 * 2 + row % 2;
 }
 
 // Tap of a product counted over all classes of the gradient of the input.
@@ -129,7 +142,7 @@ __device__ __forceinline__ void conv_pack_piece(const ConvShape& s, const ConvPa
   index = index / 4 / p.products;
   const int row = index % p.columns, chunk = index / p.columns % p.chunks;
   const int block = index / p.columns / p.chunks;  // of all groups
-  const int column = block % p.blocks * p.columns + conv_column(p, row);
+  const int column = block % p.blocks * p.columns + conv_column(row);
   const int first = chunk * (kConvChunk / T::kBytes) + piece * kVector<T>;
   int parity = 0;
   const ConvTap t = s.gradient ? conv_class_tap(s, p, product) : conv_product(s, p, product, parity);
@@ -155,7 +168,7 @@ template <class T>
 __global__ void __launch_bounds__(256)
     conv_prepare(const void* w, uint8_t* workspace, const __grid_constant__ ConvShape s) {
   int index = block() * 256 + thread();
-  const int table = s.ranges + s.table;
+  const int table = s.head + s.entries;
   if (index < table) {
     conv_write_table(s, index, workspace);
     return;

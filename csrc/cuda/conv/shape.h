@@ -17,11 +17,17 @@
 
 namespace symconv {
 
-constexpr int kConvChunk = 64;       // bytes of a pixel in a stage: two steps of a product
-constexpr int kConvPitch = 80;       // bytes of a place: windows of 8 places then meet no bank twice
-constexpr int kConvParts = 16;       // segments, and parts of them that are contracted separately
-constexpr int kConvMembers = 8;      // of the largest orbits
-constexpr int kConvEntryBytes = 16;  // of the table of taps
+constexpr int kConvChunk = 64;        // bytes of a pixel in a stage: two steps of a product
+constexpr int kConvPitch = 80;        // bytes of a place: windows of 8 places then meet no bank twice
+constexpr int kConvParts = 16;        // segments, and parts of them that are contracted separately
+constexpr int kConvMembers = 8;       // of the largest orbits
+constexpr int kConvCursorBytes = 80;  // of a warp's place in the copies
+constexpr int kConvEntryBytes = 16;   // of the table of taps
+
+// Divides by a number that kernels are given, by multiplication: of dividends from 0 to 2^31 - 1.
+struct ConvDivisor {
+  uint32_t by, multiplier, shift;
+};
 
 // One axis: 0 is x, 1 is y, 2 is z, as the bits of a mask.
 struct ConvAxis {
@@ -33,25 +39,28 @@ struct ConvAxis {
   int step;               // positions of the halo tile from pixel to pixel: as many phases
   int extent, per_phase;  // positions of the halo tile, and places of each phase
   int pitch;              // places from one place of this axis to the next
+  ConvDivisor by_tiles, by_per_phase, by_pitch;
 };
 
 // Rows of the weight that share a tie, or for the gradient of the input a part of their members.
 struct ConvPart {
-  int mask;                 // folded axes
-  int fixed;                // axes that are not folded along which this part is mirrored
-  int order;                // number of folded axes
-  int row, rows, copy;      // of a group
-  int pieces, chunks;       // contracted: pieces of 16 bytes, chunks of 64
-  int slices;               // halo tiles of a chunk: members that are added
-  int slice[kConvMembers];  // pieces from the start of a pixel's group to each
-  int entries;              // of the table of taps in a stage, at most
-  int range;                // first of its ranges, one a class
-  int products;             // of a chunk and column, over all classes
-  int columns, blocks;      // columns of a CTA; blocks of them that a group has
-  int column_warps;         // warps side by side over the columns
-  int together;             // consecutive columns of a lane
-  int vector;               // elements that may be stored at once
-  int weights;              // start in the workspace, in pieces
+  int mask;                     // folded axes
+  int fixed;                    // axes that are not folded along which this part is mirrored
+  int order;                    // number of folded axes
+  int row, rows, copy;          // of a group
+  int pieces, chunks;           // contracted: pieces of 16 bytes, chunks of 64
+  int slices;                   // halo tiles of a chunk: members that are added
+  int slice[kConvMembers];      // pieces from the start of a pixel's group to each
+  int entries;                  // of the table of taps in a stage, at most
+  int range;                    // first of its ranges, one a class
+  int products;                 // of a chunk and column, over all classes
+  int columns, blocks;          // columns of a CTA; blocks of them that a group has
+  int column_warps;             // warps side by side over the columns
+  int fragments;                // of 16 pixels of a warp
+  int fragment_bits, run_bits;  // logarithms of them, and of a warp's columns by 32
+  int copy_of[kConvMembers];    // forward: the number of the copy for each set of folded axes
+  int aligned;  // may 8 channels from any multiple of 8 of a member on be stored 16 bytes at a time?
+  int weights;  // start in the workspace, in pieces
 };
 
 struct ConvShape {
@@ -67,8 +76,10 @@ struct ConvShape {
   int64_t to_image, to[3];  // strides of what is written, in elements
   int64_t w_group, w_row, w_channel, w[3];
   int stages, slots, slice_bytes, input_bytes, weight_bytes;
-  int ranges, table;  // ranges (class by class, part by part); entries of all of them
-  int weights_at, table_at, pixels_at, sources_at, shared_bytes;
+  // The table: ranges (class by class, part by part), one line for each class (conv_class_line), entries.
+  int ranges, head, entries;  // ranges; with the classes' lines; entries
+  ConvDivisor by_column_blocks, by_class_count, by_group_blocks, by_image_pitch;
+  int weights_at, table_at, pixels_at, sources_at, cursors_at, shared_bytes;
   int warps, resident;
 };
 

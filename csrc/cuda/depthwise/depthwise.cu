@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kMost = int64_t{1} << 20;  // of a size, a distance or a number of channels of a group
 constexpr int64_t kMostShared = 227 << 10;
+constexpr int64_t kMostStride = int64_t{1} << 42;
 constexpr int64_t kMostInt = std::numeric_limits<int32_t>::max();
 
 bool within(int64_t v, int64_t least, int64_t most) { return least <= v && v <= most; }
@@ -66,7 +67,8 @@ std::string check_segments(const DepthwiseParams& p, const DepthwiseDevice& d) {
   for (int i = 0; i < d.segments; ++i) {
     const DepthwiseSegment& s = d.segment[i];
     const int64_t members = s.mask == 3 ? 4 : s.mask ? 2 : 1, rows = s.rows;
-    if (!within(s.mask, 0, 3)) return "mask_" + std::to_string(i) + " is not from 0 to 3";
+    if (!within(s.mask, 0, 3) || (s.mask == 3 && p.swap))
+      return "mask_" + std::to_string(i) + " is not a tie of these kernels";
     if (!within(s.row, 0, p.rows - 1) || !within(rows, 1, p.rows - s.row) || !within(s.copy, 0, p.filters) ||
         (members > 1 && s.copy + (members - 1) * rows > p.filters) || s.row + rows > p.filters)
       return "the rows of segment " + std::to_string(i) + " are not all in the tensors";
@@ -75,23 +77,17 @@ std::string check_segments(const DepthwiseParams& p, const DepthwiseDevice& d) {
 }
 
 std::string check_tile(const DepthwiseParams& p, const DepthwisePlan& plan) {
-  const DepthwiseDevice& d = plan.device;
-  const DepthwiseAxis &width = d.axis[0], &height = d.axis[1];
-  if (p.op == 0 &&
-      (height.tile % (kRun * height.output_step) || (p.swap && width.tile % (kRun * width.output_step))))
-    return "tiles of the output are not whole runs";
-  if (p.op == 1) {
-    const DepthwiseAxis& s = d.axis[p.swap ^ 1];
-    if (s.tile % (kRun * s.row_step)) return "tiles of the input are not whole runs";
-    if (p.images * p.block * p.tile_height * p.tile_width / kRun > kDgradThreads)
-      return "a tile has too many runs";
-  }
-  if (p.op == 2 && items_of(p, d) > kWgradThreads) return "a CTA has too many taps";
+  const DepthwiseAxis &across = plan.device.axis[0], &along = plan.device.axis[1];
+  if (p.op == 0 && along.tile % (kRun * along.output_step)) return "tiles of the output are not whole runs";
+  if (p.op == 1 && along.tile % (kRun * along.row_step)) return "tiles of the input are not whole runs";
+  if (p.op == 1 && p.images * p.block * p.tile_height * p.tile_width / kRun > kDgradThreads)
+    return "a tile has too many runs";
+  if (p.op == 2 && p.pairs * blocks_of_taps(along) * p.block > kWgradThreads)
+    return "a CTA has too many taps";
   if (plan.shared > p.shared_bytes)
     return "it needs " + std::to_string(plan.shared) + " bytes of shared memory and has " +
            std::to_string(p.shared_bytes);
-  const int64_t columns = std::max(d.axis[0].taps, d.axis[1].taps);
-  if (plan.grid > kMostInt || (p.op == 2 && plan.grid * p.rows * columns > kMostInt))
+  if (plan.grid > kMostInt || (p.op == 2 && plan.grid * p.rows * across.taps > kMostInt))
     return "the grid is too large";
   return "";
 }
@@ -99,29 +95,29 @@ std::string check_tile(const DepthwiseParams& p, const DepthwisePlan& plan) {
 // Kernels count pixels of a window in 32 bits, before the tile is known to fit.
 bool window_is_small(const DepthwiseParams& p) {
   const auto extent = [&](int64_t tile, int64_t stride, int64_t dilation, int64_t taps) {
-    return (p.op == 1 ? tile : tile * stride) + dilation * taps + 2;
+    return (p.op == 1 ? tile : tile * stride) + dilation * (taps + (p.op == 2 ? kRun * stride : 0)) + 2;
   };
   const int64_t rows = extent(p.tile_height, p.stride_height, p.dilation_height, p.kernel_height);
   const int64_t columns = extent(p.tile_width, p.stride_width, p.dilation_width, p.kernel_width);
-  return rows * columns < 1 << 22 && rows * columns * p.block * p.images < 1 << 26 &&
+  return rows * columns < 1 << 22 && (rows + 1) * (columns + 32) * p.block * p.images < 1 << 26 &&
          p.kernel_height * p.kernel_width < 1 << 16;
 }
 
-template <class T>
+template <class T, bool PLAIN>
 std::string launch_wgrad(const DepthwisePlan& plan, const DepthwiseParams& p, const Pointers& at,
                          const Queue& queue) {
   const DepthwiseDevice& d = plan.device;
   float* work = static_cast<float*>(at.workspace);
   for (int i = 0; i < d.segments; ++i) {
     const DepthwiseSegment& s = d.segment[i];
-    const int folded = folded_axis(p, s);
-    const bool fold = s.mask >> folded & 1, two = s.mask >> (folded ^ 1) & 1;
-    const int64_t columns = fold ? (d.axis[folded].taps + 1) / 2 : d.axis[folded].taps;
+    const bool fold = s.mask & 1, two = s.mask & 2;
+    const int64_t columns = fold ? (d.axis[0].taps + 1) / 2 : d.axis[0].taps;
     const int grid = static_cast<int>(plan.grid * ceil_divide(columns, p.pairs) * s.rows);
-    const auto kernel = fold ? (two ? depthwise_wgrad<T, true, true> : depthwise_wgrad<T, true, false>)
-                             : (two ? depthwise_wgrad<T, false, true> : depthwise_wgrad<T, false, false>);
-    const std::string error = launch(kernel, grid, plan.threads, static_cast<int>(plan.shared), queue, d, i,
-                                     folded, at.x, at.w, work);
+    const auto kernel =
+        fold ? (two ? depthwise_wgrad<T, true, true, PLAIN> : depthwise_wgrad<T, true, false, PLAIN>)
+             : (two ? depthwise_wgrad<T, false, true, PLAIN> : depthwise_wgrad<T, false, false, PLAIN>);
+    const std::string error =
+        launch(kernel, grid, plan.threads, static_cast<int>(plan.shared), queue, d, i, at.x, at.w, work);
     if (!error.empty()) return error;
   }
   const int64_t all = p.rows * p.kernel_height * p.kernel_width * p.channels;
@@ -129,15 +125,22 @@ std::string launch_wgrad(const DepthwisePlan& plan, const DepthwiseParams& p, co
                 static_cast<const float*>(work), at.y);
 }
 
+template <class T, bool PLAIN>
+std::string launch_plan(const DepthwisePlan& plan, const DepthwiseParams& p, const Pointers& at,
+                        const Queue& queue) {
+  if (p.op == 2) return launch_wgrad<T, PLAIN>(plan, p, at, queue);
+  const int grid = static_cast<int>(plan.grid), shared = static_cast<int>(plan.shared);
+  if (p.op == 1)
+    return launch(depthwise_dgrad<T, PLAIN>, grid, plan.threads, shared, queue, plan.device, at.x, at.w,
+                  at.y);
+  return launch(depthwise_fprop<T, PLAIN>, grid, plan.threads, shared, queue, plan.device, at.x, at.w,
+                at.bias, at.y);
+}
+
 template <class T>
 std::string launch_as(const DepthwiseParams& p, const Pointers& at, const Queue& queue) {
   const DepthwisePlan plan = plan_of(p, at.x, at.w, at.y);
-  if (p.op == 2) return launch_wgrad<T>(plan, p, at, queue);
-  const int grid = static_cast<int>(plan.grid), shared = static_cast<int>(plan.shared);
-  if (p.op == 1)
-    return launch(depthwise_dgrad<T>, grid, plan.threads, shared, queue, plan.device, at.x, at.w, at.y);
-  return launch(depthwise_fprop<T>, grid, plan.threads, shared, queue, plan.device, at.x, at.w, at.bias,
-                at.y);
+  return plan.plain ? launch_plan<T, true>(plan, p, at, queue) : launch_plan<T, false>(plan, p, at, queue);
 }
 
 }  // namespace
@@ -149,6 +152,11 @@ std::string depthwise_check(const DepthwiseParams& p) {
                    p.padding_height) ||
       !output_fits(p.x_width, p.y_width, p.kernel_width, p.stride_width, p.dilation_width, p.padding_width))
     return "the sizes of input and output do not belong together";
+  for (const int64_t stride : {p.x_stride_y, p.x_stride_x, p.y_stride_y, p.y_stride_x})
+    if (!within(stride, -kMostInt, kMostInt)) return "rows or columns are too far apart";
+  for (const int64_t stride : {p.x_stride_n, p.x_stride_c, p.y_stride_n, p.y_stride_c, p.w_stride_group,
+                               p.w_stride_row, p.w_stride_y, p.w_stride_x})
+    if (!within(stride, -kMostStride, kMostStride)) return "a stride is too large";
   if (!window_is_small(p)) return "a tile is too large";
   if (p.rows * p.kernel_height * p.kernel_width * p.channels > kMostInt) return "the weight is too large";
   // Pairs of elements need an even address: the larger window that they need is counted.

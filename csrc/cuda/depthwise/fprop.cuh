@@ -11,82 +11,102 @@
 namespace symconv {
 namespace {
 
-// Weights of one row of all channels of the CTA: [column][tap of a column][even, odd][channel], float32. Of a
-// fold there are a column for each pair of taps and one for the centre, which has its own weight in place of
-// the even part.
+// Weights of one row of all channels of the CTA: [channel][column][even, odd][tap along], float32. Of a fold
+// there are a column for each pair of taps and one for the centre, which has its own weight in place of the
+// even part.
 template <class T, bool FOLD>
-__device__ __forceinline__ void stage_weights(const DepthwiseDevice& p, const DepthwisePlace& at, int folded,
-                                              int row, const void* w, uint32_t to) {
-  const int across = p.axis[folded].taps, along = p.axis[folded ^ 1].taps;
-  const int columns = FOLD ? (across + 1) / 2 : across;
+__device__ __forceinline__ void stage_weights(const DepthwiseDevice& p, const DepthwisePlace& at, int row,
+                                              const void* w, uint32_t to) {
+  const int across = p.axis[0].taps, along = p.axis[1].taps, columns = FOLD ? (across + 1) / 2 : across;
   const int64_t base = at.channel * p.w_group + row * p.w_row;
   for (int i = thread(); i < columns * along * at.channels; i += threads()) {
     const int j = i % columns, k = i / columns % along, c = i / (columns * along);
-    const int64_t from = base + c * p.w_group + k * p.w_tap[folded ^ 1];
-    const uint32_t place = to + (j * along + k) * (FOLD ? 2 : 1) * weight_bytes(p) + 4 * c;
-    const float a = load_element<T>(w, from + j * p.w_tap[folded]);
+    const int64_t from = base + c * p.w_group + k * p.axis[1].w_stride;
+    const uint32_t place = to + (j * (FOLD ? 2 : 1) * along + k) * 4 + c * p.weights_channel;
+    const float a = load_element<T>(w, from + j * p.axis[0].w_stride);
     if (!FOLD || 2 * j + 1 == across) {
       shared_put(place, a);
     } else {
-      const float b = load_element<T>(w, from + (across - 1 - j) * p.w_tap[folded]);
+      const float b = load_element<T>(w, from + (across - 1 - j) * p.axis[0].w_stride);
       shared_put(place, 0.5f * (a + b));
-      shared_put(place + weight_bytes(p), 0.5f * (a - b));
+      shared_put(place + along * 4, 0.5f * (a - b));
     }
   }
 }
 
-// Where the weights of a column are: of tap k at w + k * step, with the odd part `odd` bytes behind.
+// A thread's place in a column of taps: of the input left and right, of the taps, and of those in reverse.
+// `roll` and `next` are the bytes from a row, or a tap, to the next one.
+template <bool FOLD, bool TWO>
 struct DepthwiseColumn {
-  uint32_t w;
-  int step, odd;
+  uint32_t left, right, w, back;
+  int roll, next, odd;
+  float even_rows[kRun], odd_rows[kRun];
+
+  __device__ __forceinline__ void read(int slot, int row) {
+    const float a = shared_float(left + row * roll);
+    if (FOLD) {
+      const float b = shared_float(right + row * roll);
+      even_rows[slot] = a + b;
+      odd_rows[slot] = a - b;
+    } else {
+      even_rows[slot] = a;
+    }
+  }
+
+  // Tap number u from here, with the rows of all outputs.
+  __device__ __forceinline__ void multiply(float (&sums)[2][2][kRun], int u) {
+    read((u + kRun - 1) % kRun, u + kRun - 1);
+    float e[2] = {}, o[2] = {};
+    e[0] = shared_float(w + u * next);
+    if (FOLD) o[0] = shared_float(w + u * next + odd);
+    if (TWO) e[1] = shared_float(back - u * next);
+    if (TWO && FOLD) o[1] = shared_float(back - u * next + odd);
+#pragma unroll
+    for (int two = 0; two < (TWO ? 2 : 1); ++two) {
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {
+        sums[0][two][i] += even_rows[(u + i) % kRun] * e[two];
+        if (FOLD) sums[1][two][i] += odd_rows[(u + i) % kRun] * o[two];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add(float (&sums)[2][2][kRun], int count) {
+#pragma unroll
+    for (int i = 0; i < kRun - 1; ++i) read(i, i);
+    for (; count >= kRun; count -= kRun) {
+#pragma unroll
+      for (int u = 0; u < kRun; ++u) multiply(sums, u);
+      left += kRun * roll, right += kRun * roll, w += kRun * next, back -= kRun * next;
+    }
+#pragma unroll
+    for (int u = 0; u < kRun - 1; ++u) {
+      if (u >= count) break;
+      multiply(sums, u);
+    }
+  }
 };
 
-// One column of taps, or a pair of mirrored ones, `left` and `right` being where their first tap meets the
-// input.
-template <bool FOLD, bool TWO>
-__device__ __forceinline__ void add_column(float (&sums)[2][2][kRun], const DepthwiseAxis& s, uint32_t left,
-                                           uint32_t right, const DepthwiseColumn& column) {
-  const int roll = s.row_step * s.step, next = s.tap_step * column.step;
-  for (int phase = 0; phase < s.tap_step && phase < s.taps; ++phase) {
-    uint32_t l = left + phase * s.dilation * s.step, r = right + phase * s.dilation * s.step;
-    uint32_t w = column.w + phase * column.step, w_back = column.w + (s.taps - 1 - phase) * column.step;
-    const int count = (s.taps - 1 - phase) / s.tap_step + 1;
-    float even[kRun], odd[kRun];
-    const auto read = [&](int slot) {
-      even[slot] = shared_float(l);
-      if (FOLD) {
-        const float b = shared_float(r);
-        odd[slot] = even[slot] - b;
-        even[slot] += b;
-      }
-      l += roll;
-      r += roll;
-    };
-#pragma unroll
-    for (int i = 0; i < kRun - 1; ++i) read(i);
-    for (int first = 0; first < count; first += kRun) {
-#pragma unroll
-      for (int u = 0; u < kRun; ++u) {
-        if (first + u >= count) break;
-        read((u + kRun - 1) % kRun);
-        float e[2], o[2];
-        e[0] = shared_float(w);
-        if (FOLD) o[0] = shared_float(w + column.odd);
-        if (TWO) {
-          e[1] = shared_float(w_back);
-          if (FOLD) o[1] = shared_float(w_back + column.odd);
-        }
-        w += next;
-        w_back -= next;
-#pragma unroll
-        for (int two = 0; two < (TWO ? 2 : 1); ++two) {
-#pragma unroll
-          for (int i = 0; i < kRun; ++i) {
-            sums[0][two][i] += even[(u + i) % kRun] * e[two];
-            if (FOLD) sums[1][two][i] += odd[(u + i) % kRun] * o[two];
-          }
-        }
-      }
+// Of the columns of taps that begin at `w`: one that meets the input at `left`, or a pair that meets it there
+// and at `right`; further ones, `more` of them in all, meet it `across` bytes further in, from both ends.
+template <bool FOLD, bool TWO, bool PLAIN>
+__device__ __forceinline__ void add_columns(float (&sums)[2][2][kRun], const DepthwiseAxis& s, uint32_t left,
+                                            uint32_t right, uint32_t w, int across, int more) {
+  DepthwiseColumn<FOLD, TWO> column;
+  column.odd = s.taps * 4;
+  for (int phase = 0; phase < (PLAIN ? 1 : min(s.tap_step, s.taps)); ++phase) {
+    const int count = PLAIN ? s.taps : (s.taps - 1 - phase) / s.tap_step + 1, ahead = count / kRun * kRun;
+    column.roll = PLAIN ? 4 : s.row_step * 4;
+    column.next = PLAIN ? 4 : s.tap_step * 4;
+    column.left = left + phase * s.dilation * 4, column.right = right + phase * s.dilation * 4;
+    column.w = w + phase * 4, column.back = w + (s.taps - 1 - phase) * 4;
+    for (int j = 0; j < more; ++j) {
+      column.add(sums, count);
+      // Whole runs have moved it on along the column.
+      column.left += across - ahead * column.roll;
+      column.right -= across + ahead * column.roll;
+      column.w += s.taps * (FOLD ? 8 : 4) - ahead * column.next;
+      column.back += s.taps * (FOLD ? 8 : 4) + ahead * column.next;
     }
   }
 }
@@ -129,7 +149,7 @@ __device__ __forceinline__ void store_outputs(const DepthwiseDevice& p, const De
   for (int n = 0; n < members; ++n) {
     const int channel = member_channel(segment, row, n);
     if (p.bias) bias[n] = load_element<T>(out.bias, out.channel + channel);
-    places[n] = out.at + channel * p.y.c;
+    places[n] = out.at + channel * p.y_channel;
   }
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
@@ -154,14 +174,14 @@ __device__ __forceinline__ void store_outputs(const DepthwiseDevice& p, const De
 }
 
 // All outputs of the CTA of one row of weights.
-template <class T, bool FOLD, bool TWO>
-__device__ __forceinline__ void fprop_row(const DepthwiseDevice& p, const DepthwisePlace& at, int folded,
+template <class T, bool FOLD, bool TWO, bool PLAIN>
+__device__ __forceinline__ void fprop_row(const DepthwiseDevice& p, const DepthwisePlace& at,
                                           const DepthwiseSegment& segment, int row, uint32_t window,
                                           const void* w, const void* bias, void* y) {
-  const DepthwiseAxis &f = p.axis[folded], &s = p.axis[folded ^ 1];
+  const DepthwiseAxis &f = p.axis[0], &s = p.axis[1];
   const uint32_t weights = shared_memory() + p.weights;
   barrier();  // all have done with the weights from before, and the window is there
-  stage_weights<T, FOLD>(p, at, folded, segment.row + row, w, weights);
+  stage_weights<T, FOLD>(p, at, segment.row + row, w, weights);
   barrier();
   const int strips = s.tile / kRun;
   for (int unit = thread(); unit < p.block * f.tile * strips * at.images; unit += threads()) {
@@ -170,29 +190,25 @@ __device__ __forceinline__ void fprop_row(const DepthwiseDevice& p, const Depthw
     const int across = rest % f.tile;
     rest /= f.tile;
     const int strip = rest % strips, image = rest / strips;
-    const int along = strip % s.output_step + strip / s.output_step * kRun * s.output_step;
-    const int from_f = folded ? at.origin[1] : at.origin[0], from_s = folded ? at.origin[0] : at.origin[1];
-    const int left_over = s.y - from_s - along;
-    if (c >= at.channels || from_f + across >= f.y || left_over <= 0) continue;
-    const uint32_t here =
-        window + image * p.window_image + 4 * c + across * f.stride * f.step + along * s.stride * s.step;
-    DepthwiseColumn column{weights + 4 * c, weight_bytes(p) * (FOLD ? 2 : 1), weight_bytes(p)};
+    const int along =
+        PLAIN ? strip * kRun : strip % s.output_step + strip / s.output_step * kRun * s.output_step;
+    const int left_over = s.y - at.along - along;
+    if (c >= at.channels || at.across + across >= f.y || left_over <= 0) continue;
+    const uint32_t here = window + image * p.window.image + c * p.window.channel +
+                          across * f.stride * f.step + along * s.stride * 4;
+    const uint32_t taps = weights + c * p.weights_channel;
     float sums[2][2][kRun] = {};
-    const int columns = FOLD ? f.taps / 2 : f.taps;
-    for (int j = 0; j < columns; ++j) {
-      add_column<FOLD, TWO>(sums, s, here + j * f.dilation * f.step,
-                            here + (f.taps - 1 - j) * f.dilation * f.step, column);
-      column.w += s.taps * column.step;
-    }
-    if (FOLD && f.taps % 2) add_column<false, TWO>(sums, s, here + columns * f.dilation * f.step, 0, column);
-    const int64_t stride_f = folded ? p.y.y : p.y.x, stride_s = folded ? p.y.x : p.y.y;
+    const int columns = FOLD ? f.taps / 2 : f.taps, tap = f.dilation * f.step;
+    add_columns<FOLD, TWO, PLAIN>(sums, s, here, here + (f.taps - 1) * tap, taps, tap, columns);
+    if (FOLD && f.taps % 2)
+      add_columns<false, TWO, PLAIN>(sums, s, here + columns * tap, 0, taps + columns * s.taps * 8, 0, 1);
     const int64_t group = static_cast<int64_t>(at.channel + c) * p.filters;
-    const int64_t first = (at.image + image) * p.y.n + group * p.y.c;
+    const int64_t first = (at.image + image) * p.y_image + group * p.y_channel;
     const DepthwiseOutputs out{y,
                                bias,
-                               first + (from_f + across) * stride_f + (from_s + along) * stride_s,
-                               stride_s * s.output_step,
-                               (left_over - 1) / s.output_step + 1,
+                               first + (at.across + across) * f.y_stride + (at.along + along) * s.y_stride,
+                               s.y_stride * s.output_step,
+                               PLAIN ? left_over : (left_over - 1) / s.output_step + 1,
                                group};
     store_outputs<T, FOLD, TWO>(p, segment, row, sums, out);
   }
@@ -200,31 +216,25 @@ __device__ __forceinline__ void fprop_row(const DepthwiseDevice& p, const Depthw
 
 }  // namespace
 
-template <class T>
+// PLAIN: stride and dilation along are 1.
+template <class T, bool PLAIN>
 __global__ void __launch_bounds__(kFpropThreads, 3)
     depthwise_fprop(const __grid_constant__ DepthwiseDevice p, const void* x, const void* w, const void* bias,
                     void* y) {
   const int blocks_of_channels = channel_blocks(p);
   const DepthwisePlace at = place_of(p, block() / blocks_of_channels, block() % blocks_of_channels);
-  const DepthwiseAxis &width = p.axis[0], &height = p.axis[1];
-  const int left = at.origin[0] * width.stride - width.padding;
-  const int lead = lead_of(p, left);
-  const DepthwiseMap map{
-      x,         at.image * p.x.n + at.channel * p.x.c,         p.x,        height.x, width.x, at.channels,
-      at.images, at.origin[1] * height.stride - height.padding, left - lead};
-  fill<T, false>(p.window, map, p, shared_memory(), height.step, width.step, 0, 0);
-  const uint32_t window = shared_memory() + lead * width.step;
+  const uint32_t window = fill_input<T>(p, at, x, shared_memory());
   for (int i = 0; i < p.segments; ++i) {
     const DepthwiseSegment segment = p.segment[i];
     for (int row = 0; row < segment.rows; ++row) {
       if (segment.mask == 3)
-        fprop_row<T, true, true>(p, at, 0, segment, row, window, w, bias, y);
-      else if (segment.mask == 0)
-        fprop_row<T, false, false>(p, at, 0, segment, row, window, w, bias, y);
-      else if (segment.mask == 1 || p.swap)
-        fprop_row<T, true, false>(p, at, segment.mask - 1, segment, row, window, w, bias, y);
+        fprop_row<T, true, true, PLAIN>(p, at, segment, row, window, w, bias, y);
+      else if (segment.mask == 2)
+        fprop_row<T, false, true, PLAIN>(p, at, segment, row, window, w, bias, y);
+      else if (segment.mask == 1)
+        fprop_row<T, true, false, PLAIN>(p, at, segment, row, window, w, bias, y);
       else
-        fprop_row<T, false, true>(p, at, 0, segment, row, window, w, bias, y);
+        fprop_row<T, false, false, PLAIN>(p, at, segment, row, window, w, bias, y);
     }
   }
 }

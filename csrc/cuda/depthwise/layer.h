@@ -6,7 +6,7 @@ namespace symconv {
 
 constexpr int kRun =
     7;  // neighbouring outputs, or taps of wgrad, of a thread: divides the maps of most networks
-constexpr int kFpropThreads = 256, kDgradThreads = 512, kWgradThreads = 256;  // most of a CTA
+constexpr int kFpropThreads = 224, kDgradThreads = 448, kWgradThreads = 256;  // most of a CTA
 constexpr int kSumThreads = 128;
 constexpr int kSegments = 8;
 
@@ -17,42 +17,43 @@ struct DepthwiseAxis {
   int taps, stride, dilation, padding;
   int output_step, tap_step, row_step;  // dilation / g, stride / g, stride * dilation / g
   int x, y;                             // sizes of the layer's input and output
-  int tile, tiles;  // of the map that is tiled, y or x of dgrad: size, and how many cover it
-  int extent;       // of the window of the other map that a tile needs
-  int step;         // bytes from one position of the window to the next
-  int tile_step;    // the same inside of a tile, the second operand of wgrad
+  int tile, tiles;      // of the map that is tiled, y or x of dgrad: size, and how many cover it
+  int step, tile_step;  // bytes of a position in the window and in a tile, in shared memory
+  int64_t x_stride, y_stride, w_stride;  // in global memory, in elements
 };
 
-// Strides of a tensor in global memory, in elements.
-struct DepthwisePixels {
-  int64_t n, c, y, x;
-};
-
-// How the threads of a CTA fill a window, or a tile: a run is what lies side by side in shared memory, the
-// channels of a pixel if those are innermost, else a row. Divisors are 2^32 / n, rounded up.
+// How a map is copied to shared memory: [image][channel][across][along], float32. With the channels innermost
+// in global memory a thread copies `kAtOnce` pixels of a row at a time, else `kAtOnce` rows. Divisors are
+// 2^32 / n, rounded up.
+enum DepthwiseLoads {
+  kSingle = 1,
+  kNeighbours = 2,
+  kMembers = 3
+};  // kMembers: two members of an orbit at once
 struct DepthwiseFill {
-  int elements;   // of one load: 2 of 16 bits, or 1
-  int lanes_log;  // of the threads of a run
-  int run, runs_of_row, rows;
-  uint32_t divide_runs, divide_rows;
+  int loads, lanes_log;
+  int rows, columns, parts;  // parts of a row that a thread copies at once
+  uint32_t divide_rows, divide_parts;
+  int row, column, channel, image;  // bytes in shared memory
 };
 
 struct DepthwiseSegment {
-  int mask, row, rows, copy;
+  int mask, row, rows, copy;  // bit 0 of the mask: tied across, bit 1: tied along
 };
 
 struct DepthwiseDevice {
-  DepthwiseAxis axis[2];  // width, height
-  DepthwisePixels x, y;
-  int64_t w_group, w_row, w_tap[2];  // strides of the weight, the last by axis
+  DepthwiseAxis
+      axis[2];  // across: that may be folded; along: neighbours in shared memory, kRun of them a thread's
+  int columns;  // which of them is the width
+  int64_t x_image, x_channel, y_image, y_channel, w_group, w_row;  // strides in global memory
   DepthwiseFill window, tile;
   int batch, channels, rows, filters, segments;
-  int block, images;             // of a CTA: channels, images
-  int last;                      // channels are innermost in shared memory
-  int adjacent;                  // the members of an orbit are neighbours in memory: they are stored at once
-  int window_image, tile_image;  // bytes of one image in the window, and in a plane of tiles
-  int weights;                   // bytes from the start of shared memory to the weights
-  int swap, bias, activation;
+  int block, images;  // of a CTA: channels, images
+  int last;  // channels are innermost in global memory, and neighbouring threads have neighbouring channels
+  int adjacent;         // the members of an orbit are neighbours in memory: they are stored at once
+  int weights;          // bytes from the start of shared memory to the weights
+  int weights_channel;  // bytes of one channel of them
+  int bias, activation;
   int pairs, chunks;  // of wgrad: columns of taps of a CTA, shares of the tiles
   DepthwiseSegment segment[kSegments];
 };

@@ -23,8 +23,8 @@ __device__ __forceinline__ int tap_blocks(const DepthwiseAxis& s) {
   return s.tap_step * ((of_phase + kRun - 1) / kRun);
 }
 
-__device__ __forceinline__ DepthwiseItem item_of(const DepthwiseDevice& p, const DepthwiseAxis& s,
-                                                 int first_column, int columns) {
+__device__ __forceinline__ DepthwiseItem item_of(const DepthwiseDevice& p, int first_column, int columns) {
+  const DepthwiseAxis& s = p.axis[1];
   const int blocks = tap_blocks(s), items = columns * blocks;
   DepthwiseItem t;
   t.parts = threads() / (p.block * items);
@@ -39,72 +39,75 @@ __device__ __forceinline__ DepthwiseItem item_of(const DepthwiseDevice& p, const
   return t;
 }
 
-// What a thread adds of one column of positions. `left` and `right` are where its taps meet the input at the
-// first position, `limit` is the last row of the window: beyond it are taps that do not exist.
+// A thread's place in a column of positions: in the input left and right, and in the gradients, whose sets
+// lie `plane` bytes apart. `roll` and `next` are the bytes from a row of the input, or a position, to the
+// next one.
 template <int SETS, bool FOLD>
-__device__ __forceinline__ void add_positions(float (&sums)[SETS][kRun], const DepthwiseAxis& s,
-                                              uint32_t left, uint32_t right, int start, int limit,
-                                              uint32_t tile, int plane, int phase) {
-  const int roll = s.row_step * s.step, next = s.output_step * s.tile_step;
-  const int count = (s.tile - phase + s.output_step - 1) / s.output_step;
-  int offset = start + phase * s.stride * s.step;
-  uint32_t g = tile + phase * s.tile_step;
-  float even[kRun], odd[kRun];
-  const auto read = [&](int slot) {
-    const int to = min(offset, limit);
-    even[slot] = shared_float(left + to);
+struct DepthwiseSweep {
+  uint32_t left, right, gradient;
+  int roll, next, plane;
+  float even_rows[kRun], odd_rows[kRun];
+
+  __device__ __forceinline__ void read(int slot, int row) {
+    const float a = shared_float(left + row * roll);
     if (FOLD) {
-      const float b = shared_float(right + to);
-      odd[slot] = even[slot] - b;
-      even[slot] += b;
-    }
-    offset += roll;
-  };
-#pragma unroll
-  for (int i = 0; i < kRun - 1; ++i) read(i);
-  for (int first = 0; first < count; first += kRun) {
-#pragma unroll
-    for (int u = 0; u < kRun; ++u) {
-      if (first + u >= count) break;
-      read((u + kRun - 1) % kRun);
-#pragma unroll
-      for (int k = 0; k < SETS; ++k) {
-        const float v = shared_float(g + k * plane);
-#pragma unroll
-        for (int i = 0; i < kRun; ++i) sums[k][i] += (FOLD && k % 2 ? odd : even)[(u + i) % kRun] * v;
-      }
-      g += next;
+      const float b = shared_float(right + row * roll);
+      even_rows[slot] = a + b;
+      odd_rows[slot] = a - b;
+    } else {
+      even_rows[slot] = a;
     }
   }
-}
 
-// Fills the window of the input and the tile of the members, sums and differences of those mirrored along the
-// fold.
+  __device__ __forceinline__ void multiply(float (&sums)[SETS][kRun], int u) {
+    read((u + kRun - 1) % kRun, u + kRun - 1);
+#pragma unroll
+    for (int k = 0; k < SETS; ++k) {
+      const float v = shared_float(gradient + k * plane + u * next);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) sums[k][i] += (FOLD && k % 2 ? odd_rows : even_rows)[(u + i) % kRun] * v;
+    }
+  }
+
+  __device__ __forceinline__ void add(float (&sums)[SETS][kRun], int count) {
+#pragma unroll
+    for (int i = 0; i < kRun - 1; ++i) read(i, i);
+    for (; count >= kRun; count -= kRun) {
+#pragma unroll
+      for (int u = 0; u < kRun; ++u) multiply(sums, u);
+      left += kRun * roll, right += kRun * roll, gradient += kRun * next;
+    }
+#pragma unroll
+    for (int u = 0; u < kRun - 1; ++u) {
+      if (u >= count) break;
+      multiply(sums, u);
+    }
+  }
+};
+
+// Fills the window of the input and the tile of the members, sums and differences of those mirrored across;
+// gives where the window begins.
 template <class T, bool FOLD, bool TWO>
-__device__ __forceinline__ int fill_operands(const DepthwiseDevice& p, const DepthwisePlace& at,
-                                             const DepthwiseSegment& segment, int row, const void* x,
-                                             const void* gy, uint32_t window, uint32_t tile) {
-  const DepthwiseAxis &width = p.axis[0], &height = p.axis[1];
-  const int left = at.origin[0] * width.stride - width.padding, lead = lead_of(p, left);
-  const int64_t from = at.image * p.x.n + at.channel * p.x.c;
-  const DepthwiseMap map{x,          from,        p.x,       height.x,
-                         width.x,    at.channels, at.images, at.origin[1] * height.stride - height.padding,
-                         left - lead};
-  fill<T, false>(p.window, map, p, window, height.step, width.step, 0, 0);
-  DepthwisePixels stride = p.y;
-  stride.c *= p.filters;
-  const int64_t group = at.image * p.y.n + static_cast<int64_t>(at.channel) * p.filters * p.y.c;
-  const int plane = p.images * p.tile_image;
+__device__ __forceinline__ uint32_t fill_operands(const DepthwiseDevice& p, const DepthwisePlace& at,
+                                                  const DepthwiseSegment& segment, int row, const void* x,
+                                                  const void* gy, uint32_t window, uint32_t tile) {
+  const uint32_t begin = fill_input<T>(p, at, x, window);
+  const bool turned = p.columns == 1;
+  DepthwiseMap map = gradient_map(p, at, gy, turned ? at.across : at.along, turned ? at.along : at.across);
+  const int64_t group = map.at;
+  const int plane = p.images * p.tile.image;
 #pragma unroll
   for (int two = 0; two < (TWO ? 2 : 1); ++two) {
     const int n = two * (FOLD ? 2 : 1);
-    const int64_t a = member_channel(segment, row, n) * p.y.c;
-    const int64_t b = FOLD ? member_channel(segment, row, n + 1) * p.y.c : 0;
-    const DepthwiseMap members{gy,          group + a, stride,       height.y,    width.y,
-                               at.channels, at.images, at.origin[1], at.origin[0]};
-    fill<T, FOLD>(p.tile, members, p, tile + n * plane, height.tile_step, width.tile_step, b - a, plane);
+    const int64_t first = member_channel(segment, row, n) * p.y_channel;
+    map.at = group + first;
+    if (FOLD)
+      fill<T, kParities>(p, p.tile, map, tile + n * plane,
+                         member_channel(segment, row, n + 1) * p.y_channel - first, plane);
+    else
+      fill<T, kFirst>(p, p.tile, map, tile + n * plane);
   }
-  return lead * width.step;
+  return begin;
 }
 
 // Adds the parts of a CTA: in shared memory, [set][item][tap of it][channel] from `to` on.
@@ -112,29 +115,31 @@ template <int SETS>
 __device__ __forceinline__ void add_parts(const float (&sums)[SETS][kRun], const DepthwiseDevice& p,
                                           const DepthwiseItem& t, int items, uint32_t to) {
   const uint32_t parts = shared_memory();
+  const int apart = threads() + 1;  // taps of a thread: in different banks
 #pragma unroll
   for (int k = 0; k < SETS; ++k) {
     barrier();
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) shared_put(parts + (i * threads() + thread()) * 4, sums[k][i]);
+    for (int i = 0; i < kRun; ++i) shared_put(parts + (i * apart + thread()) * 4, sums[k][i]);
     barrier();
     for (int i = thread(); i < items * kRun * p.block; i += threads()) {
       const int c = i % p.block, tap = i / p.block % kRun, item = i / (p.block * kRun);
       float total = 0.0f;
+#pragma unroll 4
       for (int part = 0; part < t.parts; ++part)
-        total += shared_float(parts + (tap * threads() + (item * t.parts + part) * p.block + c) * 4);
+        total += shared_float(parts + (tap * apart + (item * t.parts + part) * p.block + c) * 4);
       shared_put(to + (k * items * kRun * p.block + i) * 4, total);
     }
   }
   barrier();
 }
 
-// The taps of a CTA from the sums of parities, into its share of the workspace.
+// The taps of a CTA from the sums of parities, into its share of the workspace: [chunk][row][tap][channel].
 template <bool FOLD, bool TWO>
-__device__ __forceinline__ void store_taps(const DepthwiseDevice& p, int folded, const DepthwisePlace& at,
-                                           int row, int chunk, int first_column, int columns, uint32_t sums,
+__device__ __forceinline__ void store_taps(const DepthwiseDevice& p, const DepthwisePlace& at, int row,
+                                           int chunk, int first_column, int columns, uint32_t sums,
                                            float* work) {
-  const DepthwiseAxis &f = p.axis[folded], &s = p.axis[folded ^ 1];
+  const DepthwiseAxis &f = p.axis[0], &s = p.axis[1];
   const int blocks = tap_blocks(s), set = columns * blocks * kRun * p.block * 4;
   const int sides = FOLD ? 2 : 1;
   const auto value = [&](int parity, int two, int j, int k, int c) {
@@ -152,7 +157,7 @@ __device__ __forceinline__ void store_taps(const DepthwiseDevice& p, int folded,
       total += FOLD ? 0.5f * (side ? even - odd : even + odd) : even;
     }
     const int across = side ? f.taps - 1 - column : column;
-    const int at_tap = folded ? across * s.taps + k : k * f.taps + across;
+    const int at_tap = p.columns ? across * s.taps + k : k * f.taps + across;
     const int64_t filter = static_cast<int64_t>(chunk) * p.rows + row;
     work_store(work + (filter * f.taps * s.taps + at_tap) * p.channels + at.channel + c, total);
   }
@@ -160,15 +165,14 @@ __device__ __forceinline__ void store_taps(const DepthwiseDevice& p, int folded,
 
 }  // namespace
 
-// The rows of one segment. `members` are sets of sums: parities of the folded axis, times the members along
-// the other.
-template <class T, bool FOLD, bool TWO>
-__global__ void __launch_bounds__(kWgradThreads, 3)
-    depthwise_wgrad(const __grid_constant__ DepthwiseDevice p, int number, int folded, const void* x,
-                    const void* gy, float* work) {
+// The rows of one segment. PLAIN: stride and dilation along are 1.
+template <class T, bool FOLD, bool TWO, bool PLAIN>
+__global__ void __launch_bounds__(kWgradThreads, FOLD&& TWO ? 2 : 3)
+    depthwise_wgrad(const __grid_constant__ DepthwiseDevice p, int number, const void* x, const void* gy,
+                    float* work) {
   constexpr int sets = (FOLD ? 2 : 1) * (TWO ? 2 : 1);
   const DepthwiseSegment segment = p.segment[number];
-  const DepthwiseAxis &f = p.axis[folded], &s = p.axis[folded ^ 1];
+  const DepthwiseAxis &f = p.axis[0], &s = p.axis[1];
   const int all = FOLD ? (f.taps + 1) / 2 : f.taps, shares = (all + p.pairs - 1) / p.pairs;
   int index = block();
   const int channel_block = index % channel_blocks(p);
@@ -178,40 +182,46 @@ __global__ void __launch_bounds__(kWgradThreads, 3)
   const int row = index % segment.rows, chunk = index / segment.rows;
   const int tiles = (p.batch + p.images - 1) / p.images * p.axis[0].tiles * p.axis[1].tiles;
   const int each = (tiles + p.chunks - 1) / p.chunks;
-  const DepthwiseItem t = item_of(p, s, first_column, columns);
-  const uint32_t window = shared_memory(), tile = window + p.images * p.window_image;
+  const DepthwiseItem t = item_of(p, first_column, columns);
+  const uint32_t window = shared_memory(), tile = window + p.images * p.window.image;
+  DepthwiseSweep<sets, FOLD> sweep;
+  sweep.plane = p.images * p.tile.image;
+  sweep.roll = PLAIN ? 4 : s.row_step * 4;
+  sweep.next = PLAIN ? 4 : s.output_step * 4;
   float sums[sets][kRun] = {};
   for (int i = chunk * each; i < min(tiles, chunk * each + each); ++i) {
     const DepthwisePlace at = place_of(p, i, channel_block);
     barrier();  // all have done with the tile from before
-    const int lead = fill_operands<T, FOLD, TWO>(p, at, segment, row, x, gy, window, tile);
+    const uint32_t begin = fill_operands<T, FOLD, TWO>(p, at, segment, row, x, gy, window, tile);
     barrier();
     if (!t.active || t.channel >= at.channels) continue;
-    const int start = (s.dilation * t.tap) * s.step;
     for (int column = t.part; column < at.images * f.tile; column += t.parts) {
       const int image = column / f.tile, across = column % f.tile;
-      const uint32_t here =
-          window + lead + image * p.window_image + 4 * t.channel + across * f.stride * f.step;
-      const uint32_t left = here + t.column * f.dilation * f.step;
-      const uint32_t right = here + (f.taps - 1 - t.column) * f.dilation * f.step;
-      const uint32_t there = tile + image * p.tile_image + 4 * t.channel + across * f.tile_step;
-      for (int phase = 0; phase < s.output_step; ++phase)
-        add_positions<sets, FOLD>(sums, s, left, right, start, (s.extent - 1) * s.step, there,
-                                  p.images * p.tile_image, phase);
+      const uint32_t here = begin + image * p.window.image + t.channel * p.window.channel +
+                            across * f.stride * f.step + s.dilation * t.tap * 4;
+      const uint32_t there = tile + image * p.tile.image + t.channel * p.tile.channel + across * f.tile_step;
+      for (int phase = 0; phase < (PLAIN ? 1 : s.output_step); ++phase) {
+        const uint32_t start = here + phase * s.stride * 4;
+        sweep.left = start + t.column * f.dilation * f.step;
+        sweep.right = start + (f.taps - 1 - t.column) * f.dilation * f.step;
+        sweep.gradient = there + phase * 4;
+        sweep.add(sums, PLAIN ? s.tile : (s.tile - phase + s.output_step - 1) / s.output_step);
+      }
     }
   }
   const int items = columns * tap_blocks(s);
-  const uint32_t totals = shared_memory() + kRun * kWgradThreads * 4;
+  const uint32_t totals = shared_memory() + kRun * (kWgradThreads + 1) * 4;
   add_parts(sums, p, t, items, totals);
   const DepthwisePlace at = place_of(p, 0, channel_block);
-  store_taps<FOLD, TWO>(p, folded, at, segment.row + row, chunk, first_column, columns, totals, work);
+  store_taps<FOLD, TWO>(p, at, segment.row + row, chunk, first_column, columns, totals, work);
 }
 
 // The shares of the CTAs, added in their order.
 template <class T>
 __global__ void __launch_bounds__(kSumThreads)
     depthwise_sum(const __grid_constant__ DepthwiseDevice p, const float* work, void* gw) {
-  const int taps = p.axis[0].taps * p.axis[1].taps;
+  const DepthwiseAxis &width = p.axis[p.columns], &height = p.axis[p.columns ^ 1];
+  const int taps = width.taps * height.taps;
   const int64_t all = static_cast<int64_t>(p.rows) * taps * p.channels;
   const int64_t i = static_cast<int64_t>(block()) * kSumThreads + thread();
   if (i >= all) return;
@@ -219,8 +229,8 @@ __global__ void __launch_bounds__(kSumThreads)
   for (int chunk = 0; chunk < p.chunks; ++chunk) total += work_load(work + chunk * all + i);
   const int c = static_cast<int>(i % p.channels), filter = static_cast<int>(i / p.channels);
   const int tap = filter % taps, row = filter / taps;
-  const int y = tap / p.axis[0].taps, x = tap % p.axis[0].taps;
-  store_element<T>(gw, c * p.w_group + row * p.w_row + y * p.w_tap[1] + x * p.w_tap[0], total);
+  const int y = tap / width.taps, x = tap % width.taps;
+  store_element<T>(gw, c * p.w_group + row * p.w_row + y * height.w_stride + x * width.w_stride, total);
 }
 
 }  // namespace symconv

@@ -9,9 +9,6 @@
 #include <cuda.h>
 
 namespace symconv {
-
-using TensorMap = CUtensorMap;
-
 namespace {
 
 // ---- barriers in shared memory: 8 bytes each; a phase ends when all arrivals and all bytes have come
@@ -46,7 +43,7 @@ __device__ __forceinline__ void await(uint32_t barrier, uint32_t parity) {
 
 // A box of a map, zeros outside of it, to an address that 128 divides; the map lies in the kernel's
 // parameters.
-__device__ __forceinline__ void copy_box(uint32_t to, const TensorMap* map, uint32_t barrier, int channel,
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, uint32_t barrier, int channel,
                                          int column, int row, int image) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
@@ -75,20 +72,20 @@ __device__ __forceinline__ void take_registers() {
 
 // ---- products of a warp group, which run on their own
 
-// Before products that read registers which other instructions have written.
-__device__ __forceinline__ void group_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void group_commit() {
+// Between ldmatrix, or whatever else wrote A's registers or the sums, and the next product.
+__device__ __forceinline__ void product_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void product_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 template <int N>  // until all but the last N committed groups have ended
-__device__ __forceinline__ void group_wait() {
+__device__ __forceinline__ void product_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-// d (64 x N, float32) += a (64 x 16) b (16 x N): a warp brings 16 rows of a and keeps their sums, in the
-// fragments of mma.sync; b lies in shared memory as a descriptor says.
+// The instruction: d (64 x N, float32) += a (64 x 16) b (16 x N). A warp brings 16 rows of a and keeps their
+// sums, in the fragments of mma.sync; b lies in shared memory as a descriptor says.
 template <class T, int N>
-__device__ __forceinline__ void group_multiply(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b);
+__device__ __forceinline__ void add_product(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b);
 
 #define SYMCONV_SUMS8(i)                                                                      \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
@@ -104,14 +101,13 @@ __device__ __forceinline__ void group_multiply(float (&d)[N / 2], const uint32_t
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
   "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 // It adds to d; neither operand is negated; b is K-major.
-#define SYMCONV_GROUP_MULTIPLY(T, type, n, names, sums, a_and_b)                                          \
-  template <>                                                                                             \
-  __device__ __forceinline__ void group_multiply<T, n>(float (&d)[n / 2], const uint32_t (&a)[4],         \
-                                                       uint64_t b) {                                      \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" names "}, " a_and_b \
-                 ", 1, 1, 1, 0;"                                                                          \
-                 : sums                                                                                   \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                   \
+#define SYMCONV_GROUP_MULTIPLY(T, type, n, names, sums, a_and_b)                                             \
+  template <>                                                                                                \
+  __device__ __forceinline__ void add_product<T, n>(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b) { \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" names "}, " a_and_b    \
+                 ", 1, 1, 1, 0;"                                                                             \
+                 : sums                                                                                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                      \
   }
 #define SYMCONV_GROUP_MULTIPLIES(T, type)                                                              \
   SYMCONV_GROUP_MULTIPLY(T, type, 32, SYMCONV_NAMES16, SYMCONV_SUMS16(0), "{%16, %17, %18, %19}, %20") \
@@ -129,32 +125,17 @@ SYMCONV_GROUP_MULTIPLIES(Float16, "f16")
 #undef SYMCONV_SUMS16
 #undef SYMCONV_SUMS8
 
-}  // namespace
-
-// The map of a tensor of 16-bit elements, innermost axis first; strides of the others in bytes, the swizzle's
-// span 64 or 128 bytes. Text of the error, or nothing.
-inline std::string make_map(TensorMap& map, int dtype, const void* start, const uint64_t (&sizes)[4],
-                            const uint64_t (&strides)[3], const uint32_t (&box)[4], int span) {
-  static decltype(&cuTensorMapEncodeTiled) encode = nullptr;
-  if (!encode) {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult state;
-    const auto e =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &state);
-    if (e != cudaSuccess) return error_text(e);
-    if (state != cudaDriverEntryPointSuccess) return "the driver has no cuTensorMapEncodeTiled";
-    encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
-  }
-  const cuuint64_t all_sizes[] = {sizes[0], sizes[1], sizes[2], sizes[3]};
-  const cuuint64_t all_strides[] = {strides[0], strides[1], strides[2]};
-  const cuuint32_t every[] = {1, 1, 1, 1};
-  const CUresult e =
-      encode(&map, dtype == 0 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
-             const_cast<void*>(start), all_sizes, all_strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             span == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return e == CUDA_SUCCESS ? "" : "cuTensorMapEncodeTiled: error " + std::to_string(e);
+// The same with b as N rows of 16 elements, swizzled over SPAN bytes of a row (64 or 128), at a shared
+// address. Descriptor: K-major, kind of swizzle, eight rows from one group of rows to the next.
+template <class T, int N, int SPAN>
+__device__ __forceinline__ void product(float (&d)[N / 2], const uint32_t (&a)[4], uint32_t weights) {
+  static_assert(SPAN == 64 || SPAN == 128);
+  constexpr uint64_t kind = SPAN == 64 ? 2 : 1;
+  constexpr uint64_t fixed = kind << 62 | uint64_t{SPAN * 8 / 16} << 32 | uint64_t{1} << 16;
+  add_product<T, N>(d, a, fixed | (weights & 0x3FFFF) >> 4);
 }
+
+}  // namespace
 
 }  // namespace symconv
 #endif

@@ -18,11 +18,13 @@ struct Boxes : Base {
   static constexpr int kStageBytes = kHaloBytes + Base::kWeightBytes;
   static constexpr int kCopiedBytes = Base::kPatches * Base::kPatchPixels * kPixelBytes + Base::kWeightBytes;
   static constexpr int kSharedBytes = Base::kStages * kStageBytes + 1024 + 16 * Base::kStages;
-  static constexpr int kThreads = 128 + Base::kPixelWarps * 32;  // a warp group that copies, and those that multiply
+  static constexpr int kThreads =
+      128 + Base::kPixelWarps * 32;  // a warp group that copies, and those that multiply
   static_assert(Base::kGroups == 1 && Base::kPixelWarps % 4 == 0,
                 "a warp group computes all orbits of its pixels");
   static_assert(Base::kChunks >= 4 && Base::kWeightBytes % 1024 == 0, "alignment of the swizzle");
-  static_assert(Base::kWindows <= 6 && Base::kPatches <= 32, "addresses of the windows; a lane copies a patch");
+  static_assert(Base::kWindows <= 6 && Base::kPatches <= 32,
+                "addresses of the windows; a lane copies a patch");
 };
 
 namespace {
@@ -31,15 +33,6 @@ namespace {
 template <class T>
 __device__ __forceinline__ uint32_t swizzled(uint32_t address) {
   return address ^ (T::kPixelBytes == 64 ? (address >> 3) & 48 : (address >> 3) & 112);
-}
-
-// Descriptor of the weights of a tap for 16 channels: K-major, swizzled over the bytes of a pixel, eight rows
-// from one group of rows to the next.
-template <class T>
-__device__ __forceinline__ uint64_t descriptor(uint32_t weights) {
-  constexpr uint64_t kind = T::kPixelBytes == 64 ? 2 : 1;
-  constexpr uint64_t fixed = kind << 62 | uint64_t{T::kPixelBytes * 8 / 16} << 32 | uint64_t{1} << 16;
-  return fixed | (weights & 0x3FFFF) >> 4;
 }
 
 template <class T, class E>
@@ -60,8 +53,7 @@ struct GroupWarp : Sums<T, E> {
       for (int t = 0; t < kDistinct; ++t) {
         const uint32_t row = (matrix & 1) * (T::kRows / 2) + (at.row + t);
         const uint32_t pixel = row * T::kPitch + i + (at.column + kw);
-        column[kw][t] =
-            swizzled<T>(pixel * T::kPixelBytes + (matrix >> 1) * 16) + at.image * T::kPatchBytes;
+        column[kw][t] = swizzled<T>(pixel * T::kPixelBytes + (matrix >> 1) * 16) + at.image * T::kPatchBytes;
       }
     }
   }
@@ -87,8 +79,8 @@ struct GroupWarp : Sums<T, E> {
   }
 
   __device__ __forceinline__ void product(int parity, int q, const Window& a, uint32_t weights, int tap) {
-    group_multiply<E, T::kOrbits>(this->sums[parity][q], a,
-                                  descriptor<T>(weights + tap * (T::kOrbits * T::kPixelBytes)));
+    symconv::product<E, T::kOrbits, T::kPixelBytes>(this->sums[parity][q], a,
+                                                    weights + tap * (T::kOrbits * T::kPixelBytes));
   }
 
   // All channels of a stage. At most two groups of products are in flight, and none when it returns: with one
@@ -102,13 +94,13 @@ struct GroupWarp : Sums<T, E> {
       else
         multiply_quadruples(stage, step, weights);
     }
-    group_wait<0>();
+    product_wait<0>();
   }
 
   __device__ __forceinline__ void multiply_pairs(uint32_t stage, int step, uint32_t weights) {
     Window sum[T::kWindows], difference[T::kWindows], centre[T::kWindows];
     load_sides(sum, difference, stage, step);
-    group_fence();
+    product_fence();
 #pragma unroll
     for (int kh = 0; kh < 3; ++kh) {
 #pragma unroll
@@ -116,18 +108,18 @@ struct GroupWarp : Sums<T, E> {
 #pragma unroll
       for (int q = 0; q < T::kFragments; ++q) product(1, q, difference[q + kh], weights, kh * 2 + 1);
     }
-    group_commit();
-    if (step > 0) group_wait<1>();
+    product_commit();
+    if (step > 0) product_wait<1>();
 #pragma unroll
     for (int t = 0; t < T::kWindows; ++t) load_window(centre[t], stage, step, 1, t);
-    group_fence();
+    product_fence();
 #pragma unroll
     for (int kh = 0; kh < 3; ++kh) {
 #pragma unroll
       for (int q = 0; q < T::kFragments; ++q) product(0, q, centre[q + kh], weights, 6 + kh);
     }
-    group_commit();
-    group_wait<1>();
+    product_commit();
+    product_wait<1>();
   }
 
   // Sum and difference of the rows above and below, for each fragment.
@@ -162,18 +154,18 @@ struct GroupWarp : Sums<T, E> {
     load_sides(even, odd, stage, step);
     fold_rows(even, sum[0], difference[0]);
     fold_rows(odd, sum[1], difference[1]);
-    group_fence();
+    product_fence();
     multiply_rows(weights, 0, 0, sum[0], difference[0], even);
     multiply_rows(weights, 3, 1, sum[1], difference[1], odd);
-    group_commit();
-    if (step > 0) group_wait<1>();
+    product_commit();
+    if (step > 0) product_wait<1>();
 #pragma unroll
     for (int t = 0; t < T::kWindows; ++t) load_window(centre[t], stage, step, 1, t);
     fold_rows(centre, sum[2], difference[2]);
-    group_fence();
+    product_fence();
     multiply_rows(weights, 6, 0, sum[2], difference[2], centre);
-    group_commit();
-    group_wait<1>();
+    product_commit();
+    product_wait<1>();
   }
 };
 

@@ -4,8 +4,8 @@
 
 namespace symconv {
 
-// As PatchParams; `tile` is an index into hopper_variants(). Planes (depth) are not for these kernels, and the
-// channels of a group fill whole stages where there are several groups.
+// As PatchParams; `tile` is an index into hopper_variants(). Planes (depth) are not for these kernels, and
+// the channels of a group fill whole stages where there are several groups.
 #define HOPPER_FIELDS(F) PATCH_FIELDS(F)
 struct HopperParams : PatchParams {};
 

@@ -32,7 +32,8 @@ void set_seed(uint64_t seed);
 void set_conflicts_allowed(bool allowed);
 // Whether to note each access of a warp, so that wavefronts and sectors are counted. It is slower.
 void set_tracing(bool on);
-// Runs only so many CTAs of a grid, spread over it; 0 runs all. For counts: what is computed is incomplete.
+// Runs only so many CTAs of a grid, spread over it; 0 runs all. For counts: what is computed is incomplete,
+// so what nobody wrote may be read. Kernels without shared memory, which prepare and add up, run whole.
 void set_sample(int ctas);
 
 // Memory that kernels may reach. What starts inside of it or around it from before is forgotten. Nothing
@@ -42,28 +43,39 @@ void forget_buffer(const void* start);
 void forget_buffers();
 
 // What was done, of all launches since reset_counts().
-#define SYMCONV_COUNTS(F)                                                                          \
-  F(launches)                                                                                      \
-  F(ctas)                                                                                          \
-  F(barriers) F(warp_barriers) F(shuffles) F(ldmatrix) F(ldmatrix_wavefronts) F(shared_load_bytes) \
-      F(shared_store_bytes) F(global_load_bytes) F(global_store_bytes) F(copy_bytes) F(copies)     \
-          F(mma_bfloat16) F(mma_float16) F(mma_tf32) F(wgmma) F(wgmma_columns)                     \
-              F(bulk_bytes) /* with tracing alone: */                                              \
-      F(shared_load_wavefronts) F(shared_store_wavefronts) F(copy_wavefronts) F(load_sectors)      \
+#define SYMCONV_COUNTS(F)                                                                               \
+  F(launches)                                                                                           \
+  F(ctas)                                                                                               \
+  F(barriers)                                                                                           \
+  F(warp_barriers)                                                                                      \
+  F(shuffles)                                                                                           \
+  F(ldmatrix)                                                                                           \
+  F(ldmatrix_wavefronts) F(shared_load_bytes) F(shared_store_bytes) F(global_load_bytes)                \
+      F(global_store_bytes) F(copy_bytes) F(copies) F(mma_bfloat16) F(mma_float16) F(mma_tf32) F(wgmma) \
+          F(wgmma_columns) F(bulk_bytes) /* with tracing alone: */                                      \
+      F(shared_load_wavefronts) F(shared_store_wavefronts) F(copy_wavefronts) F(load_sectors)           \
           F(store_sectors) F(copy_sectors) F(shared_loads) F(shared_stores) F(global_loads) F(global_stores)
 struct Counts {
 #define SYMCONV_COUNT(name) uint64_t name = 0;
   SYMCONV_COUNTS(SYMCONV_COUNT)
 #undef SYMCONV_COUNT
 };
+using NamedCounts = std::vector<std::pair<std::string, uint64_t>>;
 Counts counts();
 void reset_counts();
-std::vector<std::pair<std::string, uint64_t>> named_counts();
+NamedCounts named(const Counts& counts);
+inline NamedCounts named_counts() { return named(counts()); }
 
 struct Shape {
   int64_t grid, threads, shared_bytes;
   int cluster = 1;
 };
+// The launches since reset_counts() one by one, at most the first 1000.
+struct Launched {
+  Shape shape;
+  Counts counts;
+};
+const std::vector<Launched>& launches();
 std::string run_grid(const Shape& shape, void (*kernel)(void*), void* call);
 
 }  // namespace host

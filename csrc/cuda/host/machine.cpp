@@ -13,7 +13,7 @@ Machine machine;
 namespace {
 
 std::mutex mutex;
-constexpr size_t kStackBytes = 256 << 10, kGuardBytes = 4096;
+constexpr size_t kStackBytes = 256 << 10, kGuardBytes = 4096, kMostLaunches = 1000;
 uint8_t* stacks = nullptr;
 int stack_count = 0;
 
@@ -44,8 +44,9 @@ std::string described(Site at) {
 // Goes to another fibre: a lane of the same warp if one can run, else of any warp.
 void leave(Fibre& from) {
   Machine& m = machine;
+  while (!m.bulks.empty() && m.fault.empty() && (!m.ready_warps || random_below(64) == 0)) land();
   int w = m.current ? m.current->warp : -1;
-  if (w < 0 || !m.warp[w].ready || random_below(64) == 0) {
+  if (w < 0 || !m.warp[w].ready || random_below(64) == 0 || !m.fault.empty()) {
     if (!m.ready_warps || !m.fault.empty()) {
       m.current = nullptr;
       return switch_to(from, m.scheduler);
@@ -118,8 +119,12 @@ void start_clocks() {
 void end_clocks() {
   Machine& m = machine;
   uint32_t latest = m.start;
-  for (int w = 0; w < m.warps; ++w)
-    latest = max(latest, *std::max_element(m.warp[w].clock, m.warp[w].clock + kWidth));
+  const auto see = [&](const uint32_t* clock) {
+    latest = max(latest, *std::max_element(clock, clock + kWidth));
+  };
+  for (int w = 0; w < m.warps; ++w) see(m.warp[w].clock);
+  for (int c = 0; c < m.ctas; ++c)
+    for (const Barrier& b : m.cta[c].barriers) see(b.arrived);
   m.start = latest + 1;
 }
 
@@ -131,23 +136,29 @@ void run_cluster(int64_t first, int64_t grid) {
   for (int c = 0; c < m.ctas; ++c) {
     m.cta[c].index = int(first) + c;
     m.cta[c].ended = m.cta[c].arrived = 0;
+    m.cta[c].barriers.clear();
   }
-  for (int i = 0; i < m.left; ++i) {
+  for (int i = 0; i < m.left; ++i) {  // threads begin anew
     Thread& t = m.thread[i];
     const int c = i / m.threads;
     t.place = {i % m.threads, int(first) + c, int(grid), m.threads};
     t.warp = i / 32, t.lane = i % 32, t.cta = &m.cta[c];
     t.ended = false, t.waits_for = nullptr;
-    t.copies.clear(), t.groups.assign(1, 0);
+    t.copies.clear(), t.groups.assign(1, 0), t.barrier = nullptr;
     prepare(t.fibre, stacks + i * kStackBytes + kGuardBytes, kStackBytes - kGuardBytes, enter);
   }
   for (int w = 0; w < m.warps; ++w) {
-    m.warp[w].ready = ~0u, m.warp[w].arrived = 0;
-    for (auto& log : m.warp[w].log) log.clear();
+    Warp& warp = m.warp[w];
+    warp.ready = ~0u, warp.arrived = 0, warp.fenced = false;
+    warp.products.clear(), warp.committed.clear(), warp.flying.clear();
+    for (auto& log : warp.log) log.clear();
   }
+  m.bulks.clear();
+  m.cluster_arrived = 0;
   m.current = nullptr;
   leave(m.scheduler);
   if (m.fault.empty() && m.left) report_deadlock();
+  if (m.fault.empty() && !m.bulks.empty()) m.fault = "a bulk copy that nobody waited for";
   if (m.fault.empty() && m.tracing)
     for (int w = 0; w < m.warps; ++w) flush_trace(m.warp[w]);
   m.counts.ctas += m.ctas;
@@ -178,6 +189,7 @@ void make_room(const Shape& s) {
     m.cta.emplace_back();
     m.cta.back().memory.reset(new uint8_t[kBase + kMostShared]);
     m.cta.back().words.resize((kBase + kMostShared) / 4);
+    m.cta.back().barriers.reserve(kMostBarriers);  // threads that wait point to them
   }
   const uint32_t stride = std::bit_ceil(uint32_t(m.warps));
   for (Cta& c : m.cta) {
@@ -185,6 +197,14 @@ void make_room(const Shape& s) {
     c.read.resize(max(c.read.size(), size_t(kBase + s.shared_bytes) / 4 * stride + stride));
   }
   m.stride = stride;
+}
+
+Counts difference(const Counts& after, const Counts& before) {
+  Counts all;
+#define SYMCONV_COUNT(name) all.name = after.name - before.name;
+  SYMCONV_COUNTS(SYMCONV_COUNT)
+#undef SYMCONV_COUNT
+  return all;
 }
 
 // Threads of all launches have names that rise; before they would not fit all places forget their writers.
@@ -246,13 +266,7 @@ bool last_to_arrive(const char* operation, Site at) {
 
 const Place& here() { return self().place; }
 
-void barrier(Site at) {
-  Cta& c = *self().cta;
-  if (++c.arrived < machine.threads) return suspend("barrier()", at);
-  c.arrived = 0;
-  ++machine.counts.barriers;
-  const int first = self().warp - self().place.thread / 32;
-  const int last = first + machine.threads / 32;
+void meet(int first, int last) {
   uint32_t all[kWidth];
   std::memcpy(all, machine.warp[first].clock, sizeof all);
   for (int w = first + 1; w < last; ++w)
@@ -263,6 +277,15 @@ void barrier(Site at) {
     tick(w);
     resume_warp(w);
   }
+}
+
+void barrier(Site at) {
+  Cta& c = *self().cta;
+  if (++c.arrived < machine.threads) return suspend("barrier()", at);
+  c.arrived = 0;
+  ++machine.counts.barriers;
+  const int first = self().warp - self().place.thread / 32;
+  meet(first, first + machine.threads / 32);
 }
 
 void warp_barrier(Site at) {
@@ -282,15 +305,18 @@ std::string run_grid(const Shape& shape, void (*kernel)(void*), void* call) {
   }
   m.kernel = kernel, m.call = call;
   m.fault.clear();
+  const Counts before = m.counts;
   ++m.counts.launches;
   name_threads(shape.grid * shape.threads);
   const int64_t clusters = shape.grid / shape.cluster;
-  const int64_t runs = m.sample ? std::min<int64_t>(clusters, m.sample) : clusters;
+  const bool whole = !m.sample || !shape.shared_bytes;
+  const int64_t runs = whole ? clusters : std::min<int64_t>(clusters, m.sample);
   for (int64_t i = 0; i < runs && m.fault.empty(); ++i) {
     const int64_t cluster = (m.reversed ? runs - 1 - i : i) * clusters / runs;
     run_cluster(cluster * shape.cluster, shape.grid);
   }
   m.first_writer += uint32_t(shape.grid * shape.threads);
+  if (m.launches.size() < kMostLaunches) m.launches.push_back({shape, difference(m.counts, before)});
   return m.fault;
 }
 
@@ -303,10 +329,14 @@ void set_conflicts_allowed(bool allowed) { machine.conflicts_allowed = allowed; 
 void set_tracing(bool on) { machine.tracing = on; }
 void set_sample(int ctas) { machine.sample = max(ctas, 0); }
 Counts counts() { return machine.counts; }
-void reset_counts() { machine.counts = Counts{}; }
-std::vector<std::pair<std::string, uint64_t>> named_counts() {
-  std::vector<std::pair<std::string, uint64_t>> all;
-#define SYMCONV_COUNT(name) all.emplace_back(#name, machine.counts.name);
+void reset_counts() {
+  machine.counts = Counts{};
+  machine.launches.clear();
+}
+const std::vector<Launched>& launches() { return machine.launches; }
+NamedCounts named(const Counts& counts) {
+  NamedCounts all;
+#define SYMCONV_COUNT(name) all.emplace_back(#name, counts.name);
   SYMCONV_COUNTS(SYMCONV_COUNT)
 #undef SYMCONV_COUNT
   return all;

@@ -56,8 +56,39 @@ struct Access {  // by a lane, noted while tracing
 };
 enum Traced { kSharedLoad, kSharedStore, kCopy, kCopySource, kGlobalLoad, kGlobalStore };
 
+struct Barrier {  // in shared memory
+  uint32_t address;
+  int count, pending, copies;  // the last: place of its copies in a clock
+  int64_t bytes;
+  uint32_t phase;
+  bool published;
+  uint32_t arrived[kWidth], done[kWidth];
+};
+
+struct Cta;
+struct BulkCopy {  // of the copy engine, under way: 16 bytes to each place
+  Cta* cta;
+  uint32_t barrier;
+  std::vector<uint32_t> to;
+  std::vector<uint8_t> data;
+  uint32_t clock[kWidth];
+};
+
+struct Product {  // a warp's part of one of a warp group
+  Kind kind;
+  int columns, span;
+  uint32_t weights, a[32][4];
+  float* d[32];
+};
+struct Flying {  // sums that products under way will change
+  int products;
+  float* d[32];
+  std::vector<float> sums;  // [columns / 8][lane][4]
+};
+
 struct Cta {
   int index = 0, ended = 0, arrived = 0;
+  std::vector<Barrier> barriers;
   std::unique_ptr<uint8_t[]> memory;
   std::vector<Word> words;
   std::vector<uint32_t> read;  // of each word, by warp of the cluster: clock * 64 + lane
@@ -71,8 +102,10 @@ struct Thread {
   bool ended = false;
   const char* waits_for = nullptr;
   Site site;
-  std::vector<PendingCopy> copies;  // those of groups[0], then those of the next; the last is not committed
-  std::vector<int> groups{0};       // how many
+  std::vector<PendingCopy> copies;   // those of groups[0], then those of the next; the last is not committed
+  std::vector<int> groups{0};        // how many
+  const Barrier* barrier = nullptr;  // that it waits for, with this parity
+  uint32_t parity = 0;
 };
 
 struct Warp {
@@ -88,6 +121,11 @@ struct Warp {
   uint32_t b[32][2];
   float* sums[32];
   std::vector<Access> log[32];
+  // Of warp groups.
+  bool fenced = false;  // products may use what the last ldmatrix brought, and what was made of it
+  std::vector<Product> products;
+  std::vector<int> committed;  // products up to each commit
+  std::vector<Flying> flying;
 };
 
 struct Buffer {
@@ -102,6 +140,7 @@ struct Machine {
   uint64_t random = 1;
   bool conflicts_allowed = false, tracing = false, reversed = false;
   Counts counts;
+  std::vector<Launched> launches;
   std::vector<Buffer> buffers;
   size_t last_buffer = 0;
   // Of the launch.
@@ -121,6 +160,8 @@ struct Machine {
   std::vector<Cta> cta;
   std::unique_ptr<Thread[]> thread;
   std::unique_ptr<Warp[]> warp;
+  int cluster_arrived = 0;
+  std::vector<BulkCopy> bulks;
 };
 extern Machine machine;
 
@@ -137,6 +178,13 @@ void resume_warp(int warp);
 // True of the last lane of the warp to arrive, which then does the operation for all; the others wait. Names
 // of operations are compared by address.
 bool last_to_arrive(const char* operation, Site at);
+
+// All threads of warps first to last - 1 have come: what each did before is known to all.
+void meet(int first, int last);
+// The sums of 32 lanes, four each, plus the product of their fragments.
+void multiply_warp(Kind kind, const uint32_t (*a)[4], const uint32_t (*b)[2], float* sums, Site at);
+// Lets one of the copy engine's copies land.
+void land();
 
 // What an instruction does to words of shared memory: checked, and noted. `lane` may be kWarpWide.
 void check_shared(const Cta& cta, uint32_t address, int bytes, int alignment, const char* what, Site at,

@@ -9,6 +9,7 @@ std::string at_address(uint32_t address) { return " at shared address " + std::t
 
 // What the words of an access name as their writer or reader.
 std::string of(int warp, int lane) {
+  if (warp >= kMostWarps) return " of the copy engine";
   return " of warp " + std::to_string(warp) + (lane < 32 ? ", lane " + std::to_string(lane) : std::string());
 }
 

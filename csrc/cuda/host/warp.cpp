@@ -31,20 +31,19 @@ void unpack(Kind kind, uint32_t bits, int place, Site at, int lane, Store store)
   }
 }
 
-void gather(Kind kind, const Warp& w, Operands& o, Site at) {
+void gather(Kind kind, const uint32_t (*a)[4], const uint32_t (*b)[2], Operands& o, Site at) {
   for (int l = 0; l < 32; ++l) {
     for (int e = 0; e < 4; ++e)
-      unpack(kind, w.a[l][e], l % 4 + e / 2 * 4, at, l,
-             [&](int k, float v) { o.a[l / 4 + e % 2 * 8][k] = v; });
+      unpack(kind, a[l][e], l % 4 + e / 2 * 4, at, l, [&](int k, float v) { o.a[l / 4 + e % 2 * 8][k] = v; });
     for (int e = 0; e < 2; ++e)
-      unpack(kind, w.b[l][e], l % 4 + e * 4, at, l, [&](int k, float v) { o.b[k][l / 4] = v; });
+      unpack(kind, b[l][e], l % 4 + e * 4, at, l, [&](int k, float v) { o.b[k][l / 4] = v; });
   }
 }
 
 using Four = float __attribute__((vector_size(16)));
 
 // Of a row of A and four columns of B.
-inline Four product(const float* a, const float* b, int depth) {
+inline Four dot(const float* a, const float* b, int depth) {
   Four sum = {};
   for (int k = 0; k < depth; ++k) {
     Four columns;
@@ -104,7 +103,20 @@ void load_matrices(uint32_t* r, int count, uint32_t address, bool transposed, Si
   const char* name = transposed ? "ldmatrix (transposed)" : count == 2 ? "ldmatrix (two)" : "ldmatrix";
   if (!last_to_arrive(name, at)) return;
   for (int m = 0; m < count; ++m) load_matrix(w, m, transposed, at);
-  machine.counts.ldmatrix += 1;
+  w.fenced = false;
+  ++machine.counts.ldmatrix;
+}
+
+void multiply_warp(Kind kind, const uint32_t (*a)[4], const uint32_t (*b)[2], float* sums, Site at) {
+  Operands o;
+  gather(kind, a, b, o, at);
+  const int depth = kind == Kind::kTf32 ? 8 : 16;
+  for (int row = 0; row < 16; ++row)
+    for (int side = 0; side < 2; ++side) {
+      const Four sum = dot(o.a[row], o.b[0] + side * 4, depth);
+      for (int column = 0; column < 4; ++column)
+        sums[(row % 8 * 4 + side * 2 + column / 2) * 4 + row / 8 * 2 + column % 2] += sum[column];
+    }
 }
 
 void multiply(Kind kind, float* d, const uint32_t* a, uint32_t b0, uint32_t b1, Site at) {
@@ -112,15 +124,13 @@ void multiply(Kind kind, float* d, const uint32_t* a, uint32_t b0, uint32_t b1, 
   const int lane = self().lane;
   w.sums[lane] = d, w.a[lane] = a, w.b[lane][0] = b0, w.b[lane][1] = b1;
   if (!last_to_arrive("multiply", at)) return;
-  Operands o;
-  gather(kind, w, o, at);
-  const int depth = kind == Kind::kTf32 ? 8 : 16;
-  for (int row = 0; row < 16; ++row)
-    for (int side = 0; side < 2; ++side) {
-      const Four sum = product(o.a[row], o.b[0] + side * 4, depth);
-      for (int column = 0; column < 4; ++column)
-        w.sums[row % 8 * 4 + side * 2 + column / 2][row / 8 * 2 + column % 2] += sum[column];
-    }
+  uint32_t left[32][4];
+  float sums[32 * 4];
+  for (int l = 0; l < 32; ++l)
+    for (int e = 0; e < 4; ++e) left[l][e] = w.a[l][e], sums[l * 4 + e] = w.sums[l][e];
+  multiply_warp(kind, left, w.b, sums, at);
+  for (int l = 0; l < 32; ++l)
+    for (int e = 0; e < 4; ++e) w.sums[l][e] = sums[l * 4 + e];
   Counts& counts = machine.counts;
   ++(kind == Kind::kTf32      ? counts.mma_tf32
      : kind == Kind::kFloat16 ? counts.mma_float16

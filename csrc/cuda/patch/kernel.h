@@ -1,4 +1,5 @@
-// What the launchers of patches share: a table of kernels by tile, the check of a call, the way to its kernel.
+// What the launchers of patches share: a table of kernels by tile, the check of a call, the way to its
+// kernel.
 #pragma once
 #include <cstddef>
 

@@ -5,7 +5,6 @@
 // tiles. The table of a tile's copies lies in shared memory; a thread writes and reads its own entries only.
 #pragma once
 #include <algorithm>
-#include <type_traits>
 
 #include "patch/fold.h"
 #include "patch/layer.h"
@@ -63,8 +62,8 @@ struct Loader {
 };
 
 // Steps of 16 channels that are one piece of code: all of a stage, unless registers would not suffice.
-template <class T, class E>
-inline constexpr int kUnrolled = std::is_same_v<E, Float16> && T::kWarpOrbits == 16 ? 1 : T::kChannels / 16;
+template <class T>
+inline constexpr int kUnrolled = T::kWarpOrbits == 16 ? 1 : T::kChannels / 16;
 
 template <class T, class E>
 __global__ void __launch_bounds__(T::kThreads, T::kResident)
@@ -95,7 +94,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
       barrier();
       loader.issue();
       copy_commit();
-#pragma unroll(kUnrolled<T, E>)
+#pragma unroll(kUnrolled<T>)
       for (int k = 0; k < T::kChannels / 16; ++k) sums.multiply(at, offset, k);
       offset = offset + T::kStageBytes == T::kStages * T::kStageBytes ? 0 : offset + T::kStageBytes;
     }

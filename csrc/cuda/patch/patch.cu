@@ -13,7 +13,8 @@ namespace {
 using Run = std::string (*)(const PatchParams&, const Pointers&, const Queue&);
 
 const Kernel<Run> kKernels[] = {
-#define SYMCONV_TILE(name) {#name, numbers_of<name>(), {&patch_run<name, Bfloat16>, &patch_run<name, Float16>}},
+#define SYMCONV_TILE(name) \
+  {#name, numbers_of<name>(), {&patch_run<name, Bfloat16>, &patch_run<name, Float16>}},
     PATCH_TILES(SYMCONV_TILE)
 #undef SYMCONV_TILE
 };

@@ -44,11 +44,21 @@ struct Sums {
     }
   }
 
-  // Butterfly, bias (or null), activation and stores: lane 4g + t holds, for pixel column g, kTogether
-  // consecutive orbits of every run. Members are in the order identity, columns, rows, both; the channel is
-  // (group * members + member) * orbits + orbit.
+  // Butterfly, bias (or null), activation and stores. What most layers need is code of its own: without the
+  // tests and the exponentials in between it is a tenth as long.
   __device__ __forceinline__ void store(const Layer& p, int tile, int warp, const void* bias, void* y) {
     butterfly();
+    if (p.whole && p.activation == kNone)
+      store_as<true>(p, tile, warp, bias, y);
+    else
+      store_as<false>(p, tile, warp, bias, y);
+  }
+
+ private:
+  // Lane 4g + t holds, for pixel column g, kTogether consecutive orbits of every run. Members are in the
+  // order identity, columns, rows, both; the channel is (group * members + member) * orbits + orbit.
+  template <bool PLAIN>
+  __device__ __forceinline__ void store_as(const Layer& p, int tile, int warp, const void* bias, void* y) {
     constexpr int run = 4 * T::kTogether;
     const Patch in = warp_patch<T>(warp / T::kGroups);
     const Patch at = patch_at<T>(p, tile, in.image);
@@ -74,15 +84,14 @@ struct Sums {
 #pragma unroll
           for (int n = 0; n < T::kTogether; ++n)
             v[n] = sums[g][q][(r * (run / 8) + n / 2) * 4 + half % 2 * 2 + n % 2] + added[n];
-          activate(v, p.activation);
+          if constexpr (!PLAIN) activate(v, p.activation);
           if (row < rows)
-            store_orbits(v, p.whole, orbits, y, place + (row * p.y_row + g * p.orbits + r * run));
+            store_orbits(v, PLAIN || p.whole, orbits, y, place + (row * p.y_row + g * p.orbits + r * run));
         }
       }
     }
   }
 
- private:
   __device__ __forceinline__ static void load_bias(float (&added)[T::kTogether], const void* bias, int index,
                                                    int orbits) {
 #pragma unroll

@@ -48,6 +48,11 @@ def kernels(problem: Problem, op: str, algorithm: str) -> tuple[str, ...]:
     return tuple(f"{families.FAMILIES[algorithm, op]} {name}" for name in names)
 
 
+def config(problem: Problem, op: str, algorithm: str) -> str:
+    """What a row of the benchmark says of the kernels."""
+    return " + ".join(kernels(problem, op, algorithm))
+
+
 def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Output (N, out_channels, *out_spatial)."""
     return run.bind(problem, "fprop", algorithm)(input, weight, bias)

@@ -17,12 +17,13 @@ from .limits import Limits
 
 # As csrc/cuda/depthwise/layer.h has them.
 RUN = 7
-THREADS = {"fprop": 256, "dgrad": 512, "wgrad": 256}
+THREADS = {"fprop": 224, "dgrad": 448, "wgrad": 256}
 RESIDENT = {"fprop": 3, "dgrad": 2, "wgrad": 3}
 
 _CLOCK = 1.7e9
 _LANES = 128  # instructions a clock and multiprocessor, by threads
 _ISSUE_SHARE = 0.6
+_FILL_SLOTS = 16.0  # for an element that is copied to shared memory
 _WARPS = 16  # that hide the latencies of a multiprocessor
 _CACHE_BYTES = 28  # a clock and multiprocessor from the second-level cache
 _BANDWIDTH_SHARE = 0.7
@@ -58,9 +59,16 @@ class Axis:
         """And those positions."""
         return self.stride * self.output_step
 
-    def window(self, op: str, tile: int) -> int:
-        """Positions of the map that is read that a tile of the other needs."""
-        reach = self.dilation * (self.taps - 1)
+    @property
+    def tap_blocks(self) -> int:
+        """Blocks of RUN taps, by phases of the stride."""
+        of_phase = -(-self.taps // self.tap_step)
+        return self.tap_step * -(-of_phase // RUN)
+
+    def window(self, op: str, tile: int, along: bool) -> int:
+        """Positions of the map that is read that a tile of the other needs; wgrad has whole blocks of taps along."""
+        taps = RUN * self.tap_blocks if along and op == "wgrad" else self.taps
+        reach = self.dilation * (taps - 1)
         if op == "dgrad":
             return (tile - 1 + reach) // self.stride + 1 + (self.stride > 1)
         return (tile - 1) * self.stride + reach + 1
@@ -79,21 +87,30 @@ class Layer:
     rows: int
     masks: tuple[tuple[int, int], ...]
     """(mask, rows) of each segment."""
+    itemsize: int
     bytes: int
 
     @property
     def swap(self) -> bool:
-        """Are ties of the height alone folded along it? Where lanes are columns, neighbours then store in other rows."""
-        masks = {mask for mask, _ in self.masks}
-        if 2 not in masks or (self.op == "dgrad" and masks & {1, 3}):
+        """Is it folded along its height? Where threads are neighbours along the rows, they then store in others."""
+        if {mask for mask, _ in self.masks} - {0} != {2}:
             return False
         return self.last or self.op == "wgrad" or self.height.taps * self.width.taps >= _SWAP_FROM
 
-    def axes(self, mask: int) -> tuple[Axis, Axis, bool, bool]:
-        """(the folded axis, the other one, tied along the first, along the second) for a segment."""
-        if self.swap and (mask == 2 or self.op == "dgrad"):
-            return self.height, self.width, bool(mask & 2), bool(mask & 1)
-        return self.width, self.height, bool(mask & 1), bool(mask & 2)
+    @property
+    def across(self) -> Axis:
+        """The axis that is folded where it is tied."""
+        return self.height if self.swap else self.width
+
+    @property
+    def along(self) -> Axis:
+        """The other one: a thread has RUN neighbours of it."""
+        return self.width if self.swap else self.height
+
+    def ties(self, mask: int) -> tuple[bool, bool]:
+        """Is a segment tied across, along?"""
+        bits = (bool(mask & 1), bool(mask & 2))
+        return bits[::-1] if self.swap else bits
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,7 @@ def layer(problem: Problem, op: str) -> Layer:
         channels=g.groups,
         rows=g.rows,
         masks=tuple((s.mask, s.rows) for s in g.segments),
+        itemsize=problem.dtype.itemsize,
         bytes=problem.bytes,
     )
 
@@ -138,41 +156,51 @@ def _up(n: int, unit: int) -> int:
 # --- what fits -----------------------------------------------------------------------------------------------------
 
 
-def tap_blocks(axis: Axis) -> int:
-    """Blocks of RUN taps of an axis, by phases of the stride."""
-    return axis.tap_step * -(-(-(-axis.taps // axis.tap_step)) // RUN)
-
-
 def _columns(a: Layer, mask: int) -> int:
     """Columns of taps of a segment, or pairs of mirrored ones."""
-    f, _, fold, _ = a.axes(mask)
-    return (f.taps + 1) // 2 if fold else f.taps
+    return (a.across.taps + 1) // 2 if a.ties(mask)[0] else a.across.taps
+
+
+def _sizes(a: Layer, t: Tile) -> tuple[int, int]:
+    """A tile across and along."""
+    return (t.height, t.width) if a.swap else (t.width, t.height)
+
+
+def _floats(a: Layer, t: Tile, across: int, along: int) -> int:
+    """Of a window in shared memory, as plan.h lays it out."""
+    pitch = along | 1
+    tight, lanes = across * pitch, 32 // t.block if t.block > 1 else _sizes(a, t)[0]
+    return t.images * t.block * (tight + (lanes * pitch - tight) % 32)
+
+
+def _window(a: Layer, t: Tile) -> tuple[int, int]:
+    """A window across and along, without what loads of pairs may add."""
+    across, along = _sizes(a, t)
+    return a.across.window(a.op, across, False), a.along.window(a.op, along, True)
 
 
 def shared_bytes(a: Layer, t: Tile) -> int:
-    """Shared memory of a CTA, as plan.h counts it."""
-    pixel = 4 * t.block
-    window = a.height.window(a.op, t.height) * ((a.width.window(a.op, t.width) + 1) | 1) * pixel * t.images
+    """The most shared memory that a CTA may need: as plan.h counts it, with room for loads of pairs of columns."""
+    across, along = _window(a, t)
+    extra = (0, 0) if a.last and t.block > 1 else (0, 1) if a.swap else (1, 0)
+    window = max(_floats(a, t, across, along), _floats(a, t, across + extra[0], along + extra[1]))
     if a.op == "wgrad":
         members = max(1 << mask.bit_count() for mask, _ in a.masks)
-        items = max(t.pairs * tap_blocks(a.axes(mask)[1]) * t.block for mask, _ in a.masks)
-        sums = 4 * RUN * (THREADS["wgrad"] + members * items)
-        return max(window + members * t.images * t.height * (t.width | 1) * pixel, sums)
-    taps = a.height.taps * a.width.taps
-    if a.op == "fprop":
-        for mask, _ in a.masks:
-            f, s, fold, _ = a.axes(mask)
-            taps = max(taps, _up(f.taps, 2) * s.taps if fold else 0)
-    return window * (2 if a.op == "dgrad" else 1) + 4 * (t.block | 1) * taps
+        items = t.pairs * a.along.tap_blocks * t.block
+        tiles = members * _floats(a, t, *_sizes(a, t))
+        return 4 * max(window + tiles, RUN * (THREADS["wgrad"] + 1 + members * items))
+    folds = a.op == "fprop" and any(a.ties(mask)[0] for mask, _ in a.masks)
+    taps = _up(a.across.taps, 2 if folds else 1) * a.along.taps
+    return 4 * (window * (2 if a.op == "dgrad" else 1) + t.block * (taps | 1))
 
 
 def _fits(a: Layer, t: Tile, limits: Limits) -> bool:
     if a.op == "dgrad" and t.images * t.block * t.height * t.width // RUN > THREADS["dgrad"]:
         return False
-    rows, columns = a.height.window(a.op, t.height), a.width.window(a.op, t.width)
-    if max(t.height, t.width) > 1 << 12 or rows * columns * t.block * t.images >= 1 << 25:
+    across, along = _window(a, t)
+    if max(t.height, t.width) > 1 << 12 or (across + 33) * (along + 33) * t.block * t.images >= 1 << 25:
         return False
-    grid = ctas(a, t) * max(1, a.rows * max(a.height.taps, a.width.taps) if a.op == "wgrad" else 1)
+    grid = ctas(a, t) * max(1, a.rows * a.across.taps if a.op == "wgrad" else 1)
     return shared_bytes(a, t) <= limits.shared_bytes and grid <= _MOST_INT
 
 
@@ -191,19 +219,13 @@ def ctas(a: Layer, t: Tile) -> int:
 
 def _units(a: Layer) -> tuple[int, int]:
     """What divides the height and the width of a tile."""
-    if a.op == "wgrad":
-        return 1, 1
-    height = RUN * (a.height.row_step if a.op == "dgrad" else a.height.output_step)
-    width = RUN * (a.width.row_step if a.op == "dgrad" else a.width.output_step)
-    if a.op == "dgrad":
-        return (1, width) if a.swap else (height, 1)
-    return height, width if a.swap else 1
+    run = {"fprop": RUN * a.along.output_step, "dgrad": RUN * a.along.row_step, "wgrad": 1}[a.op]
+    return (1, run) if a.swap else (run, 1)
 
 
 def _splits(size: int, unit: int) -> list[int]:
     """Sizes of tiles that cut an axis in about equal parts."""
-    parts = (1, 2, 3, 4, 6, 8, 12, 16, 32)
-    found = {_up(-(-size // n), unit) for n in parts} | {unit, 4 * unit}
+    found = {_up(-(-size // n), unit) for n in (1, 2, 3, 4, 8, 16)} | {unit}
     return sorted(n for n in found if n <= _up(size, unit))
 
 
@@ -216,7 +238,7 @@ def candidates(a: Layer, limits: Limits) -> Iterator[Tile]:
         for h in heights:
             for w in widths:
                 whole = h >= height and w >= width
-                for images in (1, *((2, 4, 8, 16, 32) if whole else ())):
+                for images in (1, *((2, 4, 8, 32) if whole else ())):
                     if images <= a.batch:
                         tile = _with_shares(a, Tile(block, images, h, w), limits)
                         if tile is not None and _fits(a, tile, limits):
@@ -227,7 +249,7 @@ def _with_shares(a: Layer, t: Tile, limits: Limits) -> Tile | None:
     """Of wgrad: how many columns of taps a CTA has, and into how many chunks the tiles are divided."""
     if a.op != "wgrad":
         return t
-    blocks = t.block * max(tap_blocks(a.axes(mask)[1]) for mask, _ in a.masks)
+    blocks = t.block * a.along.tap_blocks
     most = THREADS["wgrad"] // blocks
     if most < 1:
         return None
@@ -244,50 +266,52 @@ def _with_shares(a: Layer, t: Tile, limits: Limits) -> Tile | None:
 
 
 def _column_slots(a: Layer, mask: int) -> float:
-    """Instructions of a thread for one column of taps: fprop and dgrad for RUN outputs, wgrad for one position."""
-    _, s, fold, two = a.axes(mask)
-    if a.op == "wgrad":
-        sets = (2 if fold else 1) * (2 if two else 1)
-        return RUN * sets + 1.5 * (sets + 1 + fold) + 4
+    """Instructions of a thread for a column of taps: fprop and dgrad for RUN outputs, wgrad for a column of positions
+    and for each of these; read from the compiled kernels.
+    """
+    s, (fold, two) = a.along, a.ties(mask)
     reads = 2 if fold else 1
-    if a.op == "fprop":
-        sets = reads * (2 if two else 1)
-        return s.taps * (RUN * sets + 1.5 * (reads + sets) + 4) + (RUN - 1) * 3 * reads * s.tap_step
-    taps = s.taps / s.tap_step
-    terms = 1 << (mask.bit_count() - (1 if fold else 0))
-    return terms * (taps * (RUN + 1.5 * (reads + 1) + 4) + (RUN - 1) * 3 * reads)
+    start = 2 * (RUN - 1) * reads + 30
+    if a.op == "dgrad":
+        terms = 1 << (mask.bit_count() - (1 if fold else 0))
+        return terms * (s.taps / s.tap_step * (RUN + 2 * reads + 1) + start)
+    sets = reads * (2 if two else 1)
+    one = RUN * sets + sets + 2 * reads + 1
+    return one if a.op == "wgrad" else s.taps * one + start * s.tap_step
 
 
 def _cta_slots(a: Layer, t: Tile) -> float:
     """Instructions of all threads of a CTA."""
-    window = a.height.window(a.op, t.height) * a.width.window(a.op, t.width) * t.images * t.block
-    filling = 10.0 * window * (sum(n << mask.bit_count() for mask, n in a.masks) if a.op == "dgrad" else 1)
+    window = math.prod(_window(a, t)) * t.images * t.block
+    filling = (
+        _FILL_SLOTS * window * (sum(n << mask.bit_count() for mask, n in a.masks) if a.op == "dgrad" else 1)
+    )
     if a.op == "wgrad":
         return _wgrad_slots(a, t, filling)
     units = t.images * t.block * t.height * t.width // RUN
     threads = min(THREADS[a.op], _up(units, 32))
     multiplying = sum(
-        rows * (a.axes(mask)[0].taps / (2 if a.op == "fprop" and a.axes(mask)[2] else 1)) * _column_slots(a, mask)
+        rows * (a.across.taps / (2 if a.op == "fprop" and a.ties(mask)[0] else 1)) * _column_slots(a, mask)
         for mask, rows in a.masks
     )
     stores = 12 * RUN * (sum(rows << mask.bit_count() for mask, rows in a.masks) if a.op == "fprop" else 1)
     if a.op == "dgrad":
-        multiplying /= a.axes(0)[0].tap_step
+        multiplying /= a.across.tap_step
     return filling + _up(units, threads) * (multiplying + stores + 150)
 
 
 def _wgrad_slots(a: Layer, t: Tile, filling: float) -> float:
     """The same of wgrad, for the segment that takes longest: all tiles of a chunk, and its sums."""
     slowest = 0.0
+    across, along = _sizes(a, t)
     for mask, _ in a.masks:
-        f, s, fold, two = a.axes(mask)
-        along, across = (t.height, t.width) if f is a.width else (t.width, t.height)
-        items = min(t.pairs, _columns(a, mask)) * tap_blocks(s)
+        fold, two = a.ties(mask)
+        items = min(t.pairs, _columns(a, mask)) * a.along.tap_blocks
         parts = max(1, THREADS["wgrad"] // (t.block * items))
         columns = -(-t.images * across // parts)
         members = (2 if fold else 1) * (2 if two else 1)
-        thread = columns * (along * _column_slots(a, mask) + (RUN - 1) * 6 * s.output_step + 40)
-        tile = filling + 10 * members * t.images * t.block * t.height * t.width
+        thread = columns * (along * _column_slots(a, mask) + 50 * a.along.output_step)
+        tile = filling + _FILL_SLOTS * members * t.images * t.block * t.height * t.width
         slowest = max(slowest, tile + THREADS["wgrad"] * thread)
     return slowest * -(-_tiles(a, t) // t.chunks) + THREADS["wgrad"] * 600
 
@@ -297,17 +321,19 @@ def kernel_seconds(a: Layer, t: Tile, limits: Limits) -> float:
     shared = shared_bytes(a, t) + 1024
     units = t.images * t.block * t.height * t.width // RUN
     threads = THREADS[a.op] if a.op == "wgrad" else min(THREADS[a.op], _up(units, 32))
-    resident = max(1, min(RESIDENT[a.op] * THREADS[a.op] // threads, (limits.shared_bytes + 1024) // shared, 32))
+    resident = max(
+        1, min(RESIDENT[a.op] * THREADS[a.op] // threads, (limits.shared_bytes + 1024) // shared, 32)
+    )
     grid = ctas(a, t) * (a.rows if a.op == "wgrad" else 1)
     rounds = grid / (limits.multiprocessors * resident)
     rounds = math.ceil(rounds) if rounds < 4 else rounds
     hidden = min(1.0, resident * threads / 32 / _WARPS)
     slots = resident * _cta_slots(a, t) / (_LANES * _ISSUE_SHARE * hidden)
-    window = a.height.window(a.op, t.height) * a.width.window(a.op, t.width) * t.images * t.block
-    fetched = window * 4 * (-(-_tiles(a, t) // t.chunks) if a.op == "wgrad" else 1)
-    # Fewer channels than fill a sector of the cache fetch all of it.
-    sector = max(1.0, 8 / t.block) if a.last else 1.0
-    return rounds * max(slots, resident * fetched * sector / _CACHE_BYTES) / _CLOCK
+    window = math.prod(_window(a, t)) * t.images * t.block
+    fetched = window * a.itemsize * (-(-_tiles(a, t) // t.chunks) if a.op == "wgrad" else 1)
+    # Fewer channels than fill a sector of the cache fetch all of it, and store to it more often.
+    sector = max(1.0, 32 / (t.block * a.itemsize)) if a.last else 1.0
+    return rounds * (slots + resident * fetched * sector / _CACHE_BYTES) / _CLOCK
 
 
 @lru_cache(maxsize=4096)

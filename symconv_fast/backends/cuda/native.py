@@ -38,9 +38,15 @@ def _load() -> Any | str:
         return f"{built[0]} cannot be loaded: {error}" if built else "the native CUDA module was not built"
 
 
+def architectures() -> str | None:
+    """What the module was built for, in torch's syntax; None where there is no module."""
+    loaded = STAND_IN or _load()
+    return None if isinstance(loaded, str) else str(loaded.info()["architectures"])
+
+
 def built_for(capability: tuple[int, int]) -> bool:
     """Has the module code for a device: of its generation, or text that the driver can compile for it?"""
-    return STAND_IN is not None or covers(module().info()["architectures"], capability)
+    return STAND_IN is not None or covers(architectures() or "", capability)
 
 
 @cache

@@ -39,6 +39,20 @@ def load() -> ModuleType:
     return importlib.import_module(f"{__name__}.backend")
 
 
+def listing() -> tuple[tuple[str, str], ...]:
+    """(name, architectures) of every kernel; which tiles there are of it depends on the device."""
+    names = (
+        "fprop_fold",
+        "fprop_direct",
+        "dgrad",
+        "wgrad",
+        "fprop_depthwise",
+        "dgrad_depthwise",
+        "wgrad_depthwise",
+    )
+    return tuple((name, "compiled when it is first used") for name in names)
+
+
 def _interpreting() -> bool:
     """Do the kernels run in Triton's interpreter? That is decided for good when they are imported."""
     kernels = sys.modules.get(f"{__name__}.interpreted")

@@ -5,13 +5,19 @@ The estimates are a model with rates of an H200; see docs/gpu.md for what was me
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ...problem import Problem
-from . import interpreted, misplaced, model, run
+from . import interpreted, launch, misplaced, model, run
+from .configs import Config
 from .geometry import geometry
 from .launch import Options, refusal
+from .tuned import TUNED
 
 NAME = "triton"
 ALGORITHMS = ("fold", "direct")
@@ -63,3 +69,59 @@ def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor)
 def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
     """Gradient of the reduced weight."""
     return run.wgrad(problem, algorithm, grad_output, input)
+
+
+# --- what has to be proven before it is used; see `trial` ------------------------------------------------------------
+
+
+def measured(device: torch.device) -> bool:
+    """Are there rows of this model of GPU? There all kernels were compared with the oracle too."""
+    return run.device_name(device) in {row["device"] for row in TUNED}
+
+
+def kernels(problem: Problem, op: str, algorithm: str) -> tuple[str, ...]:
+    """The kernels with tiles that would be launched on the current device."""
+    return _names(_launches(problem, op, algorithm))
+
+
+def bind_like(
+    problem: Problem, op: str, algorithm: str, like: Problem, activation: str | None = None
+) -> Callable[..., Tensor] | None:
+    """The operator of a problem with the tiles that another one gets; None where these would be cut."""
+    wanted = _launches(like, op, algorithm)
+    options = _tiles(like, wanted)
+    if _names(_launches(problem, op, algorithm, **options)) != _names(wanted):
+        return None
+    if op == "fprop":
+        return partial(run.fprop, problem, algorithm, activation=activation, **options)
+    return partial(run.dgrad if op == "dgrad" else run.wgrad, problem, algorithm, **options)
+
+
+def _tiles(problem: Problem, steps: list[launch.Launch]) -> dict[str, Any]:
+    """The options that ask for the tiles of some launches: of one, or of one for each number of tied axes."""
+    if len(steps) == 1:
+        return {"config": steps[0].config}
+    tiles = []
+    for step in steps:
+        rows = {entry[1] for entry in step.constants["SEGS"]}
+        order = max(s.order for s in geometry(problem).segments if s.row in rows)
+        tiles.append((order, step.config))
+    return {"tiles": tuple(tiles)}
+
+
+def _launches(problem: Problem, op: str, algorithm: str, **tiles: Any) -> list[launch.Launch]:
+    """Those that have a tile: the others go over elements, one by one."""
+    device = torch.device(problem.device)
+    options = Options(
+        arch=run.architecture(device), device=run.device_name(device), precision=run.precision(), **tiles
+    )
+    steps = launch.plan(problem, op, algorithm, options=options).launches
+    return [step for step in steps if step.config is not None]
+
+
+def _names(steps: list[launch.Launch]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(f"{step.kernel} {_tile(step.config)}" for step in steps if step.config))
+
+
+def _tile(c: Config) -> str:
+    return f"{c.m}x{c.n}x{c.k}, {c.warps} warps, {c.stages} stages"

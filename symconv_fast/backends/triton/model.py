@@ -29,8 +29,9 @@ CACHE_SHARE = {
     "wgrad": (1.0, 0.96, 1.47, 0.69),
 }
 # Shares of the nominal rate that the products reach where the cache does not bind; float32 and float64 without tensor
-# cores are far from theirs. Depthwise layers: of the memory bandwidth.
-SHARE, SCALAR_SHARE, DEPTHWISE_SHARE = 0.60, 0.3, 0.4
+# cores are far from theirs. Depthwise layers: of the memory bandwidth, and of the scalar units, which have an address
+# and a mask to compute for every tap of every pixel.
+SHARE, SCALAR_SHARE, DEPTHWISE_SHARES = 0.60, 0.3, (0.4, 0.08)
 MARGIN = 1.1
 
 
@@ -46,7 +47,7 @@ def _ours(problem: Problem, op: str, algorithm: str, arch: str, precision: str) 
     g = geometry(problem)
     moved = problem.bytes / RATES[arch].bandwidth
     if g.depthwise:
-        return gpu_cost.LAUNCH_SECONDS + moved / DEPTHWISE_SHARE
+        return gpu_cost.LAUNCH_SECONDS + gpu_cost.depthwise_seconds(problem, arch, DEPTHWISE_SHARES)
     rate, units = gpu_cost.products(problem.dtype, arch, precision)
     launches = launch.plan(problem, op, algorithm, options=Options(arch=arch, precision=precision)).launches
     products = problem.macs_folded if algorithm == "fold" else problem.macs_dense

@@ -73,6 +73,7 @@ def fprop_direct(c: Context) -> Plan:
         constants | {"SEGS": table},
         config.warps,
         config.stages,
+        config,
     )
     return Plan((launch,))
 
@@ -116,6 +117,7 @@ def fprop_fold(c: Context) -> Plan:
                 constants | {"SEGS": table, "BLOCKS": blocks, "HALVE": c.half},
                 config.warps,
                 config.stages,
+                config,
             )
         )
     return Plan(tuple(launches), (Buffer("folded", g.taps * g.groups * cp * up, c.dtype),))
@@ -126,6 +128,8 @@ def _partition(c: Context, positions: int) -> list[list[Segment]]:
     by_order: dict[int, list[Segment]] = {}
     for s in c.g.segments:
         by_order.setdefault(s.order, []).append(s)
+    if c.options.tiles:
+        return list(by_order.values())
     tiles = configs.tiles("fprop_fold", max(by_order), c.dtype.itemsize, c.options.arch, c.product)
     tile = next(iter(tiles), c.options.config)
     assert tile is not None, "refused without a tile"
@@ -194,6 +198,7 @@ def dgrad(c: Context, algorithm: str) -> Plan:
         | {"SEGS": table, "WIDE": at["total"] + config.m >= LIMIT, "PACKED": packed, "BK": config.k},
         config.warps,
         config.stages,
+        config,
     )  # fmt: skip
     return Plan((launch,))
 
@@ -224,6 +229,7 @@ def wgrad(c: Context, algorithm: str) -> Plan:
         | {"SEGS": table, "BLOCKS": blocks, "SPLITS": splits, "SIZES": block, "TAPS": taps},
         config.warps,
         config.stages,
+        config,
     )  # fmt: skip
     if reduction is None:
         return Plan((launch,))
@@ -292,7 +298,9 @@ def depthwise(c: Context, op: str) -> Plan:
         scalars |= c.strides("y", "g", "ncdhw") | c.strides("x", "x", "ncdhw")
         rows = 1
     grid = tiles * phases * blocks * rows
-    return Plan((Launch(f"{op}_depthwise", grid, pointers, scalars, constants, config.warps, config.stages),))
+    return Plan(
+        (Launch(f"{op}_depthwise", grid, pointers, scalars, constants, config.warps, config.stages, config),)
+    )
 
 
 def _depthwise_wgrad(
@@ -316,6 +324,7 @@ def _depthwise_wgrad(
         | {"U": g.rows, "SPLITS": splits, "TAPS": taps, "WIDE": positions + config.m * splits >= LIMIT},
         config.warps,
         config.stages,
+        config,
     )  # fmt: skip
     if reduction is None:
         return Plan((launch,))

@@ -39,6 +39,8 @@ class Launch:
     constants: Mapping[str, Any]
     warps: int = 4
     stages: int = 2
+    config: Config | None = None
+    """The tile, cut to the problem; None for what goes over elements."""
 
     @property
     def function(self) -> Any:
@@ -96,6 +98,8 @@ class Options:
     bias: bool = True
     config: Config | None = None
     """A tile instead of the table's, for tuning."""
+    tiles: tuple[tuple[int, Config], ...] = ()
+    """The same for launches of their own for each number of tied axes, which are made then."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class Context:
         arch, size = self.options.arch, self.dtype.itemsize
         aligned = all(n * size % 16 == 0 for n in (self.g.channels, self.g.filters))
         direct = algorithm == "direct"
-        config = self.options.config
+        config = self.options.config or dict(self.options.tiles).get(order)
         if (
             config is None and aligned and not direct and len(segments) == 1
         ):  # of such layers tiles were measured

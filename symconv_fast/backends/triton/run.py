@@ -104,8 +104,12 @@ def fprop(
     weight: Tensor,
     bias: Tensor | None,
     activation: str | None = None,
+    **options: Any,
 ) -> Tensor:
-    """Output of the layer, with the bias added and the activation applied before the one rounding."""
+    """Output of the layer, with the bias added and the activation applied before the one rounding.
+
+    Other `options` are those of a plan that ask for tiles; the gradients have them too.
+    """
     g = geometry(problem)
     result = result_like(problem, "fprop", input, g.filters)
     w = weight_view(weight, problem)
@@ -115,21 +119,21 @@ def fprop(
     if bias is not None:
         tensors["bias"] = bias.contiguous()
     number = 0 if activation is None else 1 + list(ACTIVATIONS).index(activation)
-    _run(problem, "fprop", algorithm, tensors, activation=number, bias=bias is not None)
+    _run(problem, "fprop", algorithm, tensors, activation=number, bias=bias is not None, **options)
     return finish(problem, result)
 
 
-def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
+def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor, **options: Any) -> Tensor:
     """Gradient of the layer's input."""
     g = geometry(problem)
     result = result_like(problem, "dgrad", weight, g.channels)
     w = packed_weight(problem, "dgrad", weight)
     tensors = {"x": pixels_view(result), "w": w, "y": pixels(grad_output, g.filters)}
-    _run(problem, "dgrad", algorithm, tensors)
+    _run(problem, "dgrad", algorithm, tensors, **options)
     return finish(problem, result)
 
 
-def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
+def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor, **options: Any) -> Tensor:
     """Gradient of the reduced weight; bitwise repeatable."""
     g = geometry(problem)
     result = problem.empty_result("wgrad", input)
@@ -138,7 +142,7 @@ def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) 
         "w": weight_view(result, problem),
         "y": pixels(grad_output, g.filters),
     }
-    _run(problem, "wgrad", algorithm, tensors)
+    _run(problem, "wgrad", algorithm, tensors, **options)
     return finish(problem, result)
 
 

@@ -1,0 +1,171 @@
+"""Does a kernel give the right numbers on this device? Asked once, of a small problem, before a layer uses it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import settings
+from ..activation import activate
+from ..problem import Problem
+from . import small
+
+Run = Callable[..., Tensor]
+"""The operator of one candidate on a problem, all but its tensors bound."""
+
+_TIMES = 2.5  # of the error of torch's own convolution: quadruples in 16 bits reach 2.1, octuples 2.5
+_LARGEST = 12.0  # of the root mean square that is allowed: no error of rounding is as large
+_ROUNDING = (
+    0.5  # root mean square of one rounding, in units of the roundoff of values of that size, from above
+)
+
+
+class Answer(NamedTuple):
+    """What came of it, with the error as text; `right` is None where memory did not suffice to say."""
+
+    right: bool | None
+    error: str | None = None
+
+
+def ask(problem: Problem, op: str, run: Run, device: torch.device, activation: str | None = None) -> Answer:
+    """Run a small problem on a device, on integers with a bias and on normal numbers without one.
+
+    The answers are computed in float64 on the CPU. `run` takes what `binding.bind` binds: (input, weight, bias) for
+    fprop, two tensors else, with the activation applied.
+    """
+    return _caught(
+        lambda: (
+            _wrong_sums(problem, op, run, device, activation)
+            or _wrong_rounding(problem, op, run, device, activation)
+        )
+    )
+
+
+def ask_in_place(
+    problem: Problem, op: str, run: Run, device: torch.device, activation: str | None = None
+) -> Answer:
+    """The same of a problem of any size, on integers alone: the answer is that of torch's convolution on the device.
+
+    It is exact: float32 holds integers up to 2^24, and sums of random signs are far below that.
+    """
+    return _caught(lambda: _wrong_sums(problem, op, run, device, activation, in_place=True))
+
+
+def _caught(wrong: Callable[[], str | None]) -> Answer:
+    try:
+        error = wrong()
+    except torch.OutOfMemoryError:
+        return Answer(None)
+    except Exception as failure:  # whatever a kernel does, the layer goes on with another one
+        return Answer(False, f"{type(failure).__name__}: {_first_line(failure)}")
+    return Answer(error is None, error)
+
+
+def _first_line(failure: Exception) -> str:
+    return (str(failure).splitlines() or [""])[0]
+
+
+def _wrong_sums(
+    problem: Problem, op: str, run: Run, device: torch.device, activation: str | None, in_place: bool = False
+) -> str | None:
+    """What is wrong with the result on integers, or None."""
+    tensors = small.make(problem, True, device if in_place else small.CPU)
+    there = small.Tensors(*(t.to(device, copy=True) for t in tensors))
+    result = run(*there.of(op, True))
+    error = _unlike(problem, op, result, tensors, there)
+    if error is not None:
+        return error
+    dtype = torch.float32 if in_place else torch.float64
+    right = small.answer(problem, op, tensors, True, activation, dtype)
+    difference = (result.to(right.device, dtype) - right).abs()
+    return _too_large(difference, _exact_limit(problem, op, right, activation), right)
+
+
+def _wrong_rounding(
+    problem: Problem, op: str, run: Run, device: torch.device, activation: str | None
+) -> str | None:
+    """What is wrong with the result on normal numbers, or None."""
+    tensors = small.make(problem, False)
+    right = small.answer(problem, op, tensors, False, activation)
+    there = small.Tensors(*(t.to(device, copy=True) for t in tensors))
+    arguments = there.of(op, False)
+    error = (run(*arguments).cpu().double() - right).abs()
+    own = _own(problem, op, arguments, activation).cpu().double() - right
+    allowed = _TIMES * max(_rms(own), _least(problem, op, right))
+    if not _rms(error) <= allowed:
+        return f"root mean square error {_rms(error):.2e}, torch's own {_rms(own):.2e}"
+    eps = torch.finfo(problem.dtype).eps
+    return _too_large(error, _LARGEST * allowed + eps * right.abs(), right)
+
+
+def _unlike(
+    problem: Problem, op: str, result: Tensor, given: small.Tensors, used: small.Tensors
+) -> str | None:
+    """What is wrong with the result before its numbers are looked at, and with the arguments after the call."""
+    if not all(torch.equal(a, b.to(a.device)) for a, b in zip(given, used)):
+        return "it wrote to its arguments"
+    like = problem.empty_result(op, used.w)
+    if (result.shape, result.dtype, result.stride()) == (like.shape, like.dtype, like.stride()):
+        return None
+    return f"shape, dtype or strides {tuple(result.shape)}, {result.dtype}, {result.stride()}"
+
+
+def _own(problem: Problem, op: str, arguments: tuple[Tensor | None, ...], activation: str | None) -> Tensor:
+    """torch's own convolution on the device, in the same dtype and with the same switches."""
+    from ..backends import reference  # as in `small.answer`
+
+    own: Tensor = getattr(reference, op)(problem, "expand", *arguments)
+    return own if activation is None else activate(own, activation)
+
+
+def _exact_limit(problem: Problem, op: str, right: Tensor, activation: str | None) -> Tensor:
+    """One rounding of an exact sum; what wider types may lose by the order of the sums is far below one product."""
+    eps, single = torch.finfo(problem.dtype).eps, torch.finfo(torch.float32).eps
+    limit = eps * right.abs()
+    if problem.dtype.itemsize > 2:
+        limit = limit + min(0.25, 4 * eps * (9 * _terms(problem, op) + 3))
+    if (
+        activation is not None
+    ):  # computed in float32, whose error is that of the argument where the value is small
+        limit = limit + 16 * single * (9 * math.sqrt(_terms(problem, op)) + 3)
+    return limit
+
+
+def _terms(problem: Problem, op: str) -> int:
+    """Products that are added up to one value of the result."""
+    p, taps = problem, math.prod(problem.kernel)
+    if op == "wgrad":
+        members = p.out_channels // max(1, p.unique) + 1
+        return p.batch * math.prod(p.spatial if p.transposed else p.out_spatial) * members
+    return taps * (p.in_channels if op == "fprop" else p.out_channels) // p.groups
+
+
+def _least(problem: Problem, op: str, right: Tensor) -> float:
+    """The error that a right kernel may have even where torch's own has less: a rounding of operands or of sums."""
+    roundoff = torch.finfo(problem.dtype).eps / 2
+    share = _ROUNDING
+    if problem.dtype == torch.float32 and settings.tf32_allowed():
+        roundoff = 2.0**-11
+    elif problem.dtype.itemsize > 2:
+        share = max(_ROUNDING, math.sqrt(_terms(problem, op)) / 4)
+    return share * roundoff * _rms(right)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def _too_large(error: Tensor, limit: Tensor, right: Tensor) -> str | None:
+    """How many values are too far off, and where the first one is; NaN is."""
+    wrong = ~(error <= limit)
+    if not wrong.any():
+        return None
+    at = tuple(wrong.nonzero()[0].tolist())
+    return (
+        f"{int(wrong.sum())} of {wrong.numel()} values are wrong, the first at {at}: off by {float(error[at]):.3g} "
+        f"from {float(right[at]):.6g}"
+    )

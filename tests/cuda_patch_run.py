@@ -1,0 +1,88 @@
+# Runs one tile of the patch or Hopper kernels on the stand-in: as a call of the module, or as a program of its own.
+"""`convolve` calls the module that `cuda_host` builds; `program` compiles one tile, from changed sources if need be."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cuda_host
+import torch
+from cuda_instructions import machine_objects
+from torch import Tensor
+
+from symconv_fast.backends.cuda import patch
+from symconv_fast.backends.triton.geometry import pixels_view, weight_view
+from symconv_fast.problem import Problem
+
+SOURCES = cuda_host.ROOT / "csrc" / "cuda"
+MAIN = Path(__file__).parent / "cuda_patch" / "main.cpp"
+COMPILER = ("g++", "-std=c++20", "-O1", "-Wno-unknown-pragmas")
+
+Planner = ModuleType
+"""symconv_fast.backends.cuda.patch or hopper."""
+
+
+def parameters(planner: Planner, fields: Mapping[str, int]) -> Any:
+    """The native parameters of a family."""
+    name = planner.__name__.rpartition(".")[2].capitalize()
+    return getattr(cuda_host.module(), f"{name}Params")(**fields)
+
+
+def convolve(
+    planner: Planner,
+    problem: Problem,
+    tile: int,
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    activation: int = 0,
+) -> Tensor:
+    """The output by one tile, of x, w and bias in the dtype of the problem, x with its channels innermost.
+
+    Raises:
+        RuntimeError: the stand-in saw a fault.
+    """
+    x, w, bias = tensors
+    inner = (problem.batch, *problem.out_spatial, problem.out_channels)
+    y = torch.full(inner, torch.nan, dtype=problem.dtype).movedim(-1, 1)
+    strides = {"x": pixels_view(x).stride(), "w": weight_view(w, problem).stride()}
+    fields = patch.fields(problem, strides | {"y": pixels_view(y).stride()}, tile, activation)
+    native, call = cuda_host.module(), parameters(planner, fields)
+    if call.check():
+        raise RuntimeError(call.check())
+    work = torch.empty(call.workspace(), dtype=torch.uint8)
+    native.clear_buffers()
+    for tensor, writable in ((x, False), (w, False), (bias, False), (y, True), (work, True)):
+        if tensor is not None:
+            reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
+            native.register_buffer(tensor.data_ptr(), reach * tensor.element_size(), writable)
+    pointers = [0 if t is None else t.data_ptr() for t in (x, w, bias, y, work)]
+    error = call.launch(*pointers, 0, 0)
+    if error:
+        raise RuntimeError(error)
+    return y
+
+
+def changed_sources(to: Path, file: str, old: str, new: str) -> Path:
+    """The sources with one text replaced, in a folder of their own."""
+    for source in filter(Path.is_file, SOURCES.rglob("*")):
+        text, inside = source.read_text(), source.relative_to(SOURCES)
+        if str(inside) == file:
+            assert old in text, f"{file} has no {old!r}"
+            text = text.replace(old, new)
+        (to / inside).parent.mkdir(parents=True, exist_ok=True)
+        (to / inside).write_text(text)
+    return to
+
+
+def program(
+    folder: Path, tile: str, element: str = "Bfloat16", sources: Path = SOURCES
+) -> subprocess.CompletedProcess[str]:
+    """Compile and run tests/cuda_patch/main.cpp for a tile; its exit code is 0 if all is right."""
+    made = folder / f"{tile}_{element}"
+    flags = [f"-I{sources}", f"-DTILE={tile}", f"-DELEMENT={element}"]
+    flags += ["-DHOPPER"] if tile.startswith("w") else []
+    subprocess.run([*COMPILER, *flags, str(MAIN), *map(str, machine_objects()), "-o", str(made)], check=True)
+    return subprocess.run([str(made)], capture_output=True, text=True, timeout=300)

@@ -1,0 +1,352 @@
+# Candidates are timed before a layer on a GPU uses one: fake backends, a fake clock, on the CPU.
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+
+import pytest
+import torch
+from trials import World, X, clear, clear_plans_only, layer, right, run_right, runs_of, warned, world
+
+import symconv_fast as sf
+from symconv_fast import settings
+from symconv_fast.trial import modes, timing
+
+__all__ = ["world"]  # a fixture
+
+
+# --- timing --------------------------------------------------------------------------------------------------------
+
+
+def test_the_slow_one_loses_whatever_was_estimated(world):
+    conv = layer()
+    run_right(conv, X)
+    samples = world.clock.samples
+    assert samples > 6
+    assert runs_of(world, conv, X) == ["slow"]
+    assert world.clock.samples == samples
+    world.slow.cost, world.quick.cost = 3e-3, 1e-3
+    other = X[:1].contiguous()
+    run_right(conv, other)  # another problem is timed by itself
+    assert runs_of(world, conv, other) == ["quick"]
+    assert runs_of(world, conv, X) == ["slow"]
+
+
+def test_torchs_convolution_is_among_them_however_bad_its_estimate(world):
+    world.torchs.cost = 1e-4
+    conv = layer()
+    run_right(conv, X)
+    assert runs_of(world, conv, X) == ["reference"]
+
+
+def test_beyond_three_times_the_best_estimate_nothing_is_timed(world):
+    world.slow.seconds = 3.1 * world.quick.seconds
+    conv = layer()
+    run_right(conv, X)
+    assert world.slow.ran == []
+    assert runs_of(world, conv, X) == ["reference"]  # 2 ms, and the quick one takes 3
+
+
+def test_all_three_passes_are_chosen_by_themselves(world):
+    conv, x = layer(), X.clone().requires_grad_()
+    for _ in range(2):
+        y = conv(x)
+        grads = torch.autograd.grad(y, [x, conv.weight], torch.ones_like(y))
+    wanted = torch.autograd.grad(right(conv, x), [x, conv.weight], torch.ones_like(y))
+    for ours, torchs in zip(grads, wanted):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-3)
+    world.forget_runs()
+    torch.autograd.grad(conv(x).sum(), [x, conv.weight])
+    assert [op for op, _ in world.slow.ran] == ["fprop", "dgrad", "wgrad"]
+    assert world.quick.ran == world.torchs.ran == []
+
+
+def test_what_the_timing_runs_return_goes_nowhere(world):
+    """Everything that is computed while the clock runs is NaN."""
+
+    def poisoned(result, *_):
+        return result.fill_(float("nan")) if world.clock.running else result
+
+    for fake in (world.quick, world.slow, world.torchs):
+        fake.damage = poisoned
+    conv = layer()
+    run_right(conv, X)
+    assert world.clock.samples
+
+
+def test_the_activation_is_part_of_what_is_timed(world):
+    conv = layer()
+    run_right(conv, X)
+    samples = world.clock.samples
+    static = (list(conv.ties.flat), [1, 1], [1, 1], [1, 1], [0, 0], False, 1, False)
+    with torch.no_grad():
+        y = torch.ops.symconv_fast.fprop_activated(X, conv.weight, conv.bias, "gelu", *static)
+        torch.testing.assert_close(y, torch.nn.functional.gelu(right(conv, X)))
+    assert world.clock.samples > samples
+
+
+def test_a_kernel_that_raises_while_it_is_timed_is_disabled_with_one_warning(world):
+    def broken(result, problem, *_):
+        if world.clock.running:
+            raise RuntimeError("launch failed")
+        return result
+
+    world.slow.damage = broken
+    conv = layer()
+    (message,) = warned(lambda: [run_right(conv, x) for x in (X, X[:1].contiguous())])
+    assert re.search(r"slow/fold.*launch failed.*report", message)
+    assert "slow" not in runs_of(world, conv, X)
+
+
+def test_memory_that_does_not_suffice_for_timing_is_not_held_against_a_kernel(world):
+    def greedy(result, *_):
+        if world.clock.running:
+            raise torch.OutOfMemoryError("all is full")
+        return result
+
+    world.slow.damage = greedy
+    conv = layer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_right(conv, X)
+        assert runs_of(world, conv, X) == ["reference"]
+    world.slow.damage = None
+    run_right(conv, X[:1].contiguous())
+    assert runs_of(world, conv, X[:1].contiguous()) == ["slow"]
+
+
+def race(world: World, **costs: float) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds and number of calls of functions that take so long."""
+    calls = dict.fromkeys(costs, 0)
+
+    def function(name):
+        def run():
+            calls[name] += 1
+            world.clock.now += costs[name]
+
+        return run
+
+    return timing.race({n: function(n) for n in costs}, world.clock, lambda *_: pytest.fail("raised")), calls
+
+
+def test_timing_is_bounded(world):
+    found, calls = race(world, a=1e-3, b=1.5e-3, hopeless=2.1e-3)
+    assert found == pytest.approx({"a": 1e-3, "b": 1.5e-3, "hopeless": 2.1e-3})
+    assert calls == {"a": 2 + timing.ROUNDS, "b": 2 + timing.ROUNDS, "hopeless": 2}
+    _, calls = race(world, a=1e-6, b=1e-6)
+    assert calls["a"] == 2 + timing.ROUNDS * timing.CALLS
+    start = world.clock.now
+    race(world, a=8e-3, b=9e-3, c=10e-3)
+    assert world.clock.now - start - 27e-3 <= 50e-3  # beside the first calls
+    _, calls = race(world, a=1.0, b=1.1)
+    assert calls == {"a": 2, "b": 2}
+
+
+def test_one_outlier_does_not_decide(world):
+    turns = iter([9e-3, 1e-3, 9e-3, *[1e-3] * 50])
+
+    def shaky():
+        world.clock.now += next(turns)
+
+    def steady():
+        world.clock.now += 1.2e-3
+
+    found = timing.race({"shaky": shaky, "steady": steady}, world.clock, lambda *_: pytest.fail("raised"))
+    assert found == pytest.approx({"shaky": 1e-3, "steady": 1.2e-3})
+
+
+# --- when nothing is timed -------------------------------------------------------------------------------------------
+
+
+def test_deterministic_algorithms_go_by_proof_and_estimates(world):
+    torch.use_deterministic_algorithms(True)
+    conv = layer()
+    run_right(conv, X)
+    assert runs_of(world, conv, X) == ["quick"]
+    assert world.clock.samples == 0
+    torch.use_deterministic_algorithms(False)
+    run_right(conv, X)
+    assert runs_of(world, conv, X) == ["slow"]
+    assert world.clock.samples
+    torch.use_deterministic_algorithms(True)
+    assert runs_of(world, conv, X) == ["quick"]  # not by times, which differ from run to run
+
+
+def test_a_captured_call_uses_what_is_proven(world, monkeypatch):
+    conv = layer()
+    with monkeypatch.context() as patch:
+        patch.setattr(modes, "capturing", lambda device: True)
+        assert runs_of(world, conv, X) == ["reference"]
+        assert runs_of(world, conv, X) == ["reference"]
+        assert world.clock.samples == 0
+    run_right(conv, X)
+    samples = world.clock.samples
+    clear_plans_only()
+    with monkeypatch.context() as patch:
+        patch.setattr(modes, "capturing", lambda device: True)
+        assert runs_of(world, conv, X) == ["slow"]  # timed before
+        assert runs_of(world, conv, X[:1].contiguous()) == ["quick"]  # proven before
+        assert world.clock.samples == samples
+    world.quick.rows = True  # as Triton on an H200
+    clear()
+    monkeypatch.setattr(modes, "capturing", lambda device: True)
+    assert runs_of(world, conv, X) == ["quick"]
+
+
+def test_vmap_neither_proves_nor_times(world):
+    conv = layer()
+    with torch.no_grad():
+        ys = torch.vmap(conv)(X.expand(3, *X.shape).clone())
+        torch.testing.assert_close(ys[1], right(conv, X))
+    assert world.clock.samples == 0
+    assert world.quick.ran == world.slow.ran == []
+
+
+def test_tracing_neither_proves_nor_times(world):
+    conv = layer().eval()
+    torch.export.export(conv, (X,))
+    torch.fx.symbolic_trace(conv)
+    with torch.device("meta"):
+        conv.to("meta")(torch.empty(2, 4, 21, 20))
+    assert world.clock.samples == 0
+    assert world.quick.ran == world.slow.ran == world.torchs.ran == []
+
+
+@pytest.mark.parametrize("when", ["compiling", "mode", "subclass"])
+def test_what_does_not_simply_run_neither_proves_nor_times(world, monkeypatch, when):
+    device = torch.device("cpu")
+    assert modes.allowed(device, (X, None)) == modes.TIME
+    assert modes.allowed(device, (torch.nn.Parameter(X),)) == modes.TIME
+    if when == "compiling":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert modes.allowed(device, (X,)) == modes.NOTHING
+    elif when == "mode":
+        with torch.utils._python_dispatch.TorchDispatchMode():
+            assert modes.allowed(device, (X,)) == modes.NOTHING
+    else:
+        assert modes.allowed(device, (X.as_subclass(type("Mine", (torch.Tensor,), {})),)) == modes.NOTHING
+
+
+def test_a_compiled_layer_is_timed_when_it_runs(world):
+    conv = layer()
+    compiled = torch.compile(conv, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(X), right(conv, X))
+        world.forget_runs()
+        torch.testing.assert_close(compiled(X), right(conv, X))
+    assert [f.NAME for f in (world.quick, world.slow, world.torchs) if f.ran] == ["slow"]
+
+
+def test_threads_do_not_time_at_once(world):
+    """While one thread times, the others run by estimates what is proven; later they run the winner."""
+    conv, inside, go_on = layer(), threading.Event(), threading.Event()
+    most, first = [], threading.current_thread()
+
+    def during():
+        most.append(world.clock.running)
+        if threading.current_thread() is not first and not inside.is_set():
+            inside.set()
+            assert go_on.wait(60)
+
+    world.clock.during = during
+    worker = threading.Thread(target=run_right, args=(conv, X))
+    worker.start()
+    assert inside.wait(60)
+    samples = world.clock.samples
+    assert runs_of(world, conv, X) == ["quick"]  # proven by the other thread already, and the lowest estimate
+    other = X[:, :, :7].contiguous()
+    assert runs_of(world, conv, other) == ["quick"]
+    unproven = layer(dtype=torch.float64)
+    assert runs_of(world, unproven, X.double()) == ["reference"]
+    assert world.clock.samples == samples
+    go_on.set()
+    worker.join(60)
+    run_right(conv, other)
+    assert runs_of(world, conv, X) == runs_of(world, conv, other) == ["slow"]
+    assert max(most) == 1
+
+
+# --- the setting -----------------------------------------------------------------------------------------------------
+
+
+def test_auto_times_where_a_backend_has_no_rows(world):
+    world.quick.rows = world.slow.rows = True
+    conv = layer()
+    assert runs_of(world, conv, X) == ["quick"]
+    assert world.clock.samples == 0
+    sf.benchmark = True
+    run_right(conv, X)
+    assert runs_of(world, conv, X) == ["slow"]
+    sf.benchmark = False
+    assert runs_of(world, conv, X) == ["slow"]  # what was measured is kept
+    assert "quick" in runs_of(world, conv, X[:1].contiguous())
+
+
+def test_without_timing_kernels_are_proven_all_the_same(world):
+    sf.benchmark = False
+    conv = layer()
+    run_right(conv, X)
+    assert len(world.quick.ran) > 1
+    assert world.slow.ran == []
+    assert world.clock.samples == 0
+    assert runs_of(world, conv, X) == ["quick"]
+
+
+def test_changing_the_setting_does_not_time_again(world):
+    conv = layer()
+    run_right(conv, X)
+    samples = world.clock.samples
+    with sf.benchmarking():
+        assert sf.benchmark is True
+        assert runs_of(world, conv, X) == ["slow"]
+        with sf.benchmarking(False):
+            assert sf.benchmark is False
+    assert sf.benchmark == "auto"
+    sf.allow_winograd = False
+    try:
+        assert settings.version()
+        run_right(layer(dtype=torch.float64), X.double())
+    finally:
+        sf.allow_winograd = "f2"
+    assert runs_of(world, conv, X) == ["slow"]
+    assert world.clock.samples > samples  # float64 was new
+    with pytest.raises(RuntimeError), sf.benchmarking():
+        raise RuntimeError
+    assert sf.benchmark == "auto"
+
+
+@pytest.mark.parametrize("level", ["yes", 1, 0, None, "AUTO"])
+def test_the_setting_takes_three_levels(level):
+    with pytest.raises(ValueError, match='True, False or "auto"'):
+        sf.benchmark = level
+    assert sf.benchmark == "auto"
+    assert "benchmark" in dir(sf)
+
+
+@pytest.mark.parametrize(
+    ("word", "level"),
+    [("1", True), ("on", True), ("0", False), ("no", False), ("", "auto"), ("AUTO", "auto")],
+)
+def test_the_environment_sets_the_level(monkeypatch, word, level):
+    monkeypatch.setattr(settings, "_benchmark", None)
+    monkeypatch.setenv(settings.ENV_BENCHMARK, word)
+    assert sf.benchmark == level
+    monkeypatch.setattr(settings, "_benchmark", None)
+    monkeypatch.setenv(settings.ENV_BENCHMARK, "perhaps")
+    with pytest.raises(ValueError, match="SYMCONV_FAST_BENCHMARK='perhaps'"):
+        _ = sf.benchmark
+
+
+def test_times_count_under_the_switches_of_torch_under_which_they_were_measured(world, monkeypatch):
+    """The operators ask for another function when TF32 is allowed or forbidden; see `ops.plan`."""
+    conv, allowed = layer(), [True]
+    monkeypatch.setattr(settings, "tf32_allowed", lambda: allowed[0])
+    for allowed[0], winner in ((True, "slow"), (False, "quick"), (True, "slow")):
+        world.quick.cost = 3e-3 if allowed[0] else 5e-4
+        clear_plans_only()
+        samples = world.clock.samples
+        run_right(conv, X)
+        assert runs_of(world, conv, X) == [winner]
+    assert world.clock.samples == samples  # the first times are still known
