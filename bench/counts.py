@@ -27,7 +27,7 @@ from symconv_fast.problem import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-SAMPLE = 2  # CTAs of each kernel
+SAMPLE = 9  # CTAs of each kernel: as many as taps, of which those that mirror another have less to do
 EVERY_TILE = 1 << 24  # multiprocessors of a device on which each CTA of a persistent kernel gets one tile
 MASKS = {"h": 1, "v": 2, "hv": 3}
 ALGORITHMS = ("tile", "patch", "hopper")

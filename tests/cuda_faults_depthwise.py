@@ -25,15 +25,6 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
         Fault("depthwise/dgrad.cuh", "      barrier();  // all have done with the members from before\n", ""),
         ORDER,
     ),
-    "parts added without a barrier": (
-        "depthwise weight gradient",
-        Fault(
-            "depthwise/wgrad.cuh",
-            "shared_put(parts + (i * threads() + thread()) * 4, sums[k][i]);\n    barrier();",
-            "shared_put(parts + (i * threads() + thread()) * 4, sums[k][i]);",
-        ),
-        f"{ORDER}|nobody wrote",
-    ),
     "odd taps": (
         "depthwise weight gradient",
         Fault(
@@ -74,5 +65,14 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
             "x + k < f.columns && m.x + x + k <= m.width;",
         ),
         f"{WRONG}|{OUTSIDE}",
+    ),
+    "parts added without a barrier": (
+        "depthwise weight gradient",
+        Fault(
+            "depthwise/wgrad.cuh",
+            "(i * apart + thread()) * 4, sums[k][i]);\n    barrier();",
+            "(i * apart + thread()) * 4, sums[k][i]);",
+        ),
+        f"{ORDER}|nobody wrote",
     ),
 }
