@@ -30,7 +30,8 @@ namespace symconv {
   F(rows)                                                                                                 \
   F(filters)                                                                                              \
   F(x_height)                                                                                             \
-  F(x_width) F(y_height) F(y_width) F(kernel_height) F(kernel_width) F(stride_height) F(stride_width)     \
+  F(x_width)                                                                                              \
+  F(y_height) F(y_width) F(kernel_height) F(kernel_width) F(stride_height) F(stride_width)                \
       F(dilation_height) F(dilation_width) F(padding_height) F(padding_width) F(x_stride_n) F(x_stride_c) \
           F(x_stride_y) F(x_stride_x) F(y_stride_n) F(y_stride_c) F(y_stride_y) F(y_stride_x)             \
               F(w_stride_group) F(w_stride_row) F(w_stride_y) F(w_stride_x) F(bias) F(activation) F(swap) \
