@@ -200,7 +200,7 @@ TILE = (
 def tile_of(family: str, name: str) -> dict[str, int]:
     """A tile's numbers and what follows from them: fragments and windows of a warp."""
     text = (SOURCES / family / "tiles.h").read_text()
-    (found,) = re.findall(rf"using {name} = (?:Boxes<)?Tile<([^>]*)>", text)
+    (found,) = re.findall(rf"using {name} = (?:Boxes<|Gather<., )?Tile<([^>]*)>", text)
     tile = dict(zip(TILE, map(int, found.split(", ")), strict=True))
     return tile | {"fragments": tile["rows"] // 2, "windows": tile["rows"] // 2 + 2}
 
@@ -231,10 +231,11 @@ def ptx_of(family: str, name: str, folder: Path, element: str = "Bfloat16") -> s
     source.write_text(
         f'#include "{family}/kernels.cuh"\ntemplate std::string {instance}(const {params}&, {pointers});\n'
     )
-    arch = "sm_90a" if family == "hopper" else "sm_80"
+    arch = "sm_80" if family == "patch" else "sm_90a"
     command = ["nvcc", "-std=c++17", "-ptx", f"-arch={arch}", f"-I{SOURCES}", str(source), "-o", str(made)]
     subprocess.run(command, check=True)
-    (entry,) = (part for part in made.read_text().split(".entry ")[1:] if "forward" in part.split("(")[0])
+    entries = made.read_text().split(".entry ")[1:]
+    (entry,) = (part for part in entries if "fold_filters" not in part.split("(")[0])
     return entry
 
 
@@ -283,10 +284,34 @@ def test_instructions_of_the_wgmma_kernel(
     loads = instructions(text, "ldmatrix")
     assert {full for full, _ in loads} == {"ldmatrix.sync.aligned.m8n8.x4.shared.b16"}
     assert len(loads) == steps * 3 * tile["windows"]
+    check_boxes_and_descriptors(text, span, tmp_path)
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("name", "element", "kind"), [("gh128p", "Bfloat16", "bf16"), ("ghv64p", "Float16", "f16")]
+)
+def test_instructions_of_the_gradient(tmp_path: Path, name: str, element: str, kind: str) -> None:
+    """One product a tap and fragment, whatever the members are, each of which has windows of its own."""
+    tile, text = tile_of("hopperdgrad", name), ptx_of("hopperdgrad", name, tmp_path, element)
+    products = instructions(text, "wgmma.mma_async")
+    channels = tile["warp_orbits"]
+    assert {full for full, _ in products} == {
+        f"wgmma.mma_async.sync.aligned.m64n{channels}k16.f32.{kind}.{kind}"
+    }
+    assert len(products) == 9 * tile["fragments"]
+    for other in ("wgmma.commit_group", "wgmma.fence"):
+        assert len(instructions(text, other)) == 3
+    assert len(instructions(text, "ldmatrix")) == 3 * tile["windows"] * tile["members"]
+    check_boxes_and_descriptors(text, 32, tmp_path)
+
+
+def check_boxes_and_descriptors(text: str, span: int, folder: Path) -> None:
+    """One copy of a box of four axes; and descriptors of the weights have the bits that Triton gives its own."""
     four = r"\[%r\d+\], \[%rd\d+, \{%r\d+, %r\d+, %r\d+, %r\d+\}\], \[%r\d+\];"
     assert len(re.findall(rf"cp\.async\.bulk\.tensor\.4d\.[\w:.]*complete_tx::bytes {four}", text)) == 1
     ours = {int(c) & (1 << 64) - 1 for c in re.findall(r"or\.b64\s+%rd\d+, %rd\d+, (-?\d{12,});", text)}
-    theirs = descriptors_of_triton(span, tmp_path)
+    theirs = descriptors_of_triton(span, folder)
     assert len(ours) == len(theirs) == 1, (ours, theirs)
     unused = 0x3FFF << 16  # the leading dimension's offset, which a K-major layout with a swizzle has not
     assert {d & ~unused for d in ours} == {d & ~unused for d in theirs}
