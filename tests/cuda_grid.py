@@ -134,8 +134,16 @@ def _patches(case: Case, dtype: torch.dtype, op: str) -> bool:
 
 
 def _warp_groups(case: Case, dtype: torch.dtype, op: str) -> bool:
-    """What patches are, in one plane; several groups start at whole stages."""
-    return _patches(case, dtype, op) and (case.ndim == 2 or case.spatial[0] == 1) and not _cut_stages(case)
+    """What patches are, in one plane; forward, several groups start at whole stages."""
+    if case.ndim == 3 and case.spatial[0] > 1:
+        return False
+    if op == "wgrad":
+        return _patches(case, dtype, "fprop") and _filters(case) % VECTOR == 0
+    return _patches(case, dtype, op) and not _cut_stages(case)
+
+
+def _filters(case: Case) -> int:
+    return problem_of(case, BF16, "fprop").out_channels
 
 
 def _cut_stages(case: Case) -> bool:
@@ -205,9 +213,13 @@ MAY: dict[str, Callable[..., bool]] = {
     ),
     "its patches are of bfloat16 or float16": lambda case, dtype, op: dtype == FP32,
     # hopper
+    "it has the passes fprop, wgrad alone": lambda case, dtype, op: op == "dgrad",
+    r"8 does not divide the (\d+) output channels": lambda case, dtype, op, filters: (
+        op == "wgrad" and int(filters) == _filters(case) and int(filters) % VECTOR != 0
+    ),
     "its maps have no planes": lambda case, dtype, op: case.ndim == 3 and case.spatial[0] > 1,
     r"64 does not divide the \d+ input channels of a group, and there are several": lambda case, dtype, op: (
-        _cut_stages(case)
+        op == "fprop" and _cut_stages(case)
     ),
     # tile
     r"(\d+) does not divide the (\d+) input channels of a group": lambda case, dtype, op, vector, channels: (

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import cuda_fake
 import cuda_faults_conv
 import cuda_faults_depthwise
+import cuda_faults_hopperwgrad
 import cuda_faults_wgrad
 import cuda_grid
 import cuda_host
@@ -56,6 +57,8 @@ LAYERS = {
     "input gradient hv": _layer(3, 40, 40, "dgrad", "tile", BF16, "prepare_bf16", "gradient_bf16"),
     "weight gradient h": _layer(1, 24, 72, "wgrad", "tile", BF16, "bf16_nine1", "bf16_total"),
     "weight gradient hv, TF32": _layer(3, 16, 24, "wgrad", "tile", FP32, "tf32_nine2", "tf32_total"),
+    "weight gradient h, Hopper": _layer(1, 24, 72, "wgrad", "hopper", FP16, "h16", "h8"),
+    "weight gradient hv, Hopper": _layer(3, 24, 24, "wgrad", "hopper", BF16, "hv16", "hv8"),
     "depthwise forward": _layer(3, 32, 16, "fprop", "depthwise", BF16, "fprop_plain_bfloat16", groups=16),
     "depthwise input gradient": _layer(3, 16, 16, "dgrad", "depthwise", BF16, "dgrad_bfloat16", groups=16),
     "depthwise weight gradient": _layer(
@@ -67,6 +70,7 @@ FAULTS = {
     **cuda_faults_conv.FAULTS,
     **cuda_faults_wgrad.FAULTS,
     **cuda_faults_depthwise.FAULTS,
+    **cuda_faults_hopperwgrad.FAULTS,
 }
 QUICK = (
     "copies before the barrier",
@@ -74,6 +78,7 @@ QUICK = (
     "a stage let go of early",
     "sums beyond the rows",
     "weights overwritten too early",
+    "a stage let go of before its products",
 )
 
 
