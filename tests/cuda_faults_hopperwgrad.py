@@ -35,7 +35,7 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
     ),
     "rows of the next member": (
         H, Fault(COLUMN, "if (u < p.rows && channel + 8 * n < p.channels)", "if (channel + 8 * n < p.channels)"),
-        f"{WRONG}|outside of the registered buffers|of what the same launch writes|twice",
+        f"{WRONG}|outside of the registered buffers|has written",
     ),
     "flipped rows not flipped": (
         HV, Fault(COLUMN, "add(first_flipped, first_flipped, last)", "add(first_flipped, last_flipped, last)"), WRONG
@@ -44,7 +44,13 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
         HV, Fault(COLUMN, "    product_wait<0>();", "    product_wait<1>();"), f"{WRONG}|{ORDER}|{NOT_YET}|bulk copy"
     ),
     "no fence before the products": (
-        HV, Fault(COLUMN, "pair, stage, 0, t);\n      product_fence();", "pair, stage, 0, t);"), "no fence"
+        H,
+        Fault(
+            COLUMN,
+            "load_pair(pair[t % 2], stage, 0, t);\n      product_fence();",
+            "load_pair(pair[t % 2], stage, 0, t);",
+        ),
+        "no fence",
     ),
     "a box at its pixel": (
         HV, Fault(KERNELS, "gradient, column - 1, row - 1, image", "gradient, column - 1, row, image"), WRONG
@@ -62,7 +68,7 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {
         H, Fault(KERNELS, "(empty + stage * 8, 12)", "(empty + stage * 8, 13)"), "deadlock"
     ),
     "splits that overlap": (
-        HV, Fault(KERNELS, "int64_t{p.strips} * (b.split + 1) / p.splits)", "int64_t{p.strips} * (b.split + 2) / (p.splits + 1))"),
+        HV, Fault(KERNELS, "(b.split + 1) / p.splits)", "(b.split + 2) / (p.splits + 1))"),
         WRONG,
     ),
 }  # fmt: skip

@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip("triton.experimental.gluon.language", reason="needs Triton with Gluon")
 
-import gluon_kernels  # noqa: E402
-from cuda_instructions import CUDA, Instructions, changed, compile_stand_in, instructions, machine_objects  # noqa: E402
-from layouts import to_bf16  # noqa: E402
-from test_cuda_layouts import HOPPER_PROBE, TRITON, needs_nvcc, pytestmark, run, run_threads  # noqa: E402
+import gluon_kernels
+from cuda_instructions import CUDA, Instructions, changed, compile_stand_in, instructions, machine_objects
+from layouts import to_bf16
+from test_cuda_layouts import HOPPER_PROBE, TRITON, needs_nvcc, pytestmark, run, run_threads
 
 __all__ = ["pytestmark"]
 
