@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from oracle import Case
 from torch import Tensor
 
 from symconv_fast import dispatch, ops
@@ -20,6 +22,9 @@ from symconv_fast.activation import ACTIVATIONS
 from symconv_fast.backends.cuda import families, native
 from symconv_fast.backends.cuda.limits import Limits
 from symconv_fast.problem import Problem
+
+PLAIN = Case(ties=((3, 8),), channels=16, spatial=(6, 7), padding=(1, 1), bias=True)
+LAST = replace(PLAIN, layouts=("channels_last",) * 3, result_last=True)
 
 AXES = {"x": "nczyx", "w": "guczyx", "y": "nczyx"}
 

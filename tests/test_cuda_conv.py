@@ -95,6 +95,10 @@ CASES = {
 }  # fmt: skip
 
 
+MOST_TILES = 40
+"""What a CTA has left over is simulated too."""
+
+
 def plans(case: Case, dtype: torch.dtype, op: str, device: limits.Limits) -> list[conv_tiles.Plan]:
     """One plan that fits for each kind of CTA, the least and the most regular tile of it, and all ways to fold."""
     found: dict[Any, conv_tiles.Plan] = {}
@@ -103,7 +107,7 @@ def plans(case: Case, dtype: torch.dtype, op: str, device: limits.Limits) -> lis
         kept = tuple(unfolded & part.segment.mask for part in work.parts)
         for tile in conv_tiles.tiles_for(work):
             plan = conv_tiles.Plan(work, tile, device)
-            if plan.resident and len(work.parts) <= conv.MOST_PARTS:
+            if plan.resident and len(work.parts) <= conv.MOST_PARTS and plan.tiles <= MOST_TILES:
                 for end in (min, max):
                     key = (kept, tile.warps, tile.pixels, tile.columns, end.__name__)
                     found[key] = end(found.get(key, plan), plan, key=lambda p: p.tile.size)

@@ -253,7 +253,7 @@ def test_kernels_that_are_wrong_fail(dtype, op, mutant):
     for ask in (known_answers.ask, known_answers.ask_in_place):
         assert ask(p, op, lambda *t: exactly(p, op, *t), CPU) == (True, None)
     assert known_answers.ask(p, op, lambda *t: mutant(p, op, *t), CPU).right is False
-    if mutant is not coarse_operands:  # which show on normal numbers alone
+    if mutant is not coarse_operands or dtype == torch.bfloat16:  # which show on normal numbers alone
         assert known_answers.ask_in_place(p, op, lambda *t: mutant(p, op, *t), CPU).right is False
 
 

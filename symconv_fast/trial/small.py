@@ -155,23 +155,31 @@ def make(problem: Problem, exact: bool, device: torch.device = CPU) -> Tensors:
     )
 
 
-def answer(
-    problem: Problem,
-    op: str,
-    tensors: Tensors,
-    bias: bool,
-    activation: str | None,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """What is right, by the reference: in float64 as the CPU has it, in float32 on the device of the tensors.
+def answer(problem: Problem, op: str, tensors: Tensors, bias: bool, activation: str | None) -> Tensor:
+    """What is right, in float64 on the CPU, where the tensors are, by the reference."""
+    exact = replace(problem, dtype=torch.float64, device="cpu")
+    return _activated(_reference(exact, op, tensors, bias), activation)
 
-    With small integers float32 is exact too, whatever is multiplied how; where the library transforms (Winograd, FFT)
-    it is not, but nearer than half of one.
+
+def answer_in_place(
+    problem: Problem, op: str, tensors: Tensors, exact: bool, bias: bool, activation: str | None
+) -> Tensor:
+    """The same in float32 on the device of the tensors, by torch's convolution.
+
+    Products of 16-bit values and of small integers are exact even where it multiplies in TF32, and sums of integers
+    are; where it transforms (Winograd, FFT) they are nearer than half of one.
     """
+    result = _reference(replace(problem, dtype=torch.float32), op, tensors, bias)
+    return _activated(result.round() if exact else result, activation)
+
+
+def _reference(problem: Problem, op: str, tensors: Tensors, bias: bool) -> Tensor:
     from ..backends import reference  # with the rates of CPUs, which take 20 ms to import
 
-    exact = replace(problem, dtype=dtype, device="cpu" if dtype == torch.float64 else problem.device)
-    arguments = [None if t is None else t.to(dtype) for t in tensors.of(op, bias)]
-    result: Tensor = getattr(reference, op)(exact, "expand", *arguments)
-    result = result if dtype == torch.float64 else result.round()
+    arguments = [None if t is None else t.to(problem.dtype) for t in tensors.of(op, bias)]
+    result: Tensor = getattr(reference, op)(problem, "expand", *arguments)
+    return result
+
+
+def _activated(result: Tensor, activation: str | None) -> Tensor:
     return result if activation is None else activate(result, activation)

@@ -146,7 +146,7 @@ inline std::string conv_tile_check(const ConvParams& p) {
   if (p.unfolded < 0 || p.unfolded > 7) return "unfolded is not of three axes";
   if (p.op ? p.columns != 64 && p.columns != 128 : p.columns != 0)
     return "columns must be 64 or 128, or 0 forward";
-  if (p.shared_bytes < 0 || p.shared_bytes > 1 << 20) return "shared_bytes is out of range";
+  if (p.shared_bytes < 0 || p.shared_bytes > 1 << 19) return "shared_bytes is out of range";
   return p.resident < 1 || p.resident > 32 ? "resident is out of range" : "";
 }
 

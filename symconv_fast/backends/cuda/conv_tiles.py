@@ -311,7 +311,7 @@ class Plan:
             cycles += sum(n * self.columns(p) * (1 << p.order) * written for n, p in zip(share, parts))
             cycles /= sum(share)
         sharing = min(self.resident, -(-self.tiles // self.limits.multiprocessors))
-        rounds = -(-self.tiles // (self.limits.multiprocessors * sharing)) * sharing
+        rounds = 1.0 * -(-self.tiles // (self.limits.multiprocessors * sharing)) * sharing
         # Of plans that take the same time, the one that does less: warps without columns rest.
         rounds += IDLE * self.tiles * max(map(self._working, parts)) / self.limits.multiprocessors
         packing = LAUNCH_SECONDS + self.weight_pieces * 16 / PACK_BYTES

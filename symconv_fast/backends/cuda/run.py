@@ -83,15 +83,8 @@ class Call:
             a, b = b, a
         if native.STAND_IN is not None:
             _observe((first, second, bias), (result, work))
-        error = plan.launch(
-            a,
-            b,
-            c,
-            result.data_ptr(),
-            0 if work is None else work.data_ptr(),
-            plan.stream(place),
-            plan.device,
-        )
+        written = result.data_ptr(), 0 if work is None else work.data_ptr()
+        error = plan.launch(a, b, c, *written, plan.stream(place), plan.device)
         if error:
             raise RuntimeError(self._complaint(error))
         return as_result(result, self.problem.channels_last) if plan.rearrange else result
