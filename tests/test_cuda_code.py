@@ -28,6 +28,7 @@ MEANT = {
     "wgrad": MATRIX,
     "patch": MATRIX,
     "hopper": ("HGMMA", "UTMALDG", "LDSM"),
+    "hopperwgrad": ("HGMMA", "UTMALDG", "LDSM"),
     "depthwise": ("FFMA",),
 }
 
