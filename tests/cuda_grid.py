@@ -142,9 +142,16 @@ def _one_tie(case: Case, dtype: torch.dtype) -> bool:
 
 
 def _warp_groups(case: Case, dtype: torch.dtype, op: str) -> bool:
-    """What patches are, in one plane, also backward; several groups, or members, start at whole stages."""
-    cut = {"fprop": _cut_stages, "dgrad": _cut_rows, "wgrad": lambda case: True}[op]
-    return _one_tie(case, dtype) and (case.ndim == 2 or case.spatial[0] == 1) and not cut(case)
+    """What patches are, in one plane; several groups, or members, start at whole stages."""
+    if case.ndim == 3 and case.spatial[0] > 1:
+        return False
+    if op == "wgrad":
+        return _patches(case, dtype, "fprop") and _filters(case) % VECTOR == 0
+    return _one_tie(case, dtype) and not (_cut_stages if op == "fprop" else _cut_rows)(case)
+
+
+def _filters(case: Case) -> int:
+    return problem_of(case, BF16, "fprop").out_channels
 
 
 def _cut_stages(case: Case) -> bool:
@@ -209,7 +216,6 @@ def _rows_of_a_tie(case: Case, dtype: torch.dtype) -> bool:
 
 MAY: dict[str, Callable[..., bool]] = {
     "it has the passes fprop alone": lambda case, dtype, op: op != "fprop",
-    "it has the passes fprop, dgrad alone": lambda case, dtype, op: op == "wgrad",
     # patch
     "its patches are for kernels of 3 x 3 with stride 1, dilation 1 and padding 1": lambda case, dtype, op: (
         not _three_by_three(case)
@@ -219,9 +225,12 @@ MAY: dict[str, Callable[..., bool]] = {
     ),
     "its patches are of bfloat16 or float16": lambda case, dtype, op: dtype == FP32,
     # hopper
+    r"8 does not divide the (\d+) output channels": lambda case, dtype, op, filters: (
+        op == "wgrad" and int(filters) == _filters(case) and int(filters) % VECTOR != 0
+    ),
     "its maps have no planes": lambda case, dtype, op: case.ndim == 3 and case.spatial[0] > 1,
     r"64 does not divide the \d+ input channels of a group, and there are several": lambda case, dtype, op: (
-        _cut_stages(case)
+        op == "fprop" and _cut_stages(case)
     ),
     r"16 does not divide the \d+ rows of a group": lambda case, dtype, op: op == "dgrad" and _cut_rows(case),
     # tile

@@ -47,7 +47,8 @@ __global__ void multiplied(const __grid_constant__ Call c) {
   for (int e = 0; e < 4; ++e) put(c.d, e * 32 + lane(), __float_as_uint(d[e]));
 }
 
-// A warp's part of m64n64: its sums from zero, the weights at an address of shared memory as it is given.
+// A warp's part of m64n64: its sums from zero, the weights at an address of shared memory as it is given. A
+// span of 1 or 4 stands for MN-major weights, whose blocks of eight rows lie so many KB apart.
 template <class T, int kSpan>
 __global__ void of_a_group(const __grid_constant__ Call c) {
   const uint32_t start = (shared_memory() + 1023) / 1024 * 1024;
@@ -57,7 +58,10 @@ __global__ void of_a_group(const __grid_constant__ Call c) {
   for (int e = 0; e < 4; ++e) a[e] = word(c.a, e * 32 + lane());
   float d[32] = {};
   product_fence();
-  product<T, 64, kSpan>(d, a, start + c.kind);
+  if constexpr (kSpan < 64)
+    product_transposed<T, kSpan * 1024>(d, a, start + c.kind);
+  else
+    product<T, 64, kSpan>(d, a, start + c.kind);
   product_commit();
   product_wait<0>();
   for (int e = 0; e < 32; ++e) put(c.d, e * 32 + lane(), __float_as_uint(d[e]));
@@ -115,12 +119,20 @@ const char* mma(int kind, uint32_t* d, const float* sums, const uint32_t* a, con
 const char* wgmma(int kind, int span, uint32_t* d, const uint32_t* a, int weights, const uint8_t* shared,
                   int bytes) {
   const Call c{a, nullptr, shared, d, bytes, weights};
-  const auto with = [&](auto* least, auto* narrow, auto* wide) {
-    return run(span == 32 ? least : span == 64 ? narrow : wide, c, 512, 0, bytes, 32 * 128);
+  const auto with = [&](auto* kernel) { return run(kernel, c, 512, 0, bytes, 32 * 128); };
+  const auto swizzled = [&](auto* least, auto* narrow, auto* wide) {
+    return with(span == 32 ? least : span == 64 ? narrow : wide);
   };
-  if (kind == 0) return with(of_a_group<Bfloat16, 32>, of_a_group<Bfloat16, 64>, of_a_group<Bfloat16, 128>);
-  if (kind == 1) return with(of_a_group<Float16, 32>, of_a_group<Float16, 64>, of_a_group<Float16, 128>);
-  return with(of_a_group<Float32, 32>, of_a_group<Float32, 64>, of_a_group<Float32, 128>);
+  const auto of = [&](auto* least, auto* narrow, auto* wide, auto* near, auto* far) {
+    return span == 1 ? with(near) : span == 4 ? with(far) : swizzled(least, narrow, wide);
+  };
+  if (kind == 0)
+    return of(of_a_group<Bfloat16, 32>, of_a_group<Bfloat16, 64>, of_a_group<Bfloat16, 128>,
+              of_a_group<Bfloat16, 1>, of_a_group<Bfloat16, 4>);
+  if (kind == 1)
+    return of(of_a_group<Float16, 32>, of_a_group<Float16, 64>, of_a_group<Float16, 128>,
+              of_a_group<Float16, 1>, of_a_group<Float16, 4>);
+  return swizzled(of_a_group<Float32, 32>, of_a_group<Float32, 64>, of_a_group<Float32, 128>);
 }
 
 const char* exchange(uint32_t* to, const uint32_t* from, int mask) {

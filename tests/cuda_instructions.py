@@ -109,10 +109,22 @@ class Instructions:
         return d.view(np.float32)
 
     def wgmma(
-        self, span: int, a: np.ndarray, weights: int, shared: np.ndarray, kind: str = "bf16"
+        self,
+        span: int,
+        a: np.ndarray,
+        weights: int,
+        shared: np.ndarray,
+        kind: str = "bf16",
+        apart: int = 0,
     ) -> np.ndarray:
-        """A warp's sums [32, lane] of m64n64: A from registers, B at an address, swizzled over `span` bytes."""
+        """A warp's sums [32, lane] of m64n64: A from registers, B at an address, swizzled over `span` bytes.
+
+        B is K-major, or MN-major with blocks of eight rows `apart` bytes apart: 1024 or 4096.
+        """
         d = np.empty((32, LANES), np.uint32)
+        assert apart in (0, 1024, 4096), apart
+        assert not apart or (span == 128 and kind != "tf32")
+        span = {0: span, 1024: 1, 4096: 4}[apart]
         self._call("wgmma", TYPES[kind], span, d, np.ascontiguousarray(a), weights, shared, shared.size)
         return d.view(np.float32)
 

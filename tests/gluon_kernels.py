@@ -76,6 +76,23 @@ def product_of_a_group(x, w, y, SPAN: gl.constexpr, K: gl.constexpr):
     gl.store(_square(y, 64, 64, mma), sums)
 
 
+@gluon.jit
+def product_of_a_group_by_columns(x, w, y, N: gl.constexpr, K: gl.constexpr):
+    """y = x w, (64, K) x (K, N), of 16 bits: w as it lies, MN-major in shared memory, swizzled over 128 bytes."""
+    type: gl.constexpr = x.dtype.element_ty
+    plain: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    shared: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    mma: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, N, 16]
+    )
+    left = gl.convert_layout(gl.load(_square(x, K, 64, plain)), gl.DotOperandLayout(0, mma, 2))
+    b = gl.allocate_shared_memory(type, [K, N], shared, value=gl.load(_square(w, N, K, plain)))
+    hopper.fence_async_shared()
+    sums = gl.zeros([64, N], gl.float32, mma)
+    sums = hopper.warpgroup_mma(left, b, sums)
+    gl.store(_square(y, N, 64, mma), sums)
+
+
 def compile_for(kernel: Any, arch: int, warps: int, element: str = "bf16", **constants: Any) -> str:
     """PTX of a kernel with these constants for x and w of a type; pointers are to 16-byte boundaries."""
     types = {"x": f"*{element}", "w": f"*{element}", "y": "*fp32"}

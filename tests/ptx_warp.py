@@ -117,13 +117,14 @@ class Threads:
         assert found, operation
         depth, kind = found.groups()
         assert depth == ("8" if kind == "tf32" else "16"), operation
-        assert groups[4:] == (["1", "1"] if kind == "tf32" else ["1", "1", "0"]), operation
-        more = () if kind == "bf16" else (kind,)
+        transposed = groups[4:] == ["1", "1", "1"]  # B is MN-major
+        assert transposed or groups[4:] == (["1", "1"] if kind == "tf32" else ["1", "1", "0"]), operation
         (descriptor,) = {int(d) for d in self.value(groups[2])}
         self.descriptors.add(descriptor & ~0x3FFF)
         span, at = SPANS[descriptor >> 62], (descriptor & 0x3FFF) << 4
+        apart = (descriptor >> 32 & 0x3FFF) << 4 if transposed else 0
         product = self.warps(
-            lambda a: self.standin.wgmma(span, a, at, self.shared, *more), self.stack(names[1])
+            lambda a: self.standin.wgmma(span, a, at, self.shared, kind, apart), self.stack(names[1])
         )
         if self.value(groups[3]).all():
             product += self.stack(names[0]).view(np.float32)

@@ -42,7 +42,6 @@ def test_refusals_before_a_family_is_asked(fake: cuda_fake.Fake, monkeypatch: py
         assert reason(LAST, FP32, op, "tile") is None
     for op in ("dgrad", "wgrad"):
         assert reason(LAST, BF16, op, "patch") == "it has the passes fprop alone"
-    assert reason(LAST, BF16, "wgrad", "hopper") == "it has the passes fprop, dgrad alone"
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     assert "does not allow" in str(reason(LAST, FP32, "fprop", "tile"))
     assert reason(LAST, FP32, "fprop", "depthwise") is None

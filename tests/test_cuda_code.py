@@ -29,6 +29,7 @@ MEANT = {
     "patch": MATRIX,
     "hopper": ("HGMMA", "UTMALDG", "LDSM"),
     "hopperdgrad": ("HGMMA", "UTMALDG", "LDSM"),
+    "hopperwgrad": ("HGMMA", "UTMALDG", "LDSM"),
     "depthwise": ("FFMA",),
 }
 

@@ -12,6 +12,7 @@ import cuda_fake
 import cuda_faults_conv
 import cuda_faults_depthwise
 import cuda_faults_hopperdgrad
+import cuda_faults_hopperwgrad
 import cuda_faults_wgrad
 import cuda_grid
 import cuda_host
@@ -43,10 +44,11 @@ def _layer(
     dtype: torch.dtype,
     *instances: str,
     groups: int = 1,
+    batch: int = 2,
 ) -> Layer:
     """3 x 3 with edges on all sides, tiles that are not full, and more stages of channels than a pipeline has."""
     last = ("channels_last",) * 3
-    sizes = {"spatial": (9, 19), "padding": (1, 1), "batch": 2, "groups": groups}
+    sizes = {"spatial": (9, 19), "padding": (1, 1), "batch": batch, "groups": groups}
     case = Case(ties=((mask, rows),), channels=channels, layouts=last, result_last=True, **sizes)
     return Layer(case, dtype, op, algorithm, instances)
 
@@ -59,6 +61,8 @@ LAYERS = {
     "input gradient hv, warp groups": _layer(3, 64, 40, "dgrad", "hopper", FP16, "ghv64p"),
     "weight gradient h": _layer(1, 24, 72, "wgrad", "tile", BF16, "bf16_nine1", "bf16_total"),
     "weight gradient hv, TF32": _layer(3, 16, 24, "wgrad", "tile", FP32, "tf32_nine2", "tf32_total"),
+    "weight gradient h, Hopper": _layer(1, 24, 72, "wgrad", "hopper", FP16, "h16", "h8", batch=12),
+    "weight gradient hv, Hopper": _layer(3, 24, 24, "wgrad", "hopper", BF16, "hv16", "hv8", batch=12),
     "depthwise forward": _layer(3, 32, 16, "fprop", "depthwise", BF16, "fprop_plain_bfloat16", groups=16),
     "depthwise input gradient": _layer(3, 16, 16, "dgrad", "depthwise", BF16, "dgrad_bfloat16", groups=16),
     "depthwise weight gradient": _layer(
@@ -71,6 +75,7 @@ FAULTS = {
     **cuda_faults_wgrad.FAULTS,
     **cuda_faults_depthwise.FAULTS,
     **cuda_faults_hopperdgrad.FAULTS,
+    **cuda_faults_hopperwgrad.FAULTS,
 }
 QUICK = (
     "copies before the barrier",
@@ -79,6 +84,7 @@ QUICK = (
     "sums beyond the rows",
     "weights overwritten too early",
     "a row of the windows",
+    "a stage let go of before its products",
 )
 
 

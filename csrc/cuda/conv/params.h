@@ -38,24 +38,25 @@ struct Variant;
 // Pointers: x is what is read (the input, or the gradient of the output), y what is written (the output, or
 // the gradient of the input), w the reduced weight, bias one element an output channel in dtype, or null.
 #define CONV_SEGMENT_FIELDS(F, n) F(mask##n) F(row##n) F(rows##n) F(copy##n)
-#define CONV_FIELDS(F)                                                                                 \
-  F(op)                                                                                                \
-  F(dtype)                                                                                             \
-  F(batch)                                                                                             \
-  F(groups)                                                                                            \
-  F(channels)                                                                                          \
-  F(rows)                                                                                              \
-  F(filters)                                                                                           \
-  F(x_z)                                                                                               \
-  F(x_y)                                                                                               \
-  F(x_x) F(y_z) F(y_y) F(y_x) F(kernel_z) F(kernel_y) F(kernel_x) F(stride_z) F(stride_y) F(stride_x)  \
-      F(dilation_z) F(dilation_y) F(dilation_x) F(padding_z) F(padding_y) F(padding_x) F(xs_n) F(xs_z) \
-          F(xs_y) F(xs_x) F(ys_n) F(ys_z) F(ys_y) F(ys_x) F(ws_group) F(ws_row) F(ws_channel) F(ws_z)  \
-              F(ws_y) F(ws_x) F(segments) CONV_SEGMENT_FIELDS(F, 0) CONV_SEGMENT_FIELDS(F, 1)          \
-                  CONV_SEGMENT_FIELDS(F, 2) CONV_SEGMENT_FIELDS(F, 3) CONV_SEGMENT_FIELDS(F, 4)        \
-                      CONV_SEGMENT_FIELDS(F, 5) CONV_SEGMENT_FIELDS(F, 6) CONV_SEGMENT_FIELDS(F, 7)    \
-                          F(activation) F(tile_n) F(tile_z) F(tile_y) F(tile_x) F(pixels) F(warps)     \
-                              F(columns) F(stages) F(weight_bytes) F(unfolded) F(shared_bytes) F(resident)
+#define CONV_FIELDS(F)                                                                                       \
+  F(op)                                                                                                      \
+  F(dtype)                                                                                                   \
+  F(batch)                                                                                                   \
+  F(groups)                                                                                                  \
+  F(channels)                                                                                                \
+  F(rows)                                                                                                    \
+  F(filters)                                                                                                 \
+  F(x_z)                                                                                                     \
+  F(x_y)                                                                                                     \
+  F(x_x)                                                                                                     \
+  F(y_z) F(y_y) F(y_x) F(kernel_z) F(kernel_y) F(kernel_x) F(stride_z) F(stride_y) F(stride_x) F(dilation_z) \
+      F(dilation_y) F(dilation_x) F(padding_z) F(padding_y) F(padding_x) F(xs_n) F(xs_z) F(xs_y) F(xs_x)     \
+          F(ys_n) F(ys_z) F(ys_y) F(ys_x) F(ws_group) F(ws_row) F(ws_channel) F(ws_z) F(ws_y) F(ws_x)        \
+              F(segments) CONV_SEGMENT_FIELDS(F, 0) CONV_SEGMENT_FIELDS(F, 1) CONV_SEGMENT_FIELDS(F, 2)      \
+                  CONV_SEGMENT_FIELDS(F, 3) CONV_SEGMENT_FIELDS(F, 4) CONV_SEGMENT_FIELDS(F, 5)              \
+                      CONV_SEGMENT_FIELDS(F, 6) CONV_SEGMENT_FIELDS(F, 7) F(activation) F(tile_n) F(tile_z)  \
+                          F(tile_y) F(tile_x) F(pixels) F(warps) F(columns) F(stages) F(weight_bytes)        \
+                              F(unfolded) F(shared_bytes) F(resident)
 
 struct ConvParams {
 #define SYMCONV_FIELD(name) int64_t name = 0;

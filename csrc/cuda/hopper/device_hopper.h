@@ -83,8 +83,9 @@ __device__ __forceinline__ void product_wait() {
 }
 
 // The instruction: d (64 x N, float32) += a (64 x 16) b (16 x N). A warp brings 16 rows of a and keeps their
-// sums, in the fragments of mma.sync; b lies in shared memory as a descriptor says.
-template <class T, int N>
+// sums, in the fragments of mma.sync; b lies in shared memory as a descriptor says, and TRANSPOSED if its
+// columns, not its rows, are neighbours there (MN-major).
+template <class T, int N, bool TRANSPOSED>
 __device__ __forceinline__ void add_product(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b);
 
 #define SYMCONV_SUMS8(i)                                                                      \
@@ -100,19 +101,21 @@ __device__ __forceinline__ void add_product(float (&d)[N / 2], const uint32_t (&
   SYMCONV_NAMES32                                                                                     \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
   "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-// It adds to d; neither operand is negated; b is K-major.
-#define SYMCONV_GROUP_MULTIPLY(T, type, n, names, sums, a_and_b)                                             \
-  template <>                                                                                                \
-  __device__ __forceinline__ void add_product<T, n>(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b) { \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" names "}, " a_and_b    \
-                 ", 1, 1, 1, 0;"                                                                             \
-                 : sums                                                                                      \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                      \
+// It adds to d; neither operand is negated.
+#define SYMCONV_GROUP_MULTIPLY(T, type, n, names, sums, a_and_b, transposed)                               \
+  template <>                                                                                              \
+  __device__ __forceinline__ void add_product<T, n, transposed>(float (&d)[n / 2], const uint32_t (&a)[4], \
+                                                                uint64_t b) {                              \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" names "}, " a_and_b  \
+                 ", 1, 1, 1, " #transposed ";"                                                             \
+                 : sums                                                                                    \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                    \
   }
-#define SYMCONV_GROUP_MULTIPLIES(T, type)                                                              \
-  SYMCONV_GROUP_MULTIPLY(T, type, 32, SYMCONV_NAMES16, SYMCONV_SUMS16(0), "{%16, %17, %18, %19}, %20") \
-  SYMCONV_GROUP_MULTIPLY(T, type, 64, SYMCONV_NAMES32, SYMCONV_SUMS32(0), "{%32, %33, %34, %35}, %36") \
-  SYMCONV_GROUP_MULTIPLY(T, type, 128, SYMCONV_NAMES64, SYMCONV_SUMS64(0), "{%64, %65, %66, %67}, %68")
+#define SYMCONV_GROUP_MULTIPLIES(T, type)                                                                 \
+  SYMCONV_GROUP_MULTIPLY(T, type, 32, SYMCONV_NAMES16, SYMCONV_SUMS16(0), "{%16, %17, %18, %19}, %20", 0) \
+  SYMCONV_GROUP_MULTIPLY(T, type, 64, SYMCONV_NAMES32, SYMCONV_SUMS32(0), "{%32, %33, %34, %35}, %36", 0) \
+  SYMCONV_GROUP_MULTIPLY(T, type, 64, SYMCONV_NAMES32, SYMCONV_SUMS32(0), "{%32, %33, %34, %35}, %36", 1) \
+  SYMCONV_GROUP_MULTIPLY(T, type, 128, SYMCONV_NAMES64, SYMCONV_SUMS64(0), "{%64, %65, %66, %67}, %68", 0)
 SYMCONV_GROUP_MULTIPLIES(Bfloat16, "bf16")
 SYMCONV_GROUP_MULTIPLIES(Float16, "f16")
 #undef SYMCONV_GROUP_MULTIPLIES
@@ -132,7 +135,17 @@ __device__ __forceinline__ void product(float (&d)[N / 2], const uint32_t (&a)[4
   static_assert(SPAN == 32 || SPAN == 64 || SPAN == 128);
   constexpr uint64_t kind = SPAN == 32 ? 3 : SPAN == 64 ? 2 : 1;
   constexpr uint64_t fixed = kind << 62 | uint64_t{SPAN * 8 / 16} << 32 | uint64_t{1} << 16;
-  add_product<T, N>(d, a, fixed | (weights & 0x3FFFF) >> 4);
+  add_product<T, N, false>(d, a, fixed | (weights & 0x3FFFF) >> 4);
+}
+
+// The same with b as 16 rows of 64 elements, swizzled over their 128 bytes: two blocks of 8 rows, which lie
+// APART bytes apart and start where 1024 divides the address. Descriptor: MN-major, kind of swizzle, from a
+// block of rows to the next; the other offset is of columns beyond 64, of which there are none.
+template <class T, int APART>
+__device__ __forceinline__ void product_transposed(float (&d)[32], const uint32_t (&a)[4], uint32_t rows) {
+  static_assert(APART % 1024 == 0 && APART / 16 < 1 << 14);
+  constexpr uint64_t fixed = uint64_t{1} << 62 | uint64_t{APART / 16} << 32 | uint64_t{1} << 16;
+  add_product<T, 64, true>(d, a, fixed | (rows & 0x3FFFF) >> 4);
 }
 
 }  // namespace

@@ -7,23 +7,11 @@
 #pragma once
 #include "hopper/group.h"
 #include "hopper/map.h"
+#include "hopper/turn.h"
 #include "patch/layer.h"
 
 namespace symconv {
 namespace {
-
-// Place in the ring of stages, and the parity of the round.
-template <class T>
-struct Turn {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == T::kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
 
 // By one warp: a lane for each patch of each slice of channels, and the first for the weights.
 template <class T>

@@ -7,19 +7,32 @@ namespace symconv::host {
 
 namespace {
 
+// The word of B in shared memory that has an address of the matrix without its swizzle.
+uint32_t read_word(const Product& p, uint32_t address, Site at) {
+  Cta& cta = *self().cta;
+  const uint32_t from = engine_swizzle(address, p.span) & ~3u;
+  check_shared(cta, from, 4, 4, "product", at);
+  note_read(cta, from, 4, kWarpWide, at);
+  uint32_t v;
+  std::memcpy(&v, &cta.memory[from], 4);
+  return v;
+}
+
+// A register of mma.sync's fragment: two elements of a column of B.
+uint32_t fragment(const Product& p, int lane, int block, int e, Site at) {
+  const int column = block * 8 + lane / 4;
+  if (!p.apart) return read_word(p, p.weights + column * p.span + lane % 4 * 4 + e * 16, at);
+  const uint32_t row = p.weights + e * p.apart + lane % 4 * 2 * p.span + column * 2;
+  const int shift = column % 2 * 16;
+  return (read_word(p, row, at) >> shift & 0xffff) | read_word(p, row + p.span, at) >> shift << 16;
+}
+
 // Of 8 columns at a time: what mma.sync would get of B, read through the swizzle.
 void execute(const Product& p, std::vector<float>& sums, Site at) {
-  Cta& cta = *self().cta;
   for (int block = 0; block < p.columns / 8; ++block) {
     uint32_t b[32][2];
     for (int l = 0; l < 32; ++l)
-      for (int e = 0; e < 2; ++e) {
-        const uint32_t row = p.weights + (block * 8 + l / 4) * p.span;
-        const uint32_t from = engine_swizzle(row + l % 4 * 4 + e * 16, p.span);
-        check_shared(cta, from, 4, 4, "product", at);
-        note_read(cta, from, 4, kWarpWide, at);
-        std::memcpy(&b[l][e], &cta.memory[from], 4);
-      }
+      for (int e = 0; e < 2; ++e) b[l][e] = fragment(p, l, block, e, at);
     multiply_warp(p.kind, p.a, b, &sums[block * 128], at);
   }
 }
@@ -81,14 +94,16 @@ void product_wait(int left, Site at) {
   for (int& c : w.committed) c -= ended;
 }
 
-void product(Kind kind, float* d, int columns, const uint32_t* a, uint32_t weights, int span, Site at) {
+void product(Kind kind, float* d, int columns, const uint32_t* a, uint32_t weights, int span, int apart,
+             Site at) {
   Warp& w = my_warp();
   const int lane = self().lane;
   w.sums[lane] = d, w.a[lane] = a, w.address[lane] = weights;
   if (!last_to_arrive("product", at)) return;
   if (!w.fenced) fail("product: no fence after ldmatrix", at);
+  if (apart && (weights | apart) % 1024) fail("product: 1024 does not divide the rows of an MN-major B", at);
   Product p;
-  p.kind = kind, p.columns = columns, p.weights = w.address[0], p.span = span;
+  p.kind = kind, p.columns = columns, p.weights = w.address[0], p.span = span, p.apart = apart;
   for (int l = 0; l < 32; ++l) {
     if (w.address[l] != p.weights) fail("product: lanes with different addresses of weights", at, l);
     p.d[l] = w.sums[l];

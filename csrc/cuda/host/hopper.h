@@ -46,7 +46,9 @@ void copy_bytes(uint32_t to, const void* from, int bytes, uint32_t barrier, uint
 void product_fence(Site at);
 void product_commit(Site at);
 void product_wait(int left, Site at);
-void product(Kind kind, float* d, int columns, const uint32_t* a, uint32_t weights, int span, Site at);
+// `apart`: 0 if B is K-major, else bytes from its first 8 rows, which are MN-major, to the others.
+void product(Kind kind, float* d, int columns, const uint32_t* a, uint32_t weights, int span, int apart,
+             Site at);
 uint32_t engine_swizzle(uint32_t address, int span);
 
 }  // namespace host
@@ -110,7 +112,15 @@ template <class T, int kColumns, int kSpan>
 void product(float (&d)[kColumns / 2], const uint32_t (&a)[4], uint32_t weights,
              host::Site at = host::Site::current()) {
   static_assert(kSpan == 32 || kSpan == 64 || kSpan == 128);
-  host::product(host::kKind<T>, d, kColumns, a, weights, kSpan, at);
+  host::product(host::kKind<T>, d, kColumns, a, weights, kSpan, 0, at);
+}
+// The same with B as 16 rows of 64 elements of 16 bits, MN-major and swizzled over 128 bytes: two blocks of 8
+// rows, kApart bytes apart.
+template <class T, int kApart>
+void product_transposed(float (&d)[32], const uint32_t (&a)[4], uint32_t rows,
+                        host::Site at = host::Site::current()) {
+  static_assert(kApart > 0 && kApart % 1024 == 0 && kApart / 16 < 1 << 14);
+  host::product(host::kKind<T>, d, 64, a, rows, 128, kApart, at);
 }
 
 // ---- launching a grid of clusters

@@ -76,7 +76,7 @@ struct BulkCopy {  // of the copy engine, under way: 16 bytes to each place
 
 struct Product {  // a warp's part of one of a warp group
   Kind kind;
-  int columns, span;
+  int columns, span, apart;  // apart: of the blocks of 8 rows of an MN-major B, or 0
   uint32_t weights, a[32][4];
   float* d[32];
 };

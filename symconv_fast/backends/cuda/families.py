@@ -50,6 +50,7 @@ FAMILIES: dict[tuple[str, str], str] = {
     ("patch", "fprop"): "patch",
     ("hopper", "fprop"): "hopper",
     ("hopper", "dgrad"): "hopperdgrad",
+    ("hopper", "wgrad"): "hopperwgrad",
     ("depthwise", "fprop"): "depthwise",
     ("depthwise", "dgrad"): "depthwise",
     ("depthwise", "wgrad"): "depthwise",
