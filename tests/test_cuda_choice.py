@@ -192,3 +192,49 @@ def test_estimates_keep_to_what_was_measured(
 def test_nothing_goes_to_the_stand_in_unasked(fake: cuda_fake.Fake) -> None:
     choice = dispatch.choose(oracle.problem_of(LAST, BF16, "fprop"), "fprop")
     assert choice.backend.NAME != "cuda"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({}, "is not the native CUDA module of this version: AttributeError"),
+        ({"info": dict}, "is not the native CUDA module of this version: KeyError"),
+        ({"info": lambda: {"version": "0.0.1"}}, "is of version 0.0.1"),
+        (ImportError("file too short"), "cannot be loaded: file too short"),
+        (OSError("undefined symbol"), "is not the native CUDA module of this version: OSError"),
+        ({"info": lambda: {"version": sf.__version__}}, ""),
+    ],
+)
+def test_what_is_not_the_module_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, what: dict[str, object] | Exception, said: str
+) -> None:
+    """A file that cannot be loaded, another module, one of another version: layers run without it, and it is said."""
+    found: object = what if isinstance(what, Exception) else SimpleNamespace(**what)
+
+    def import_module(name: str) -> object:
+        assert name == "symconv_fast._cuda"
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(native, "importlib", SimpleNamespace(import_module=import_module))
+    monkeypatch.setattr(native.Path, "glob", lambda folder, name: [native.Path("_cuda.so")])
+    native._load.cache_clear()
+    loaded = native._load()
+    native._load.cache_clear()
+    assert loaded is found if not said else str(loaded).startswith(f"_cuda.so {said}")
+
+
+def test_a_module_with_other_fields_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources are newer than a module that was built in place: the choice goes on without it."""
+
+    class Params:
+        def __init__(self, **fields: int) -> None:
+            raise TypeError("WgradParams: unknown groups")
+
+    case = replace(LAST, channels=16, ties=((1, 8),))
+    with cuda_fake.stand_in(SimpleNamespace(ConvParams=Params, WgradParams=Params)):
+        said = str(reason(case, BF16, "wgrad", "tile"))
+    assert said.startswith(
+        "the native CUDA module is not of this version (WgradParams: unknown groups); build it"
+    )

@@ -350,3 +350,20 @@ def test_times_count_under_the_switches_of_torch_under_which_they_were_measured(
         run_right(conv, X)
         assert runs_of(world, conv, X) == [winner]
     assert world.clock.samples == samples  # the first times are still known
+
+
+def test_what_was_settled_is_asked_again_when_cudnn_may_choose(world, monkeypatch):
+    """With another switch torch's convolution takes another time; what was measured before comes back with it."""
+    conv = layer()
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    run_right(conv, X)
+    assert runs_of(world, conv, X) == ["slow"]
+    world.torchs.cost = 1e-4
+    assert runs_of(world, conv, X) == ["slow"]
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    run_right(conv, X)
+    assert runs_of(world, conv, X) == ["reference"]
+    samples = world.clock.samples
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    assert runs_of(world, conv, X) == ["slow"]
+    assert world.clock.samples == samples

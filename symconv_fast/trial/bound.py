@@ -47,8 +47,8 @@ class Trial:
     def __init__(self, problem: Problem, op: str, activation: str | None, ways: Ways) -> None:
         self._problem, self._op, self._activation, self._ways = problem, op, activation, ways
         self._settled: Run | None = None
-        self._settled_at: tuple[int, bool] | None = None
-        self._meanwhile: dict[tuple[int, bool], tuple[int, Run]] = {}
+        self._settled_at: tuple[int, bool, bool] | None = None
+        self._meanwhile: dict[tuple[int, bool, bool], tuple[int, Run]] = {}
 
     def __call__(self, *tensors: Tensor | None) -> Tensor:
         """The operator's result, always of a run of its own."""
@@ -64,7 +64,7 @@ class Trial:
         try:
             level = level if held else modes.NOTHING
             seen = verdicts.changes()
-            place = (level, torch.are_deterministic_algorithms_enabled())
+            place = (level, *_switches())
             found = self._meanwhile.get(place)
             if found is not None and found[0] == seen:
                 return found[1]
@@ -150,9 +150,14 @@ class Trial:
             verdicts.keep(self._problem, self._op, self._activation, device, seconds)
 
 
-def _circumstances() -> tuple[int, bool]:
-    """What may have changed since something was settled: a kernel was disabled, or runs must repeat from now on."""
-    return verdicts.failures(), torch.are_deterministic_algorithms_enabled()
+def _circumstances() -> tuple[int, bool, bool]:
+    """What may have changed since something was settled: a kernel was disabled, or a switch was set."""
+    return verdicts.failures(), *_switches()
+
+
+def _switches() -> tuple[bool, bool]:
+    """Must runs repeat, and may torch's convolution try algorithms? TF32 is not here: by it `ops.plan` asks anew."""
+    return torch.are_deterministic_algorithms_enabled(), torch._C._get_cudnn_benchmark()
 
 
 def _call(run: Run, tensors: tuple[Tensor | None, ...]) -> Callable[[], object]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..._version import __version__
+
 NAME = "_cuda"
 HOW_TO_BUILD = "build it, where nvcc is, with pip install --no-build-isolation . (or make cuda)"
 
@@ -30,12 +32,16 @@ def module() -> Any:
 @cache
 def _load() -> Any | str:
     """The module of this installation, or why there is none, as a clause."""
+    package = Path(__file__).parents[2]
+    built = sorted(p.name for p in package.glob(f"{NAME}.*") if p.suffix in (".so", ".pyd"))
     try:
-        return importlib.import_module(f"symconv_fast.{NAME}")
+        loaded = importlib.import_module(f"symconv_fast.{NAME}")
+        version = loaded.info()["version"]
     except ImportError as error:
-        package = Path(__file__).parents[2]
-        built = sorted(p.name for p in package.glob(f"{NAME}.*") if p.suffix in (".so", ".pyd"))
         return f"{built[0]} cannot be loaded: {error}" if built else "the native CUDA module was not built"
+    except Exception as error:  # whatever lies there, layers run without it
+        return f"{built[0] if built else NAME} is not the native CUDA module of this version: {error!r}"
+    return loaded if version == __version__ else f"{built[0] if built else NAME} is of version {version}"
 
 
 def architectures() -> str | None:

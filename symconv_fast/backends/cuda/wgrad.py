@@ -13,7 +13,7 @@ from typing import Any
 from ...problem import Problem
 from ..gpu_cost import LAUNCH_SECONDS
 from ..triton.geometry import geometry, pixel_strides
-from . import families
+from . import families, native
 from .limits import DTYPES, Limits
 
 LAYOUT = families.CHANNELS_LAST
@@ -37,7 +37,10 @@ def refusal(problem: Problem, op: str, limits: Limits) -> str | None:
         return f"{vector} does not divide the {channels} input channels of a group"
     if problem.out_channels % vector:
         return f"{vector} does not divide the rows of each tie in a group"
-    return _native(problem, limits).check() or None
+    try:
+        return _native(problem, limits).check() or None
+    except TypeError as error:  # other fields: sources that are newer than the module that was built in place
+        return f"the native CUDA module is not of this version ({error}); {native.HOW_TO_BUILD}"
 
 
 def parameters(
@@ -94,7 +97,7 @@ def _native(problem: Problem, limits: Limits) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _of(native: Any, problem: Problem, limits: Limits) -> Any:
+def _of(native_class: Any, problem: Problem, limits: Limits) -> Any:
     g = geometry(problem)
     d, h, w = (axis[0] for axis in g.axes)
     row = g.channels * d * h * w
@@ -104,4 +107,4 @@ def _of(native: Any, problem: Problem, limits: Limits) -> Any:
         "w": (g.rows * row, row, d * h * w, h * w, w, 1),
     }
     fields = parameters(problem, "wgrad", strides, limits, 0, False)
-    return native(**fields)
+    return native_class(**fields)
