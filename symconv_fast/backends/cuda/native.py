@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..._version import __version__
+
 NAME = "_cuda"
 HOW_TO_BUILD = "build it, where nvcc is, with pip install --no-build-isolation . (or make cuda)"
 
@@ -31,7 +33,9 @@ def module() -> Any:
 def _load() -> Any | str:
     """The module of this installation, or why there is none, as a clause."""
     try:
-        return importlib.import_module(f"symconv_fast.{NAME}")
+        loaded = importlib.import_module(f"symconv_fast.{NAME}")
+        version = loaded.info()["version"]
+        return loaded if version == __version__ else f"the native CUDA module is of symconv_fast {version}"
     except ImportError as error:
         package = Path(__file__).parents[2]
         built = sorted(p.name for p in package.glob(f"{NAME}.*") if p.suffix in (".so", ".pyd"))
