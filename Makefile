@@ -19,7 +19,7 @@ RESULTS ?= bench/results/reference-cpu.jsonl
 
 # Triton comes after torch, which tools/triton_version.py asks for the version: whether a tile spills depends on the compiler.
 BUILD_TOOLS := "setuptools>=70.1" numpy "rich>=13" tqdm
-TEST_TOOLS := "pytest>=8" "hypothesis>=6.100" "pytest-benchmark>=4" expecttest networkx matplotlib "rustworkx>=0.15" scipy
+TEST_TOOLS := "pytest>=8" pytest-xdist "hypothesis>=6.100" "pytest-benchmark>=4" expecttest networkx matplotlib "rustworkx>=0.15" scipy
 # Programs that tests try on tied layers; where they are missing, these tests are skipped and listed.
 TRIED_TOOLS := onnx onnxscript onnxruntime ptflops thop
 DEMO_TOOLS := scikit-learn mlxtend

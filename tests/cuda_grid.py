@@ -69,6 +69,10 @@ LARGE = {
     "small images, hv, two stages": _large(3, 8, 40, (7, 7), batch=3),
     "strips, h": _large(1, 8, 8, (4, 31), batch=5),
     "strips, hv": _large(3, 8, 8, (4, 31), batch=5),
+    "small images, h, many channels": _large(1, 16, 128, (8, 7), batch=16),
+    "small images, hv, many channels": _large(3, 16, 128, (7, 8), batch=16),
+    "strips, h, many channels": _large(1, 16, 128, (4, 31), batch=5),
+    "strips, hv, many channels": _large(3, 32, 128, (4, 31), batch=5),
     "small images, h": _large(1, 8, 8, (15, 7), batch=9),
     "small images, hv": _large(3, 8, 8, (15, 7), batch=9),
 }
@@ -127,19 +131,28 @@ def _three_by_three(case: Case) -> bool:
 
 def _patches(case: Case, dtype: torch.dtype, op: str) -> bool:
     """3 x 3 forward, one tie along one axis or two."""
+    return op == "fprop" and _one_tie(case, dtype)
+
+
+def _one_tie(case: Case, dtype: torch.dtype) -> bool:
     masks = [mask for mask, rows in case.ties if rows]
     one_tie = len(masks) == 1 and masks[0] in (1, 2, 3)
     whole = _vectors(case.channels // case.groups, dtype)
-    return op == "fprop" and dtype.itemsize == 2 and one_tie and whole and _three_by_three(case)
+    return dtype.itemsize == 2 and one_tie and whole and _three_by_three(case)
 
 
 def _warp_groups(case: Case, dtype: torch.dtype, op: str) -> bool:
-    """What patches are, in one plane; several groups start at whole stages."""
-    return _patches(case, dtype, op) and (case.ndim == 2 or case.spatial[0] == 1) and not _cut_stages(case)
+    """What patches are, in one plane, also backward; several groups, or members, start at whole stages."""
+    cut = {"fprop": _cut_stages, "dgrad": _cut_rows, "wgrad": lambda case: True}[op]
+    return _one_tie(case, dtype) and (case.ndim == 2 or case.spatial[0] == 1) and not cut(case)
 
 
 def _cut_stages(case: Case) -> bool:
     return case.groups > 1 and case.channels // case.groups % 64 != 0
+
+
+def _cut_rows(case: Case) -> bool:
+    return any(rows // case.groups % 16 for _, rows in case.ties)
 
 
 def _tiles(case: Case, dtype: torch.dtype, op: str) -> bool:
@@ -196,6 +209,7 @@ def _rows_of_a_tie(case: Case, dtype: torch.dtype) -> bool:
 
 MAY: dict[str, Callable[..., bool]] = {
     "it has the passes fprop alone": lambda case, dtype, op: op != "fprop",
+    "it has the passes fprop, dgrad alone": lambda case, dtype, op: op == "wgrad",
     # patch
     "its patches are for kernels of 3 x 3 with stride 1, dilation 1 and padding 1": lambda case, dtype, op: (
         not _three_by_three(case)
@@ -209,6 +223,7 @@ MAY: dict[str, Callable[..., bool]] = {
     r"64 does not divide the \d+ input channels of a group, and there are several": lambda case, dtype, op: (
         _cut_stages(case)
     ),
+    r"16 does not divide the \d+ rows of a group": lambda case, dtype, op: op == "dgrad" and _cut_rows(case),
     # tile
     r"(\d+) does not divide the (\d+) input channels of a group": lambda case, dtype, op, vector, channels: (
         int(channels) == case.channels // case.groups and int(channels) % (16 // dtype.itemsize) != 0

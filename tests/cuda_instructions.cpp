@@ -115,12 +115,12 @@ const char* mma(int kind, uint32_t* d, const float* sums, const uint32_t* a, con
 const char* wgmma(int kind, int span, uint32_t* d, const uint32_t* a, int weights, const uint8_t* shared,
                   int bytes) {
   const Call c{a, nullptr, shared, d, bytes, weights};
-  const auto with = [&](auto* narrow, auto* wide) {
-    return run(span == 64 ? narrow : wide, c, 512, 0, bytes, 32 * 128);
+  const auto with = [&](auto* least, auto* narrow, auto* wide) {
+    return run(span == 32 ? least : span == 64 ? narrow : wide, c, 512, 0, bytes, 32 * 128);
   };
-  if (kind == 0) return with(of_a_group<Bfloat16, 64>, of_a_group<Bfloat16, 128>);
-  if (kind == 1) return with(of_a_group<Float16, 64>, of_a_group<Float16, 128>);
-  return with(of_a_group<Float32, 64>, of_a_group<Float32, 128>);
+  if (kind == 0) return with(of_a_group<Bfloat16, 32>, of_a_group<Bfloat16, 64>, of_a_group<Bfloat16, 128>);
+  if (kind == 1) return with(of_a_group<Float16, 32>, of_a_group<Float16, 64>, of_a_group<Float16, 128>);
+  return with(of_a_group<Float32, 32>, of_a_group<Float32, 64>, of_a_group<Float32, 128>);
 }
 
 const char* exchange(uint32_t* to, const uint32_t* from, int mask) {

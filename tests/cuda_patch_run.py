@@ -14,7 +14,7 @@ import torch
 from cuda_instructions import machine_objects
 from torch import Tensor
 
-from symconv_fast.backends.cuda import patch
+from symconv_fast.backends.cuda import hopperdgrad, patch
 from symconv_fast.backends.triton.geometry import pixels_view, weight_view
 from symconv_fast.problem import Problem
 
@@ -23,7 +23,7 @@ MAIN = Path(__file__).parent / "cuda_patch" / "main.cpp"
 COMPILER = ("g++", "-std=c++20", "-O1", "-Wno-unknown-pragmas")
 
 Planner = ModuleType
-"""symconv_fast.backends.cuda.patch or hopper."""
+"""symconv_fast.backends.cuda.patch, hopper or hopperdgrad."""
 
 
 def parameters(planner: Planner, fields: Mapping[str, int]) -> Any:
@@ -49,20 +49,42 @@ def convolve(
     y = torch.full(inner, torch.nan, dtype=problem.dtype).movedim(-1, 1)
     strides = {"x": pixels_view(x).stride(), "w": weight_view(w, problem).stride()}
     fields = patch.fields(problem, strides | {"y": pixels_view(y).stride()}, tile, activation)
-    native, call = cuda_host.module(), parameters(planner, fields)
+    launch(parameters(planner, fields), (x, w, bias), y)
+    return y
+
+
+def gradient(problem: Problem, tile: int, grad: Tensor, w: Tensor) -> Tensor:
+    """The gradient of the input by one tile of hopperdgrad, of the output's, which has its channels innermost.
+
+    Raises:
+        RuntimeError: the stand-in saw a fault.
+    """
+    inner = (problem.batch, *problem.spatial, problem.in_channels)
+    x = torch.full(inner, torch.nan, dtype=problem.dtype).movedim(-1, 1)
+    strides = {"x": pixels_view(x).stride(), "w": weight_view(w, problem).stride()}
+    fields = hopperdgrad.fields(problem, strides | {"y": pixels_view(grad).stride()}, tile)
+    launch(parameters(hopperdgrad, fields), (grad, w, None), x)
+    return x
+
+
+def launch(call: Any, read: tuple[Tensor, Tensor, Tensor | None], written: Tensor) -> None:
+    """One call on tensors that the stand-in knows.
+
+    Raises:
+        RuntimeError: the numbers are refused, or the stand-in saw a fault.
+    """
     if call.check():
         raise RuntimeError(call.check())
-    work = torch.empty(call.workspace(), dtype=torch.uint8)
+    native, work = cuda_host.module(), torch.empty(call.workspace(), dtype=torch.uint8)
     native.clear_buffers()
-    for tensor, writable in ((x, False), (w, False), (bias, False), (y, True), (work, True)):
+    for tensor, writable in (*((t, False) for t in read), (written, True), (work, True)):
         if tensor is not None:
             reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
             native.register_buffer(tensor.data_ptr(), reach * tensor.element_size(), writable)
-    pointers = [0 if t is None else t.data_ptr() for t in (x, w, bias, y, work)]
+    pointers = [0 if t is None else t.data_ptr() for t in (*read, written, work)]
     error = call.launch(*pointers, 0, 0)
     if error:
         raise RuntimeError(error)
-    return y
 
 
 def changed_sources(to: Path, file: str, old: str, new: str) -> Path:

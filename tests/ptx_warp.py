@@ -18,12 +18,13 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "and": lambda a, b: a & b,
     "or": lambda a, b: a | b,
     "xor": lambda a, b: a ^ b,
+    "neg": lambda a: -a,
     "shl": lambda a, b: a << b,
     "shr": lambda a, b: a >> b,
     "bfe": lambda a, b, c: a >> b & (1 << c) - 1,
 }
 NOTHING = ("bar.sync", "fence.proxy", "wgmma.fence", "wgmma.commit", "wgmma.wait", "ld.param")
-SPANS = {1: 128, 2: 64}  # bytes of the swizzle by the kind in bits 62 and 63 of a descriptor
+SPANS = {1: 128, 2: 64, 3: 32}  # bytes of the swizzle by the kind in bits 62 and 63 of a descriptor
 
 
 class Threads:
@@ -152,7 +153,7 @@ class Threads:
         """Arithmetic; what is signed is only the extraction of one bit, which gives 0 or -1."""
         v = [self.value(group) for group in groups[1:]]
         kind = parts[-1]
-        if kind[0] == "s" and parts[0] not in ("add", "mul"):
+        if kind[0] == "s" and parts[0] not in ("add", "mul", "neg"):
             assert parts[0] == "bfe", parts
             assert set(v[2]) == {1}, parts
             result = -OPERATIONS["bfe"](*v)

@@ -43,7 +43,9 @@ def test_a_layer_whose_tiles_are_full(machine: Any, tie: str, members: int) -> N
     assert busy["matrix units"] == forward["mma"] / H200.mma / H200.multiprocessors
 
 
-@pytest.mark.parametrize(("algorithm", "op"), [("patch", "fprop"), ("hopper", "fprop"), ("tile", "wgrad")])
+@pytest.mark.parametrize(
+    ("algorithm", "op"), [("patch", "fprop"), ("hopper", "fprop"), ("hopper", "dgrad"), ("tile", "wgrad")]
+)
 def test_a_sample_stands_for_all(machine: Any, algorithm: str, op: str) -> None:
     way = Way(Layer(64, 16, 3, "none"), "h", op, algorithm)
     few = done(machine, way)

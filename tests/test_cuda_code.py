@@ -32,6 +32,7 @@ MEANT = {
     "wgrad": MATRIX,
     "patch": MATRIX,
     "hopper": ("HGMMA", "UTMALDG", "LDSM"),
+    "hopperdgrad": ("HGMMA", "UTMALDG", "LDSM"),
     "depthwise": ("FFMA",),
 }
 

@@ -1,6 +1,6 @@
 # Faults put on purpose into the CUDA kernels: the stand-in for a GPU, or the oracle, must see each of them.
 """So a test that passes on the stand-in is worth something. A few are in the quick suite, all in the full one. Those of
-the patch and Hopper kernels are in test_cuda_patch_faults.py."""
+the patch kernels and of the pipeline of the Hopper kernels are in test_cuda_patch_faults.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import cuda_fake
 import cuda_faults_conv
 import cuda_faults_depthwise
+import cuda_faults_hopperdgrad
 import cuda_faults_wgrad
 import cuda_grid
 import cuda_host
@@ -54,6 +55,8 @@ LAYERS = {
     "forward h": _layer(1, 24, 136, "fprop", "tile", BF16, "prepare_bf16", "forward_bf16"),
     "forward hv, TF32": _layer(3, 16, 72, "fprop", "tile", FP32, "prepare_tf32", "forward_tf32"),
     "input gradient hv": _layer(3, 40, 40, "dgrad", "tile", BF16, "prepare_bf16", "gradient_bf16"),
+    "input gradient h, warp groups": _layer(1, 80, 40, "dgrad", "hopper", BF16, "gh64p"),
+    "input gradient hv, warp groups": _layer(3, 64, 40, "dgrad", "hopper", FP16, "ghv64p"),
     "weight gradient h": _layer(1, 24, 72, "wgrad", "tile", BF16, "bf16_nine1", "bf16_total"),
     "weight gradient hv, TF32": _layer(3, 16, 24, "wgrad", "tile", FP32, "tf32_nine2", "tf32_total"),
     "depthwise forward": _layer(3, 32, 16, "fprop", "depthwise", BF16, "fprop_plain_bfloat16", groups=16),
@@ -67,6 +70,7 @@ FAULTS = {
     **cuda_faults_conv.FAULTS,
     **cuda_faults_wgrad.FAULTS,
     **cuda_faults_depthwise.FAULTS,
+    **cuda_faults_hopperdgrad.FAULTS,
 }
 QUICK = (
     "copies before the barrier",
@@ -74,6 +78,7 @@ QUICK = (
     "a stage let go of early",
     "sums beyond the rows",
     "weights overwritten too early",
+    "a row of the windows",
 )
 
 

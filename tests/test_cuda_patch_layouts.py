@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 MMA = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[1, 1], instr_shape=[16, 8])
-SPANS = (64, 128)  # bytes of a swizzle
+SPANS = (32, 64, 128)  # bytes of a swizzle
 PLACES = ("engine", "window", "weights")
 
 
@@ -115,10 +115,30 @@ def check_boxes(kernels: Kernels, span: int) -> None:
         np.testing.assert_array_equal(found, wanted + 16 * step, f"{warp}, {step}, {kw}, {t}")
 
 
-@pytest.mark.parametrize("span", SPANS)
+@pytest.mark.parametrize("span", [64, 128])
 def test_windows_of_a_box(kernels: Kernels, span: int) -> None:
     """A box of 10 x 18 pixels lies as Triton's layout says; the kernel's own addresses find A's fragments in it."""
     check_boxes(kernels, span)
+
+
+def check_slices(kernels: Kernels) -> None:
+    """gh128p: boxes of 10 x 10 pixels and 16 rows u, a patch for two warps of 4 rows."""
+    pitch, patch = 10, 104  # pixels of a patch, whole repeats of the swizzle
+    shared = np.full(4 * patch * 32, 0xFF, np.uint8)
+    ids = np.arange(4 * patch * 16).reshape(4 * patch, 16).astype(np.uint16)
+    whole = -(-4 * patch // 128) * 128
+    offsets = triton_offsets(box_layout(32), [whole, 16])[: 4 * patch]
+    shared.view(np.uint16)[offsets] = ids
+    for warp in (0, 1, 5):
+        for kw, t in ((0, 0), (1, 3), (2, 1), (2, 2)):
+            found = halves(kernels.box_window(32, warp, 0, kw, t, shared))
+            wanted = expected_window(A_OF_A_WARP, pitch, 4, warp % 2 * 4 + t, kw, 16)
+            np.testing.assert_array_equal(found, wanted + warp // 2 * patch * 16, f"{warp}, {kw}, {t}")
+
+
+def test_windows_of_a_slice(kernels: Kernels) -> None:
+    """The boxes of the gradient of the input lie as Triton's layout says, and its fragments are found in them."""
+    check_slices(kernels)
 
 
 def check_tile(kernels: Kernels) -> None:
@@ -138,6 +158,7 @@ def test_windows_and_weights_of_a_tile(kernels: Kernels) -> None:
 
 FAULTS = {  # of the kernels' addresses: file, old and new text
     "key of the windows": ("hopper/group.h", "(address >> 3) & 112", "(address >> 4) & 112"),
+    "key of the slices": ("hopper/group.h", "(address >> 3) & 16", "(address >> 4) & 16"),
     "key of the weights": ("patch/tile.h", "(orbit >> T::kKeyShift)", "(orbit >> (T::kKeyShift + 1))"),
     "rows of a window": ("hopper/group.h", "(matrix & 1) * (T::kRows / 2)", "(matrix >> 1) * (T::kRows / 2)"),
     "weights of a block": ("patch/warp.h", "(matrix >> 1) * 8 + i + warp", "(matrix & 1) * 8 + i + warp"),
@@ -152,6 +173,7 @@ def test_a_wrong_address_is_seen(tmp_path: Path, fault: str) -> None:
     wrong = Kernels(tmp_path, changed_sources(tmp_path / "sources", *FAULTS[fault]))
     checks = {
         "key of the windows": lambda: check_swizzle(wrong, "window", 128),
+        "key of the slices": lambda: check_slices(wrong),
         "key of the weights": lambda: check_swizzle(wrong, "weights", 128),
         "rows of a window": lambda: check_boxes(wrong, 128),
         "weights of a block": lambda: check_tile(wrong),
@@ -178,7 +200,7 @@ TILE = (
 def tile_of(family: str, name: str) -> dict[str, int]:
     """A tile's numbers and what follows from them: fragments and windows of a warp."""
     text = (SOURCES / family / "tiles.h").read_text()
-    (found,) = re.findall(rf"using {name} = (?:Boxes<)?Tile<([^>]*)>", text)
+    (found,) = re.findall(rf"using {name} = (?:Boxes<|Gather<., )?Tile<([^>]*)>", text)
     tile = dict(zip(TILE, map(int, found.split(", ")), strict=True))
     return tile | {"fragments": tile["rows"] // 2, "windows": tile["rows"] // 2 + 2}
 
@@ -209,10 +231,11 @@ def ptx_of(family: str, name: str, folder: Path, element: str = "Bfloat16") -> s
     source.write_text(
         f'#include "{family}/kernels.cuh"\ntemplate std::string {instance}(const {params}&, {pointers});\n'
     )
-    arch = "sm_90a" if family == "hopper" else "sm_80"
+    arch = "sm_80" if family == "patch" else "sm_90a"
     command = ["nvcc", "-std=c++17", "-ptx", f"-arch={arch}", f"-I{SOURCES}", str(source), "-o", str(made)]
     subprocess.run(command, check=True)
-    (entry,) = (part for part in made.read_text().split(".entry ")[1:] if "forward" in part.split("(")[0])
+    entries = made.read_text().split(".entry ")[1:]
+    (entry,) = (part for part in entries if "fold_filters" not in part.split("(")[0])
     return entry
 
 
@@ -261,10 +284,34 @@ def test_instructions_of_the_wgmma_kernel(
     loads = instructions(text, "ldmatrix")
     assert {full for full, _ in loads} == {"ldmatrix.sync.aligned.m8n8.x4.shared.b16"}
     assert len(loads) == steps * 3 * tile["windows"]
+    check_boxes_and_descriptors(text, span, tmp_path)
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("name", "element", "kind"), [("gh128p", "Bfloat16", "bf16"), ("ghv64p", "Float16", "f16")]
+)
+def test_instructions_of_the_gradient(tmp_path: Path, name: str, element: str, kind: str) -> None:
+    """One product a tap and fragment, whatever the members are, each of which has windows of its own."""
+    tile, text = tile_of("hopperdgrad", name), ptx_of("hopperdgrad", name, tmp_path, element)
+    products = instructions(text, "wgmma.mma_async")
+    channels = tile["warp_orbits"]
+    assert {full for full, _ in products} == {
+        f"wgmma.mma_async.sync.aligned.m64n{channels}k16.f32.{kind}.{kind}"
+    }
+    assert len(products) == 9 * tile["fragments"]
+    for other in ("wgmma.commit_group", "wgmma.fence"):
+        assert len(instructions(text, other)) == 3
+    assert len(instructions(text, "ldmatrix")) == 3 * tile["windows"] * tile["members"]
+    check_boxes_and_descriptors(text, 32, tmp_path)
+
+
+def check_boxes_and_descriptors(text: str, span: int, folder: Path) -> None:
+    """One copy of a box of four axes; and descriptors of the weights have the bits that Triton gives its own."""
     four = r"\[%r\d+\], \[%rd\d+, \{%r\d+, %r\d+, %r\d+, %r\d+\}\], \[%r\d+\];"
     assert len(re.findall(rf"cp\.async\.bulk\.tensor\.4d\.[\w:.]*complete_tx::bytes {four}", text)) == 1
     ours = {int(c) & (1 << 64) - 1 for c in re.findall(r"or\.b64\s+%rd\d+, %rd\d+, (-?\d{12,});", text)}
-    theirs = descriptors_of_triton(span, tmp_path)
+    theirs = descriptors_of_triton(span, folder)
     assert len(ours) == len(theirs) == 1, (ours, theirs)
     unused = 0x3FFF << 16  # the leading dimension's offset, which a K-major layout with a swizzle has not
     assert {d & ~unused for d in ours} == {d & ~unused for d in theirs}

@@ -2,6 +2,7 @@
 // library: a test holds it against layouts from elsewhere. Registers are arrays [register][lane]; a call
 // returns the stand-in's text, which is empty if all is well.
 #include "hopper/tiles.h"
+#include "hopperdgrad/tiles.h"
 #include "patch/tiles.h"
 #include "patch/warp.h"
 
@@ -10,6 +11,7 @@ namespace {
 
 using Narrow = Boxes<Tile<4, 2, 64, 8, 16, 1, 1, 32, 4, 1>>;  // 64 bytes of a pixel
 using Wide = whv64k;                                          // 128
+using Slices = gh128p;                                        // 32
 
 struct Call {
   const uint32_t* shared;
@@ -77,6 +79,7 @@ extern "C" {
 int chunk_at(int kind, int span, int row, int chunk) {
   const int plain = row * span + chunk * 16;
   if (kind == 0) return static_cast<int>(host::engine_swizzle(plain, span));
+  if (span == 32) return kind == 1 ? swizzled<Slices>(plain) : weight_address<Slices>(0, row, chunk);
   if (span == 64) return kind == 1 ? swizzled<Narrow>(plain) : weight_address<Narrow>(0, row, chunk);
   return kind == 1 ? swizzled<Wide>(plain) : weight_address<Wide>(0, row, chunk);
 }
@@ -84,7 +87,8 @@ int chunk_at(int kind, int span, int row, int chunk) {
 const char* window_of_a_box(int span, uint32_t* a, int warp, int step, int kw, int t, const uint32_t* shared,
                             int bytes) {
   const Call c{shared, a, bytes, warp, step, kw, t};
-  return run(span == 64 ? box_window<Narrow> : box_window<Wide>, c, 4, bytes + 1024);
+  const auto kernel = span == 32 ? box_window<Slices> : span == 64 ? box_window<Narrow> : box_window<Wide>;
+  return run(kernel, c, 4, bytes + 1024);
 }
 
 // A of h32s, and behind it its weights, four registers of each 16 orbits.

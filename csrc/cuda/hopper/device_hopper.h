@@ -125,12 +125,12 @@ SYMCONV_GROUP_MULTIPLIES(Float16, "f16")
 #undef SYMCONV_SUMS16
 #undef SYMCONV_SUMS8
 
-// The same with b as N rows of 16 elements, swizzled over SPAN bytes of a row (64 or 128), at a shared
+// The same with b as N rows of 16 elements, swizzled over SPAN bytes of a row (32, 64 or 128), at a shared
 // address. Descriptor: K-major, kind of swizzle, eight rows from one group of rows to the next.
 template <class T, int N, int SPAN>
 __device__ __forceinline__ void product(float (&d)[N / 2], const uint32_t (&a)[4], uint32_t weights) {
-  static_assert(SPAN == 64 || SPAN == 128);
-  constexpr uint64_t kind = SPAN == 64 ? 2 : 1;
+  static_assert(SPAN == 32 || SPAN == 64 || SPAN == 128);
+  constexpr uint64_t kind = SPAN == 32 ? 3 : SPAN == 64 ? 2 : 1;
   constexpr uint64_t fixed = kind << 62 | uint64_t{SPAN * 8 / 16} << 32 | uint64_t{1} << 16;
   add_product<T, N>(d, a, fixed | (weights & 0x3FFFF) >> 4);
 }

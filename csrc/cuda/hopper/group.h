@@ -12,6 +12,7 @@ namespace symconv {
 // The stage as the copy engine writes it: a patch is one box of the map, swizzled by the bits of its address.
 template <class Base>
 struct Boxes : Base {
+  static constexpr int kSlices = 1;                        // of channels that a stage has boxes of
   static constexpr int kPixelBytes = Base::kChannels * 2;  // also the span of the swizzle: 64 or 128 bytes
   static constexpr int kPatchBytes = (Base::kPatchPixels * kPixelBytes + 1023) / 1024 * 1024;
   static constexpr int kHaloBytes = Base::kPatches * kPatchBytes;
@@ -29,9 +30,10 @@ struct Boxes : Base {
 
 namespace {
 
-// The copy engine's swizzle: 16-byte chunks of 64 or 128 bytes exchanged by the bits above them.
+// The copy engine's swizzle: 16-byte chunks of 32, 64 or 128 bytes exchanged by the bits above them.
 template <class T>
 __device__ __forceinline__ uint32_t swizzled(uint32_t address) {
+  if constexpr (T::kPixelBytes == 32) return address ^ ((address >> 3) & 16);
   return address ^ (T::kPixelBytes == 64 ? (address >> 3) & 48 : (address >> 3) & 112);
 }
 

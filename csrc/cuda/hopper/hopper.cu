@@ -3,7 +3,6 @@
 #include "hopper/tiles.h"
 #include "launch.h"
 #include "patch/kernel.h"
-#include "patch/layer.h"
 
 namespace symconv {
 

@@ -23,7 +23,7 @@ inline decltype(&cuTensorMapEncodeTiled) encoder() {
 }
 
 // Four axes of elements of 16 bits, the innermost first; strides of the others in bytes; swizzled over `span`
-// bytes, 64 or 128. Text of the error, or nothing.
+// bytes, 32, 64 or 128. Text of the error, or nothing.
 inline std::string make_map(CUtensorMap& map, int64_t dtype, const void* start, const uint64_t (&sizes)[4],
                             const uint64_t (&strides)[3], const uint32_t (&box)[4], int span) {
   static const auto encode = encoder();
@@ -34,7 +34,9 @@ inline std::string make_map(CUtensorMap& map, int64_t dtype, const void* start, 
   const auto type = dtype == 0 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const int error = encode(&map, type, 4, const_cast<void*>(start), all_sizes, all_strides, box, every,
                            CU_TENSOR_MAP_INTERLEAVE_NONE,
-                           span == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+                           span == 32   ? CU_TENSOR_MAP_SWIZZLE_32B
+                           : span == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                        : CU_TENSOR_MAP_SWIZZLE_128B,
                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return error ? "cuTensorMapEncodeTiled: error " + std::to_string(error) : std::string();
 }

@@ -8,7 +8,7 @@ int cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, uint32_t 
                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   if (rank != 4) return 1;
   map->start = static_cast<const uint8_t*>(start);
-  map->span = swizzle == CU_TENSOR_MAP_SWIZZLE_64B ? 64 : 128;
+  map->span = swizzle == CU_TENSOR_MAP_SWIZZLE_32B ? 32 : swizzle == CU_TENSOR_MAP_SWIZZLE_64B ? 64 : 128;
   map->element_bytes = type <= CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 ? 2 : 4;
   const int64_t row = int64_t{box[0]} * map->element_bytes;
   bool right = row <= map->span && row % 16 == 0 && reinterpret_cast<uintptr_t>(start) % 16 == 0;
@@ -70,9 +70,7 @@ void send(BulkCopy bulk, Site at) {
 
 }  // namespace
 
-uint32_t engine_swizzle(uint32_t address, int span) {
-  return address ^ (address >> 3 & (span == 64 ? 0x30 : 0x70));
-}
+uint32_t engine_swizzle(uint32_t address, int span) { return address ^ (address >> 3 & (span - 16)); }
 
 void start_barrier(uint32_t address, int arrivals, Site at) {
   Cta& cta = *self().cta;

@@ -23,7 +23,7 @@ enum CUtensorMapDataType {
   CU_TENSOR_MAP_DATA_TYPE_TFLOAT32
 };
 enum CUtensorMapInterleave { CU_TENSOR_MAP_INTERLEAVE_NONE };
-enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B };
+enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B };
 enum CUtensorMapL2promotion { CU_TENSOR_MAP_L2_PROMOTION_L2_256B };
 enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE };
 // Of four dimensions; not 0 if the driver would refuse it.
@@ -109,7 +109,7 @@ void product_wait(host::Site at = host::Site::current()) {
 template <class T, int kColumns, int kSpan>
 void product(float (&d)[kColumns / 2], const uint32_t (&a)[4], uint32_t weights,
              host::Site at = host::Site::current()) {
-  static_assert(kSpan == 64 || kSpan == 128);
+  static_assert(kSpan == 32 || kSpan == 64 || kSpan == 128);
   host::product(host::kKind<T>, d, kColumns, a, weights, kSpan, at);
 }
 

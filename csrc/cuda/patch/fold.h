@@ -12,10 +12,13 @@ struct WeightStrides {
 };
 
 // Weight of folded tap `tap` of a filter w[row * 3 + column]; the order is that in which warps multiply.
-// `kept` is half of what the fold of the input keeps of a sum: 1/2, or 1 where sums are halved.
+// `kept` is half of what the fold of the input keeps of a sum: 1/2, or 1 where sums are halved. Nothing is
+// folded where sums have one parity.
 template <class T>
 __device__ __forceinline__ float folded(int tap, const float (&w)[kTaps], float kept) {
-  if constexpr (T::kMembers == 2) {
+  if constexpr (T::kMembers == 1) {
+    return w[tap];
+  } else if constexpr (T::kMembers == 2) {
     const int row = tap < 6 ? tap / 2 : tap - 6;
     const float *r = w + row * 3, side = tap % 2 == 0 ? r[0] + r[2] : r[0] - r[2];
     return tap >= 6 ? r[1] : kept * side;

@@ -49,6 +49,7 @@ FAMILIES: dict[tuple[str, str], str] = {
     ("tile", "wgrad"): "wgrad",
     ("patch", "fprop"): "patch",
     ("hopper", "fprop"): "hopper",
+    ("hopper", "dgrad"): "hopperdgrad",
     ("depthwise", "fprop"): "depthwise",
     ("depthwise", "dgrad"): "depthwise",
     ("depthwise", "wgrad"): "depthwise",
