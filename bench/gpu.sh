@@ -10,7 +10,7 @@
 #   --rehearse    every step end to end on a CPU with tiny sizes, the Triton kernels interpreted: no GPU is needed,
 #                 and no number that comes out means anything
 #
-# Steps: facts cuda answers smoke memory rivals baseline fold rate tests composed tune models sanitize build full
+# Steps: facts cuda answers rivals memory smoke baseline fold rate tests composed tune models sanitize build full
 # In 10 minutes: whether each CUDA kernel is right, and how fast it is beside Triton and cuDNN.
 # Uses the current python3 with the torch, triton and pytest that it has. Ends with a table of the steps; the exit code
 # is 1 if one of them failed or measured nothing, 0 otherwise, also when time ran out; 2, at once, where there is no GPU.
@@ -194,9 +194,9 @@ quick=(--dtypes bfloat16 --layouts channels_last)
 step facts 60 - facts
 step cuda 240 - cuda
 step answers 150 "$out/answers.jsonl" answers --rows "$out/answers.jsonl" --seconds 100
-step smoke 150 - tests smoke
-step memory 120 - memory
 step rivals 330 "$out/rivals.jsonl" rivals
+step memory 120 - memory
+step smoke 150 - tests smoke
 step baseline 420 "$rows" measure 6 bench "${quick[@]}"
 step fold 420 "$rows" measure 6 bench "${quick[@]}" --backend triton --algorithm fold
 step rate 120 - rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def nvcc(tmp_path, monkeypatch) -> Path:
     smi.write_text("#!/bin/sh\nexit 9\n")
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    for name in ("CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"):
+    for name in ("CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "SYMCONV_FAST_NO_CUDA"):
         monkeypatch.delenv(name, raising=False)
     return fake
 
@@ -167,15 +168,28 @@ def test_a_build_that_fails_shows_why_and_leaves_no_module(nvcc, copy, monkeypat
     assert not target.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("FAKE_FAIL", "was not built: .*code 2; everything else works without it"),
+        ("SYMCONV_FAST_NO_CUDA", "left out: SYMCONV_FAST_NO_CUDA is set"),
+        ("NO_GPU", "left out: there is no GPU here"),
+    ],
+)
+def test_make_goes_on_without_the_module(nvcc, copy, monkeypatch, capfd, name, said):
+    nvcc.with_name("nvidia-smi").write_text('#!/bin/sh\n[ -z "$NO_GPU" ] && echo 8.0\n')
+    (target := copy / "symconv_fast/_cuda.so").touch()
+    monkeypatch.setattr(cuda_build, "TARGET", target)
+    monkeypatch.setattr(cuda_build.build, "__defaults__", (target, False, False))
+    monkeypatch.setenv(name, "1")
+    assert cuda_build.main(["--if-gpu"]) == 0
+    assert re.search(said, capfd.readouterr().out.splitlines()[-1])
+    assert not target.exists()
+
+
 def test_reports_are_read_and_kept_from_users():
     (kernel,) = cuda_report.kernels(REPORT)
-    assert (kernel.name, kernel.arch, kernel.registers, kernel.stack, kernel.spills) == (
-        "_Z1kv",
-        "sm_80",
-        126,
-        16,
-        0,
-    )
+    assert kernel == cuda_report.Kernel("_Z1kv", "sm_80", registers=126, spills=0, stack=16)
     assert cuda_report.faults([REPORT]) == []
     assert cuda_report.faults([REPORT, REPORT]) == ["_Z1kv (sm_80): compiled by 2 files"]
     assert cuda_report.faults([REPORT, REPORT.replace("sm_80", "sm_90a")]) == []
@@ -295,12 +309,8 @@ def run_setup(root: Path, *arguments: str, **environment: str) -> subprocess.Com
         shutil.copy(tool, root / "tools")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, root)
-    shutil.copytree(
-        ROOT / "symconv_fast",
-        root / "symconv_fast",
-        ignore=shutil.ignore_patterns("*.so"),
-        dirs_exist_ok=True,
-    )
+    ignore = shutil.ignore_patterns("*.so")
+    shutil.copytree(ROOT / "symconv_fast", root / "symconv_fast", ignore=ignore, dirs_exist_ok=True)
     env = {**os.environ, "SYMCONV_FAST_NO_CPU": "1", "SYMCONV_FAST_NO_CUDA": "0", **environment}
     done = subprocess.run(
         [sys.executable, "setup.py", *arguments], cwd=root, env=env, capture_output=True, text=True

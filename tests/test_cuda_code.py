@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cuda_build
 import cuda_report
@@ -19,6 +21,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "cuda"
+REGISTERS = 1 << 16
+"""Of a multiprocessor, given out to warps by 8 a thread."""
 
 # Of each family: a kernel that stands for the others, and instructions that it must have. HMMA: products of matrix
 # units; LDSM: ldmatrix; LDGSTS: copies that run on their own; HGMMA: wgmma; UTMALDG: the copy engine.
@@ -110,6 +114,31 @@ def test_no_kernel_spills_or_waits_where_it_should_not():
     assert set(reports) == {name for name, _ in plan.commands}
     assert cuda_report.faults(reports.values()) == []
     assert len([k for text in reports.values() for k in cuda_report.kernels(text)]) > len(MEANT)
+
+
+def too_many(variants: list[dict[str, Any]], reports: dict[str, str]) -> list[str]:
+    """Kernels whose registers leave no room for as many CTAs as their variant says, or that are not there."""
+    found = []
+    for v in variants:
+        name = f"{v['family']}/{v['name']}"
+        texts = [text for file, text in reports.items() if re.fullmatch(rf"{name}(_\w+)?", file)]
+        kernels = [k for text in texts for k in cuda_report.kernels(text)]
+        if not kernels and name != "depthwise/sum":  # which lies in the files of the gradient of the input
+            found.append(f"{name} is in no file")
+        for kernel in kernels:
+            together = -(-kernel.registers // 8) * 8 * v["threads"] * v["ctas"]
+            if together > REGISTERS:
+                found.append(f"{name}: {kernel.name} has {kernel.registers} registers on {kernel.arch}")
+    return found
+
+
+def test_registers_are_as_planned():
+    reports = planned().reports()
+    listed = "import json; from symconv_fast import _cuda; print(json.dumps(_cuda.variants()))"
+    done = subprocess.run(
+        [sys.executable, "-c", listed], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert too_many(json.loads(done.stdout), reports) == []
 
 
 @pytest.mark.parametrize("family", [f.name for f in cuda_sources.families(ROOT / "csrc/cuda")])

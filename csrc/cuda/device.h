@@ -1,4 +1,5 @@
-// All that the kernels need of the machine: the only file with inline PTX and CUDA's own types.
+// All that the kernels need of the machine: with hopper/device_hopper.h, which has what 9.0a alone has, the
+// only file with inline PTX and CUDA's own types.
 //
 // Kernels name a place in shared memory by a 32-bit address and reach it, and global memory, through these
 // functions alone: host/device.h, which stands in for this file where no nvcc compiles, then sees every

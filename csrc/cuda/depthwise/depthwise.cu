@@ -183,7 +183,7 @@ std::vector<Variant> depthwise_variants() {
   const int most = static_cast<int>(kMostShared);
   return {{"depthwise", "fprop", 80, kFpropThreads, most, 3},
           {"depthwise", "dgrad", 80, kDgradThreads, most, 2},
-          {"depthwise", "wgrad", 80, kWgradThreads, most, 3},
+          {"depthwise", "wgrad", 80, kWgradThreads, most, 2},
           {"depthwise", "sum", 80, kSumThreads, 0, 8}};
 }
 

@@ -21,25 +21,24 @@ namespace symconv {
 // A CTA does `block` channels (more than one where channels are innermost), `images` images and a tile of the
 // written map (fprop and wgrad: of y, dgrad: of x). wgrad gives `pairs` columns of taps to a CTA and each of
 // `chunks` CTAs its share of the tiles.
+// clang-format off
 #define DEPTHWISE_SEGMENT(F, i) F(mask_##i) F(row_##i) F(rows_##i) F(copy_##i)
-#define DEPTHWISE_FIELDS(F)                                                                                \
-  F(op) /* 0 fprop, 1 dgrad, 2 wgrad */                                                                    \
-  F(dtype)                                                                                                 \
-  F(batch)                                                                                                 \
-  F(channels)                                                                                              \
-  F(rows)                                                                                                  \
-  F(filters)                                                                                               \
-  F(x_height)                                                                                              \
-  F(x_width)                                                                                               \
-  F(y_height)                                                                                              \
-  F(y_width) F(kernel_height) F(kernel_width) F(stride_height) F(stride_width) F(dilation_height)          \
-      F(dilation_width) F(padding_height) F(padding_width) F(x_stride_n) F(x_stride_c) F(x_stride_y)       \
-          F(x_stride_x) F(y_stride_n) F(y_stride_c) F(y_stride_y) F(y_stride_x) F(w_stride_group)          \
-              F(w_stride_row) F(w_stride_y) F(w_stride_x) F(bias) F(activation) F(swap) F(block) F(images) \
-                  F(tile_height) F(tile_width) F(pairs) F(chunks) F(shared_bytes) F(segments)              \
-                      DEPTHWISE_SEGMENT(F, 0) DEPTHWISE_SEGMENT(F, 1) DEPTHWISE_SEGMENT(F, 2)              \
-                          DEPTHWISE_SEGMENT(F, 3) DEPTHWISE_SEGMENT(F, 4) DEPTHWISE_SEGMENT(F, 5)          \
-                              DEPTHWISE_SEGMENT(F, 6) DEPTHWISE_SEGMENT(F, 7)
+#define DEPTHWISE_FIELDS(F)                                                             \
+  F(op) /* 0 fprop, 1 dgrad, 2 wgrad */ F(dtype)                                        \
+  F(batch) F(channels) F(rows) F(filters)                                               \
+  F(x_height) F(x_width) F(y_height) F(y_width)                                         \
+  F(kernel_height) F(kernel_width) F(stride_height) F(stride_width)                     \
+  F(dilation_height) F(dilation_width) F(padding_height) F(padding_width)               \
+  F(x_stride_n) F(x_stride_c) F(x_stride_y) F(x_stride_x)                               \
+  F(y_stride_n) F(y_stride_c) F(y_stride_y) F(y_stride_x)                               \
+  F(w_stride_group) F(w_stride_row) F(w_stride_y) F(w_stride_x)                         \
+  F(bias) F(activation) F(swap)                                                         \
+  F(block) F(images) F(tile_height) F(tile_width) F(pairs) F(chunks) F(shared_bytes)    \
+  F(segments)                                                                           \
+  DEPTHWISE_SEGMENT(F, 0) DEPTHWISE_SEGMENT(F, 1) DEPTHWISE_SEGMENT(F, 2)               \
+  DEPTHWISE_SEGMENT(F, 3) DEPTHWISE_SEGMENT(F, 4) DEPTHWISE_SEGMENT(F, 5)               \
+  DEPTHWISE_SEGMENT(F, 6) DEPTHWISE_SEGMENT(F, 7)
+// clang-format on
 
 struct DepthwiseParams {
 #define SYMCONV_FIELD(name) int64_t name = 0;

@@ -9,8 +9,12 @@ inline decltype(&cuTensorMapEncodeTiled) encoder() {
 #ifdef __CUDACC__
   void* found = nullptr;
   cudaDriverEntryPointQueryResult state;
+#if CUDART_VERSION >= 12050
   const auto e =
       cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &state);
+#else
+  const auto e = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &state);
+#endif
   const bool there = e == cudaSuccess && state == cudaDriverEntryPointSuccess;
   return there ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found) : nullptr;
 #else

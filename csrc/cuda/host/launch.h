@@ -43,19 +43,16 @@ void forget_buffer(const void* start);
 void forget_buffers();
 
 // What was done, of all launches since reset_counts().
-#define SYMCONV_COUNTS(F)                                                                                  \
-  F(launches)                                                                                              \
-  F(ctas)                                                                                                  \
-  F(barriers)                                                                                              \
-  F(warp_barriers)                                                                                         \
-  F(shuffles)                                                                                              \
-  F(ldmatrix)                                                                                              \
-  F(ldmatrix_wavefronts)                                                                                   \
-  F(shared_load_bytes)                                                                                     \
-  F(shared_store_bytes) F(global_load_bytes) F(global_store_bytes) F(copy_bytes) F(copies) F(mma_bfloat16) \
-      F(mma_float16) F(mma_tf32) F(wgmma) F(wgmma_columns) F(bulk_bytes) /* with tracing alone: */         \
-      F(shared_load_wavefronts) F(shared_store_wavefronts) F(copy_wavefronts) F(load_sectors)              \
-          F(store_sectors) F(copy_sectors) F(shared_loads) F(shared_stores) F(global_loads) F(global_stores)
+// clang-format off
+#define SYMCONV_COUNTS(F)                                                                          \
+  F(launches) F(ctas) F(barriers) F(warp_barriers) F(shuffles) F(ldmatrix) F(ldmatrix_wavefronts)  \
+  F(shared_load_bytes) F(shared_store_bytes) F(global_load_bytes) F(global_store_bytes)            \
+  F(copy_bytes) F(copies) F(mma_bfloat16) F(mma_float16) F(mma_tf32) F(wgmma) F(wgmma_columns)     \
+  F(bulk_bytes) /* with tracing alone: */                                                          \
+  F(shared_load_wavefronts) F(shared_store_wavefronts) F(copy_wavefronts)                          \
+  F(load_sectors) F(store_sectors) F(copy_sectors)                                                 \
+  F(shared_loads) F(shared_stores) F(global_loads) F(global_stores)
+// clang-format on
 struct Counts {
 #define SYMCONV_COUNT(name) uint64_t name = 0;
   SYMCONV_COUNTS(SYMCONV_COUNT)

@@ -114,7 +114,7 @@ std::vector<Variant> wgrad_variants() {
   for (const std::string type : kTypes) {
     for (const WgradShape& shape : kWgradShapes)
       all.push_back({"wgrad", type + "_" + shape.name, 80, kWgradThreads, 227 << 10, 1});
-    all.push_back({"wgrad", type + "_total", 80, 256, 0, 5});
+    all.push_back({"wgrad", type + "_total", 80, 256, 8 << 10, 4});
   }
   return all;
 }
