@@ -58,7 +58,7 @@ __global__ void of_a_group(const __grid_constant__ Call c) {
   for (int e = 0; e < 4; ++e) a[e] = word(c.a, e * 32 + lane());
   float d[32] = {};
   product_fence();
-  if constexpr (kSpan < 64)
+  if constexpr (kSpan < 32)
     product_transposed<T, kSpan * 1024>(d, a, start + c.kind);
   else
     product<T, 64, kSpan>(d, a, start + c.kind);

@@ -157,18 +157,6 @@ def test_a_missing_module_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda.load()
 
 
-def test_a_module_of_another_version_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it is given has other fields there."""
-    native._load.cache_clear()
-    old = SimpleNamespace(info=lambda: {"version": "0.0.9"})
-    monkeypatch.setattr(native.importlib, "import_module", lambda name: old)
-    with pytest.raises(ImportError, match=r"is of symconv_fast 0\.0\.9; build it"):
-        native.module()
-    old.info = lambda: {"version": sf.__version__}
-    native._load.cache_clear()
-    assert native.module() is old
-    native._load.cache_clear()
-
 
 def test_kernels_have_names(fake: cuda_fake.Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = oracle.problem_of(LAST, BF16, "fprop")
