@@ -157,7 +157,6 @@ def test_a_missing_module_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda.load()
 
 
-
 def test_kernels_have_names(fake: cuda_fake.Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = oracle.problem_of(LAST, BF16, "fprop")
     assert backend.kernels(problem, "fprop", "tile") == ("conv of fprop",)
