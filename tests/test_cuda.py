@@ -22,6 +22,7 @@ import symconv_fast as sf
 from symconv_fast import ops
 from symconv_fast.backends import cuda
 from symconv_fast.backends.cuda import backend, families, limits
+from symconv_fast.backends.triton.geometry import geometry, pixel_strides
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -290,3 +291,55 @@ def test_a_layer_and_its_gradients(tie: str) -> None:
             results.append((y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])))
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, atol=float(theirs.detach().abs().max()) / 40, rtol=0.05)
+
+
+def native_parameters(case: Case, op: str, algorithm: str, bias: bool) -> Any:
+    """The native object of a problem with dense tensors in bfloat16."""
+    problem, planner = oracle.problem_of(case, BF16, op), families.planner(algorithm, op)
+    g, last = geometry(problem), planner.LAYOUT == families.CHANNELS_LAST
+    depth, height, width = (axis[0] for axis in g.axes)
+    row = g.channels * depth * height * width
+    strides = {
+        "x": pixel_strides(problem.input_shape, last),
+        "y": pixel_strides(problem.output_shape, last),
+        "w": (g.rows * row, row, depth * height * width, height * width, width, 1),
+    }
+    fields = planner.parameters(problem, op, strides, limits.of(), 0, bias)
+    return families.native_class(algorithm, op)(**fields)
+
+
+THIN = Case(ties=((1, 4),), channels=4, groups=4, spatial=(9, 6), padding=(1, 1))
+
+
+@pytest.mark.parametrize("missing", ["x", "w", "y", "workspace", "bias"])
+@pytest.mark.parametrize(("algorithm", "op"), families.FAMILIES)
+def test_a_missing_tensor_is_said(machine: Any, algorithm: str, op: str, missing: str) -> None:
+    """Nothing is read from null or written there: on a GPU that would end all work of the process on the device."""
+    thin = algorithm == "depthwise"
+    params = native_parameters(
+        THIN if thin else cuda_grid.LARGE["large, h"], op, algorithm, missing == "bias"
+    )
+    assert params.check() == ""
+    needed = {"workspace": params.workspace() > 0, "bias": thin and op == "fprop"}
+    if not needed.get(missing, True):
+        return
+    given = dict.fromkeys(("x", "w", "bias", "y", "workspace"), 1 << 12) | {missing: 0}
+    machine.clear_buffers()
+    said = params.launch(**given, stream=0, device=0)
+    assert said == "a tensor is missing"
+
+
+def test_depthwise_numbers_that_belong_to_nothing(machine: Any) -> None:
+    """Odd members of an orbit are not loaded in pairs; rows of the weight that no tie has are not summed."""
+    params = native_parameters(THIN, "wgrad", "depthwise", False)
+    fields = {name: getattr(params, name) for name in params.FIELDS}
+    assert fields["y_stride_c"] % 2 == 0
+    memory = torch.zeros(1 << 12, dtype=torch.float32)
+    machine.clear_buffers()
+    machine.register_buffer(memory.data_ptr(), 4 << 12, True)
+    places = [memory.data_ptr()] * 2 + [0] + [memory.data_ptr() + (1 << 12), memory.data_ptr() + (1 << 13)]
+    odd = machine.DepthwiseParams(**fields | {"y_stride_c": fields["y_stride_c"] + 1})
+    assert "not aligned" not in odd.launch(*places, 0, 0)
+    more = machine.DepthwiseParams(**fields | {"rows": 2})
+    assert more.check() == "some rows of the weight are in no segment"
+    assert params.launch(places[0] + 2, *places[1:], 0, 0) == "tensors must start at multiples of 16 bytes"

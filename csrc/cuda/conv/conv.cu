@@ -50,9 +50,10 @@ std::string conv_launch(const ConvParams& p, const Pointers& pointers, const Que
   ConvShape s;
   std::string wrong = conv_shape(p, s);
   if (!wrong.empty()) return wrong;
+  if (!pointers.x || !pointers.w || !pointers.y || !pointers.workspace) return "a tensor is missing";
   for (const void* pointer :
        {pointers.x, static_cast<const void*>(pointers.y), static_cast<const void*>(pointers.workspace)})
-    if (!pointer || reinterpret_cast<uintptr_t>(pointer) % 16)
+    if (reinterpret_cast<uintptr_t>(pointer) % 16)
       return "16 does not divide the address of x, of y or of the workspace";
   const Kernels& kernels = kKernels[p.dtype];
   const DeviceGuard guard(queue.device);

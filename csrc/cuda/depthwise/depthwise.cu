@@ -64,16 +64,19 @@ bool output_fits(int64_t x, int64_t y, int64_t taps, int64_t stride, int64_t dil
 }
 
 std::string check_segments(const DepthwiseParams& p, const DepthwiseDevice& d) {
+  int64_t next = 0;
   for (int i = 0; i < d.segments; ++i) {
     const DepthwiseSegment& s = d.segment[i];
     const int64_t members = s.mask == 3 ? 4 : s.mask ? 2 : 1, rows = s.rows;
+    if (s.row != next) return "the rows of segment " + std::to_string(i) + " do not follow those before";
+    next += rows;
     if (!within(s.mask, 0, 3) || (s.mask == 3 && p.swap))
       return "mask_" + std::to_string(i) + " is not a tie of these kernels";
     if (!within(s.row, 0, p.rows - 1) || !within(rows, 1, p.rows - s.row) || !within(s.copy, 0, p.filters) ||
         (members > 1 && s.copy + (members - 1) * rows > p.filters) || s.row + rows > p.filters)
       return "the rows of segment " + std::to_string(i) + " are not all in the tensors";
   }
-  return "";
+  return next == p.rows ? "" : "some rows of the weight are in no segment";
 }
 
 std::string check_tile(const DepthwiseParams& p, const DepthwisePlan& plan) {
@@ -172,6 +175,12 @@ int64_t depthwise_workspace(const DepthwiseParams& p) {
 std::string depthwise_launch(const DepthwiseParams& p, const Pointers& pointers, const Queue& queue) {
   const std::string wrong = depthwise_check(p);
   if (!wrong.empty()) return wrong;
+  if (!pointers.x || !pointers.w || !pointers.y || (p.op == 2 && !pointers.workspace) ||
+      (p.bias && !pointers.bias))
+    return "a tensor is missing";
+  for (const void* pointer : {pointers.x, pointers.w, pointers.bias, static_cast<const void*>(pointers.y),
+                              static_cast<const void*>(pointers.workspace)})
+    if (reinterpret_cast<uintptr_t>(pointer) % 16) return "tensors must start at multiples of 16 bytes";
   const DeviceGuard guard(queue.device);
   if (guard.error()) return error_text(guard.error());
   if (p.dtype == 0) return launch_as<Bfloat16>(p, pointers, queue);

@@ -158,11 +158,13 @@ inline DepthwisePlan plan_of(const DepthwiseParams& p, const void* x, const void
   const DepthwiseStrides input{x, p.x_stride_n, p.x_stride_c, p.x_stride_y, p.x_stride_x};
   const DepthwiseStrides gradient{p.op == 1 ? x : gy, p.y_stride_n, p.y_stride_c * p.filters, p.y_stride_y,
                                   p.y_stride_x};
-  const bool even_tiles = p.tile_width % 2 == 0 || p.tile_width >= p.y_width;
+  // Of pairs of columns: those of an odd member of an orbit, which the strides of whole orbits do not show.
+  const bool even_members = p.y_stride_c % 2 == 0;
+  const bool even_tiles = even_members && (p.tile_width % 2 == 0 || p.tile_width >= p.y_width);
   const auto loads_of = [&](const DepthwiseStrides& s, int64_t width, bool even_start, bool orbits) {
     return neighbours(p, s, width, even_start) ? kNeighbours : orbits && members(p, s) ? kMembers : kSingle;
   };
-  const int loads = p.op == 1 ? loads_of(gradient, p.y_width, true, p.y_stride_c == 1)
+  const int loads = p.op == 1 ? loads_of(gradient, p.y_width, even_members, p.y_stride_c == 1)
                               : loads_of(input, p.x_width, true, false);
   d.window = fill_of(d, loads, extent_of(p.op, across, false), extent_of(p.op, along, true),
                      loads == kNeighbours && !d.last);

@@ -41,6 +41,7 @@ int64_t weight_bytes(const PatchParams& p, const Numbers& tile);
 
 template <class Params, class Run>
 std::string launch_on(const Params& p, const Pointers& pointers, const Queue& queue, Run run) {
+  if (!pointers.x || !pointers.w || !pointers.y || !pointers.workspace) return "a tensor is missing";
   if (reinterpret_cast<uintptr_t>(pointers.x) % 16 || reinterpret_cast<uintptr_t>(pointers.workspace) % 16)
     return "16 does not divide the address of x or of the workspace";
   const DeviceGuard guard(queue.device);
