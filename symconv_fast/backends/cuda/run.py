@@ -140,15 +140,19 @@ class Call:
 
 
 class _ChannelsLast(NamedTuple):
-    """Channels innermost, and 16 bytes a divisor of the distance between pixels: copied where it is otherwise."""
+    """Channels innermost, pixels apart by multiples of 16 bytes and not by 0: copied where it is otherwise.
+
+    (Whether the copy engine takes maps of expanded tensors is not documented.)
+    """
 
     last: bool = True
 
     def needs(self, tensor: Tensor) -> Callable[[Tensor], Tensor] | None:
         """What lays a tensor out, or None where it is so."""
         size, strides = tensor.element_size(), tensor.stride()
-        far = [s * size % ALIGNMENT for i, s in enumerate(strides) if i != 1 and tensor.shape[i] > 1]
-        if (strides[1] == 1 or tensor.shape[1] == 1) and not any(far):
+        apart = [s * size for i, s in enumerate(strides) if i != 1 and tensor.shape[i] > 1]
+        whole = all(distance and distance % ALIGNMENT == 0 for distance in apart)
+        if (strides[1] == 1 or tensor.shape[1] == 1) and whole:
             return None
         dense = tensor.movedim(1, -1).is_contiguous()
         return None if dense else _channels_innermost
