@@ -388,7 +388,7 @@ def test_ordered_layers_are_modules_like_others() -> None:
     other = TFOrdered(sf.SymmetricConv2d(2, 8, 3, symmetry={"h": 4, "v": 2}))
     other.load_state_dict(ordered.state_dict())
     assert torch.equal(other(x), ordered(x))
-    assert torch.equal(ordered(x[0]), ordered(x)[0])
+    torch.testing.assert_close(ordered(x[0]), ordered(x)[0])  # another batch may get another algorithm
     torch.testing.assert_close(sf.to_torch(ordered)(x), ordered(x))
     ordered(x).sum().backward()
     assert layer.weight.grad is not None

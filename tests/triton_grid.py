@@ -23,7 +23,7 @@ import triton.language as tl
 from oracle import OPS, Case, check, expand, expected, make_tensors, problem_of, run
 
 import symconv_fast as sf
-from symconv_fast import dispatch, ops
+from symconv_fast import binding, ops
 from symconv_fast.backends.triton import backend, configs, launch
 from symconv_fast.backends.triton.launch import Options
 
@@ -176,7 +176,7 @@ def activation(case: Case, function: Callable[[torch.Tensor], torch.Tensor], alg
     """The fused activation is that of torch, and it is the kernel that applies it."""
     t, dtype = make_tensors(case, torch.float32), torch.float32
     tensors = (t.x.to(dtype), t.w.to(dtype), t.b.to(dtype))
-    with sf.backend("triton", algorithm), mock.patch.object(dispatch, "activate", side_effect=AssertionError):
+    with sf.backend("triton", algorithm), mock.patch.object(binding, "activate", side_effect=AssertionError):
         y = ops.fprop_activated(*tensors, function.__name__, *case.static)
     wanted = function(expected(case, dtype)["fprop"])
     torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-5)
