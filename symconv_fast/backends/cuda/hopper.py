@@ -32,18 +32,24 @@ TILES = (
 SLOWER: dict[int, float] = {}
 
 
-def refusal(problem: Problem, op: str, limits: Limits) -> str | None:
-    """Why the kernels cannot run a problem, as a clause, or None."""
+def not_for_warp_groups(problem: Problem, limits: Limits) -> str | None:
+    """Why none of the kernels with products of warp groups can run a problem, whatever the pass, or None."""
     if limits.capability != (9, 0):
         return f"its instructions are those of compute capability 9.0, not of {limits.arch}"
+    why = patch.not_three_by_three(problem)
+    if why is None and geometry(problem).x[0] > 1:
+        return "its maps have no planes"
+    return why
+
+
+def refusal(problem: Problem, op: str, limits: Limits) -> str | None:
+    """Why the kernels cannot run a problem, as a clause, or None."""
     if op != "fprop":
         return "it has the forward pass alone"
-    why = patch.not_three_by_three(problem)
+    why = not_for_warp_groups(problem, limits)
     if why is not None:
         return why
     g = geometry(problem)
-    if g.x[0] > 1:
-        return "its maps have no planes"
     if g.groups > 1 and g.channels % STAGE:
         return f"{STAGE} does not divide the {g.channels} input channels of a group, and there are several"
     return patch.without_room(problem, TILES, limits)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from ...problem import Problem
 from ..triton.geometry import geometry
-from . import families, patch
+from . import families, hopper, patch
 from .limits import DTYPES, Limits
 from .patch import MOST, Tile
 
@@ -61,16 +61,12 @@ STAGE = 16
 
 def refusal(problem: Problem, op: str, limits: Limits) -> str | None:
     """Why the kernels cannot run a problem, as a clause, or None."""
-    if limits.capability != (9, 0):
-        return f"its instructions are those of compute capability 9.0, not of {limits.arch}"
     if op != "dgrad":
         return "it has the gradient of the input alone"
-    why = patch.not_three_by_three(problem)
+    why = hopper.not_for_warp_groups(problem, limits)
     if why is not None:
         return why
     g = geometry(problem)
-    if g.x[0] > 1:
-        return "its maps have no planes"
     if g.rows % STAGE:
         return f"{STAGE} does not divide the {g.rows} rows of a group"
     return _without_room(problem, limits)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ...problem import Problem
 from ..gpu_cost import LAUNCH_SECONDS
 from ..triton.geometry import geometry, pixel_strides
-from . import families, patch
+from . import families, hopper
 from .limits import DTYPES, Limits
 
 LAYOUT = families.CHANNELS_LAST
@@ -100,15 +100,11 @@ def plan(problem: Problem, limits: Limits) -> Plan:
 
 def refusal(problem: Problem, op: str, limits: Limits) -> str | None:
     """Why the kernels cannot run a problem, as a clause, or None."""
-    if limits.capability != (9, 0):
-        return f"its instructions are those of compute capability 9.0, not of {limits.arch}"
     if op != "wgrad":
         return "it has the gradient of the weight alone"
-    why = patch.not_three_by_three(problem)
+    why = hopper.not_for_warp_groups(problem, limits)
     if why is not None:
         return why
-    if geometry(problem).x[0] > 1:
-        return "its maps have no planes"
     if problem.out_channels % 8:
         return f"8 does not divide the {problem.out_channels} output channels"
     if max(strip.shared_bytes for strip in STRIPS) > limits.shared_bytes:
