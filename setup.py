@@ -37,6 +37,9 @@ import cuda_build  # noqa: E402
 import native_build  # noqa: E402
 
 MODULE = "symconv_fast._cpu"
+# Kernels and operators, which programs without Python load too (docs/saving.md). The module is its face to Python.
+LIBRARY = "symconv_fast.libsymconv_fast"
+FACES = "csrc/cpu/python"
 CUDA_MODULE = "symconv_fast._cuda"
 # Commands that end with a build: without torch they stop before anything is copied. A source distribution needs none.
 BUILDING = {"build", "build_ext", "bdist", "bdist_wheel", "dist_info", "editable_wheel", "install", "develop"}
@@ -59,7 +62,7 @@ def say(message: str) -> None:
 
 def wanted() -> bool:
     """Whether the native CPU module was asked for and its sources are there."""
-    return os.environ.get("SYMCONV_FAST_NO_CPU", "0") in ("", "0") and any((ROOT / "csrc/cpu").glob("*.cpp"))
+    return os.environ.get("SYMCONV_FAST_NO_CPU", "0") in ("", "0") and any((ROOT / "csrc/cpu").rglob("*.cpp"))
 
 
 def cuda_wanted() -> bool:
@@ -71,7 +74,7 @@ def cuda_wanted() -> bool:
 
 def relative(pattern: str) -> list[str]:
     """Paths below csrc/cpu, relative to this file as setuptools wants them."""
-    return sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc/cpu").glob(pattern))
+    return sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc/cpu").rglob(pattern))
 
 
 def compile_flags() -> list[str]:
@@ -121,26 +124,35 @@ def optional(build_ext: type[SetuptoolsBuildExt]) -> type[SetuptoolsBuildExt]:
 
         def build_extensions(self) -> None:
             every, self.extensions = list(self.extensions), []
-            for extension in every:
-                cuda = extension.name == CUDA_MODULE
-                reason = self.why_no_cuda() if cuda else self.why_not(extension, super().build_extensions)
-                if reason is None:
-                    continue
+            native_build.install(self.compiler)
+            cuda = [extension for extension in every if extension.name == CUDA_MODULE]
+            cpu = [extension for extension in every if extension.name != CUDA_MODULE]
+            if cpu:
+                reason = self.why_not(cpu, super().build_extensions)
+                self.leave_out(cpu, "CPU", reason, WITHOUT_CPU)
+            if cuda:
+                self.leave_out(cuda, "CUDA", self.why_no_cuda(), WITHOUT_CUDA)
+            self.extensions = self.distribution.ext_modules
+
+        def leave_out(
+            self, extensions: list[Extension], name: str, reason: str | None, consequence: str
+        ) -> None:
+            """Go on without a module, and say so, where there is a reason."""
+            if reason is None:
+                return
+            for extension in extensions:
                 # What an earlier build left would be packed, and loaded, as if it were this one's.
                 Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
                 self.distribution.ext_modules.remove(extension)
-                name, consequence = ("CUDA", WITHOUT_CUDA) if cuda else ("CPU", WITHOUT_CPU)
-                say(
-                    f"symconv_fast: installing without the native {name} module, because {reason}.\n"
-                    f"  {consequence}"
-                )
-            self.extensions = self.distribution.ext_modules
+            say(
+                f"symconv_fast: installing without the native {name} module, because {reason}.\n  {consequence}"
+            )
 
-        def why_not(self, extension: Extension, build: Callable[[], None]) -> str | None:
-            """Compile the CPU module; a reason why that does not work, or None."""
+        def why_not(self, extensions: list[Extension], build: Callable[[], None]) -> str | None:
+            """Compile the CPU module and its library; a reason why that does not work, or None."""
             reason = why_not_compile()
             if reason is None:
-                self.extensions = [extension]
+                self.extensions = extensions
                 try:
                     build()
                 # Compilers and build tools fail in many ways; none of them may stop the install.
@@ -159,8 +171,16 @@ def optional(build_ext: type[SetuptoolsBuildExt]) -> type[SetuptoolsBuildExt]:
             return None
 
         def build_extension(self, extension: Extension) -> None:
-            native_build.install(self.compiler)
+            if extension.name == MODULE:
+                extension.extra_objects = [str(Path(self.get_ext_fullpath(LIBRARY)).resolve())]
             super().build_extension(extension)
+
+        def get_ext_filename(self, name: str) -> str:
+            """Where a module goes; the library has no name of a Python module, since it is none."""
+            if name in (LIBRARY, LIBRARY.rpartition(".")[2]):
+                return f"{name.replace('.', '/')}.so"
+            filename: str = super().get_ext_filename(name)
+            return filename
 
     return OptionalBuild
 
@@ -196,21 +216,33 @@ class HonestWheel(bdist_wheel):
 
 
 def extensions() -> list[Extension]:
-    """The native modules; the CPU's as torch builds it, a bare description where torch is missing (for sdist)."""
+    """The native modules; the CPU's as torch builds them, a bare description where torch is missing (for sdist)."""
     # setuptools only needs to know that there is a CUDA module: cuda_build has its own commands.
     found = [Extension(CUDA_MODULE, [])] if cuda_wanted() else []
     if not wanted():
         return found
-    sources, headers = relative("*.cpp"), relative("*.h")
+    headers, sources = relative("*.h"), relative("*.cpp")
+    faces = [source for source in sources if source.startswith(f"{FACES}/")]
+    kernels = [source for source in sources if source not in faces]
     if why_no_torch():
-        return [Extension(MODULE, sources), *found]
+        return [Extension(LIBRARY, kernels), Extension(MODULE, faces), *found]
     from torch.utils.cpp_extension import CppExtension
 
-    flags, include = {"cxx": compile_flags()}, [str(ROOT / "csrc/cpu")]
-    return [
-        CppExtension(MODULE, sources, depends=headers, include_dirs=include, extra_compile_args=flags),
-        *found,
-    ]
+    def described(name: str, sources: list[str], link: str) -> Extension:
+        extension = CppExtension(
+            name,
+            sources,
+            depends=headers,
+            include_dirs=[str(ROOT / "csrc/cpu")],
+            extra_compile_args={"cxx": compile_flags()},
+            extra_link_args=[link],
+        )
+        if name == LIBRARY:
+            extension.libraries.remove("torch_python")
+        return extension
+
+    soname = f"-Wl,-soname,{LIBRARY.rpartition('.')[2]}.so"
+    return [described(LIBRARY, kernels, soname), described(MODULE, faces, "-Wl,-rpath,$ORIGIN"), *found]
 
 
 def main() -> None:

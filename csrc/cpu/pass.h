@@ -1,33 +1,23 @@
-// One pass of one problem by one algorithm, from tensors to tensors: everything else is bound once.
+// One pass as it was selected, from tensors to tensors: everything else is bound once.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <array>
 #include <functional>
+#include <memory>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <utility>
-#include <vector>
 
-#include "geometry.h"
+#include "channel_order.h"
+#include "export.h"
+#include "layout_convert.h"
 #include "native.h"
-#include "relay.h"
+#include "problem.h"
+#include "selection/select.h"
 
 namespace symconv {
-
-using Ints = std::vector<int64_t>;
-
-struct Geometry {
-  Ints ties, stride, padding, dilation;
-  bool transposed;
-  int64_t groups;
-};
-
-struct Shapes {
-  Ints input, weight, output;
-};
 
 // What torch's convolution takes where it differs, the shape of the ordinary filters, strides of the result,
 // and the type in which torch is asked.
@@ -36,11 +26,13 @@ struct Torch {
   at::ScalarType type;
 };
 
-// Neither takes the GIL nor needs it. Tensors must have the shapes and one of the four types.
-class Pass {
+// The sum over all but the channels, which is the gradient of a bias.
+at::Tensor channel_sums(const at::Tensor& t);
+
+// Neither takes the GIL nor needs it. Tensors must have the shapes and the type of the selection.
+class SYMCONV_API Pass {
  public:
-  Pass(Geometry geometry, Shapes shapes, Torch torch, bool channels_last, bool depthwise,
-       std::string algorithm, Parts parts);
+  Pass(std::shared_ptr<const Selection> selection, Torch torch);
 
   at::Tensor fprop(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias) const;
   at::Tensor dgrad(const at::Tensor& gy, const at::Tensor& w) const;
@@ -51,7 +43,9 @@ class Pass {
   }
 
  private:
-  NativePass native() const { return {problem_, algorithm_, depthwise_, preparations_}; }
+  const Description& described() const { return selection_->description; }
+  void check(const at::Tensor& t, const char* name, at::IntArrayRef sizes) const;
+  void check_op(Op op) const;
   at::Tensor expanded(const at::Tensor& w) const;
   at::Tensor asked(const at::Tensor& t) const;
   void reduce_into(const at::Tensor& filters, const at::Tensor& gw) const;
@@ -68,15 +62,11 @@ class Pass {
   at::Tensor made(const at::Tensor& source, const Ints& shape,
                   const std::function<void(const at::Tensor& source, const at::Tensor& out)>& run) const;
 
-  Geometry geometry_;
-  Shapes shapes_;
-  Torch torch_;
-  bool channels_last_, depthwise_;
-  std::string algorithm_;
-  bool relays_;
-  Problem problem_;
-  Relay relay_;
-  mutable Preparations preparations_;
+  const std::shared_ptr<const Selection> selection_;
+  const Torch torch_;
+  const NativePass native_;
+  const Relay relay_;
+  const ChannelOrder order_;
 };
 
 }  // namespace symconv

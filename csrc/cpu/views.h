@@ -3,9 +3,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "formats.h"
-#include "geometry.h"
-#include "weights.h"
+#include "dtypes.h"
+#include "packed/weights.h"
+#include "problem.h"
 
 namespace symconv {
 
@@ -49,7 +49,7 @@ inline c10::MemoryFormat memory_format(size_t dims, bool channels_last) {
   return dims == 4 ? c10::MemoryFormat::ChannelsLast : c10::MemoryFormat::ChannelsLast3d;
 }
 
-// Runs CALL with `scalar` as the name of a way to run the dtype of TENSOR (formats.h).
+// Runs CALL with `scalar` as the name of a way to run the dtype of TENSOR (dtypes.h).
 #define SYMCONV_DISPATCH(TENSOR, CALL)                                                                    \
   switch ((TENSOR).scalar_type()) {                                                                       \
     case at::kFloat: {                                                                                    \

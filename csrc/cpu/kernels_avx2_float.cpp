@@ -1,3 +1,0 @@
-// Inner loops of float for x86-64 with AVX2.
-#define SYMCONV_OF float
-#include "kernels_avx2.h"

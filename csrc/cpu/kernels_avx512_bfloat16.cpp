@@ -1,3 +1,0 @@
-// Inner loops of bfloat16 for x86-64 with AVX-512.
-#define SYMCONV_OF BFloat16
-#include "kernels_avx512.h"

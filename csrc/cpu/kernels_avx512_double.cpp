@@ -1,3 +1,0 @@
-// Inner loops of double for x86-64 with AVX-512.
-#define SYMCONV_OF double
-#include "kernels_avx512.h"

@@ -1,0 +1,3 @@
+// Inner loops of float16 for x86-64 with AVX-512.
+#define SYMCONV_OF Half
+#include "microkernels/kernels_avx512.h"

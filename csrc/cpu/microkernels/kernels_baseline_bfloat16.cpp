@@ -1,0 +1,3 @@
+// Inner loops of bfloat16 for any CPU.
+#define SYMCONV_OF BFloat16
+#include "microkernels/kernels_baseline.h"

@@ -1,0 +1,3 @@
+// Inner loops of double for any CPU.
+#define SYMCONV_OF double
+#include "microkernels/kernels_baseline.h"
