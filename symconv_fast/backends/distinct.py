@@ -49,6 +49,8 @@ def connect(
 
 def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
     """Why not, or None: some tie must mirror an axis along which the kernel has one tap."""
+    if problem.sides:
+        return problem.sides.why_not
     once = problem.layer_ties.one_tap_axes(problem.kernel)
     if not any(mask & once for mask, _ in problem.ties):
         return "no tie mirrors an axis along which the kernel has one tap"
@@ -67,9 +69,7 @@ def _copy_seconds(problem: Problem, inner: Problem) -> float:
     elements = math.prod(problem.output_shape) + math.prod(inner.output_shape)
     runs = len(_runs(problem))
     if problem.device != "cpu":
-        return gpu_cost.seconds(
-            gpu_cost.Work(bytes=elements * problem.dtype.itemsize, launches=runs), problem.dtype
-        )
+        return gpu_cost.copy_seconds(elements * problem.dtype.itemsize, launches=runs)
     lines = 0
     if problem.channels_last or problem.input_channels_last:
         lines = problem.batch * problem.groups * math.prod(problem.out_spatial) * runs
@@ -84,21 +84,6 @@ def bind(problem: Problem, op: str, algorithm: str) -> Callable[..., Tensor]:
     if op != "fprop":
         return lambda grad_output, other: run(_sum_copies(inner, runs, grad_output), other)
     return lambda input, weight, bias: _copy(problem, runs, run(input, weight, None), bias)
-
-
-def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Output (N, out_channels, *out_spatial)."""
-    return bind(problem, "fprop", algorithm)(input, weight, bias)
-
-
-def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the input, (N, C, *spatial)."""
-    return bind(problem, "dgrad", algorithm)(grad_output, weight)
-
-
-def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
-    """Gradient of the reduced weight."""
-    return bind(problem, "wgrad", algorithm)(grad_output, input)
 
 
 @lru_cache(maxsize=1024)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..problem import Problem, allocate, as_result
-from . import cpu_torch, gpu_cost, torch_conv
+from . import gpu_cost, torch_conv
+from .cpu import torch_cost
 
 NAME = "reference"
 ALGORITHMS = ("expand",)
 
-# Expanding and reducing filters with torch operators, for which the CPU backend has one native call.
+# Expanding and reducing filters with torch operators on a CPU, for which the CPU backend has one native call.
 _EXPAND_SECONDS = 60e-6
 
 
@@ -21,12 +22,13 @@ def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
 
 def estimate(problem: Problem, op: str, algorithm: str) -> float:
     """Seconds: torch's convolution and the expansion of the filters."""
-    return _EXPAND_SECONDS + torch_seconds(problem, op)
+    on_cpu = problem.device == "cpu"
+    return (_EXPAND_SECONDS if on_cpu else gpu_cost.expand_seconds(problem)) + torch_seconds(problem, op)
 
 
 def torch_seconds(problem: Problem, op: str) -> float:
     """Seconds of torch's convolution on filters that are there: what torch's own layer takes."""
-    return (cpu_torch.seconds if problem.device == "cpu" else gpu_cost.torch_seconds)(problem, op)
+    return torch_cost.seconds(problem, op) if problem.device == "cpu" else gpu_cost.torch_seconds(problem)
 
 
 def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping
 from functools import lru_cache
 
 from ...problem import Problem
@@ -84,15 +83,9 @@ def refusal(problem: Problem, op: str, limits: Limits) -> str | None:
     return None
 
 
-def parameters(
-    problem: Problem,
-    op: str,
-    strides: Mapping[str, tuple[int, ...]],
-    limits: Limits,
-    activation: int,
-    bias: bool,
-) -> dict[str, int]:
+def parameters(call: families.Request) -> dict[str, int]:
     """The fields of ConvParams."""
+    problem, op, strides, limits, activation, _ = call
     plan, g = choose(problem, op, limits), geometry(problem)
     assert plan is not None
     values = {"op": int(op == "dgrad"), "dtype": DTYPES[problem.dtype], "batch": g.batch, "groups": g.groups}

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from ...problem import Problem
+from ...ties import rank
 from ..gpu_cost import LAUNCH_SECONDS
 from ..triton.geometry import Geometry, Segment, geometry
 from .limits import Limits
@@ -60,7 +61,7 @@ class Part:
 
     def __init__(self, segment: Segment, mask: int, products: tuple[tuple[int, ...], ...]) -> None:
         self.segment, self.mask, self.products = segment, mask, products
-        self.order = mask.bit_count()
+        self.order = rank(mask)
         self.entries = sum(map(len, products))
         self.total = sum(map(sum, products))
         self.mean = self.total / len(products)

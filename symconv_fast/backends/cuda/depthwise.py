@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ...problem import Problem
 from ..gpu_cost import LAUNCH_SECONDS
 from ..triton.geometry import geometry
@@ -54,15 +52,9 @@ def refusal(problem: Problem, op: str, limits: Limits) -> str | None:
     return None
 
 
-def parameters(
-    problem: Problem,
-    op: str,
-    strides: Mapping[str, tuple[int, ...]],
-    limits: Limits,
-    activation: int,
-    bias: bool,
-) -> dict[str, int]:
+def parameters(call: families.Request) -> dict[str, int]:
     """The fields of DepthwiseParams."""
+    problem, op, strides, limits, activation, bias = call
     g, a, tile = geometry(problem), layer(problem, op), choose(problem, op, limits)
     assert tile is not None, "refused without a tile"
     values = {"op": _OPS.index(op), "dtype": DTYPES[problem.dtype], "batch": a.batch, "channels": a.channels}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ...problem import Problem
-from ..gpu_cost import RATES
+from ...ties import orbit_size
+from ..gpu_cost import CACHE_BYTES, RATES
 from ..triton.geometry import Geometry, geometry
 from .limits import Limits
 
@@ -25,7 +26,6 @@ _LANES = 128  # instructions a clock and multiprocessor, by threads
 _ISSUE_SHARE = 0.6
 _FILL_SLOTS = 16.0  # for an element that is copied to shared memory
 _WARPS = 16  # that hide the latencies of a multiprocessor
-_CACHE_BYTES = 28  # a clock and multiprocessor from the second-level cache
 _BANDWIDTH_SHARE = 0.7
 _SWAP_FROM = 121  # taps from which folding ties of the height is worth scattered stores
 _CHUNKS = 4  # CTAs of wgrad for each that can be resident
@@ -185,7 +185,7 @@ def shared_bytes(a: Layer, t: Tile) -> int:
     extra = (0, 0) if a.last and t.block > 1 else (0, 1) if a.swap else (1, 0)
     window = max(_floats(a, t, across, along), _floats(a, t, across + extra[0], along + extra[1]))
     if a.op == "wgrad":
-        members = max(1 << mask.bit_count() for mask, _ in a.masks)
+        members = max(orbit_size(mask) for mask, _ in a.masks)
         items = t.pairs * a.along.tap_blocks * t.block
         tiles = members * _floats(a, t, *_sizes(a, t))
         return 4 * max(window + tiles, RUN * (THREADS["wgrad"] + 1 + members * items))
@@ -273,7 +273,7 @@ def _column_slots(a: Layer, mask: int) -> float:
     reads = 2 if fold else 1
     start = 2 * (RUN - 1) * reads + 30
     if a.op == "dgrad":
-        terms = 1 << (mask.bit_count() - (1 if fold else 0))
+        terms = orbit_size(mask) // reads
         return terms * (s.taps / s.tap_step * (RUN + 2 * reads + 1) + start)
     sets = reads * (2 if two else 1)
     one = RUN * sets + sets + 2 * reads + 1
@@ -284,7 +284,7 @@ def _cta_slots(a: Layer, t: Tile) -> float:
     """Instructions of all threads of a CTA."""
     window = math.prod(_window(a, t)) * t.images * t.block
     filling = (
-        _FILL_SLOTS * window * (sum(n << mask.bit_count() for mask, n in a.masks) if a.op == "dgrad" else 1)
+        _FILL_SLOTS * window * (sum(n * orbit_size(mask) for mask, n in a.masks) if a.op == "dgrad" else 1)
     )
     if a.op == "wgrad":
         return _wgrad_slots(a, t, filling)
@@ -294,7 +294,7 @@ def _cta_slots(a: Layer, t: Tile) -> float:
         rows * (a.across.taps / (2 if a.op == "fprop" and a.ties(mask)[0] else 1)) * _column_slots(a, mask)
         for mask, rows in a.masks
     )
-    stores = 12 * RUN * (sum(rows << mask.bit_count() for mask, rows in a.masks) if a.op == "fprop" else 1)
+    stores = 12 * RUN * (sum(rows * orbit_size(mask) for mask, rows in a.masks) if a.op == "fprop" else 1)
     if a.op == "dgrad":
         multiplying /= a.across.tap_step
     return filling + _up(units, threads) * (multiplying + stores + 150)
@@ -333,7 +333,7 @@ def kernel_seconds(a: Layer, t: Tile, limits: Limits) -> float:
     fetched = window * a.itemsize * (-(-_tiles(a, t) // t.chunks) if a.op == "wgrad" else 1)
     # Fewer channels than fill a sector of the cache fetch all of it, and store to it more often.
     sector = max(1.0, 32 / (t.block * a.itemsize)) if a.last else 1.0
-    return rounds * (slots + resident * fetched * sector / _CACHE_BYTES) / _CLOCK
+    return rounds * (slots + resident * fetched * sector / CACHE_BYTES) / _CLOCK
 
 
 @lru_cache(maxsize=4096)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -17,6 +17,20 @@ Strides = Mapping[str, tuple[int, ...]]
 """Of the layer's tensors, or of their gradients: x and y (N, C, D, H, W), w (groups, rows, channels, D, H, W)."""
 
 CHANNELS_LAST, AS_IT_IS = "channels last", "as it is"
+
+
+class Request(NamedTuple):
+    """What a planner is told of a call: the strides of its tensors, and what the kernels add to the convolution.
+
+    `activation` is 0 for none, else the place in the table of activations, counted from 1.
+    """
+
+    problem: Problem
+    op: str
+    strides: Strides
+    limits: Limits
+    activation: int = 0
+    bias: bool = False
 
 
 class Planner(Protocol):
@@ -31,9 +45,7 @@ class Planner(Protocol):
     def refusal(self, problem: Problem, op: str, limits: Limits) -> str | None:
         """Why the kernels cannot run a problem, as a clause, or None."""
 
-    def parameters(
-        self, problem: Problem, op: str, strides: Strides, limits: Limits, activation: int, bias: bool
-    ) -> dict[str, int]:
+    def parameters(self, call: Request) -> dict[str, int]:
         """The fields of the family's class in the native module: of ConvParams, if it is called conv."""
 
     def kernels(self, problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:

@@ -5,8 +5,6 @@ The times of the tiles are fitted to an H200 (bench/results/reference-halo-h200.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ...problem import Problem
 from ..triton.geometry import geometry
 from . import families, patch
@@ -59,18 +57,10 @@ STAGE = max(tile.channels for tile in TILES)
 """Channels that fill whole stages of every tile."""
 
 
-def parameters(
-    problem: Problem,
-    op: str,
-    strides: Mapping[str, tuple[int, ...]],
-    limits: Limits,
-    activation: int,
-    bias: bool,
-) -> dict[str, int]:
+def parameters(call: families.Request) -> dict[str, int]:
     """The fields of HopperParams."""
-    return patch.fields(
-        problem, strides, patch.choose(problem, TILES, limits, tuple(SLOWER.items())), activation
-    )
+    tile = patch.choose(call.problem, TILES, call.limits, tuple(SLOWER.items()))
+    return patch.fields(call.problem, call.strides, tile, call.activation)
 
 
 def choose(problem: Problem, limits: Limits) -> Tile:

@@ -118,16 +118,9 @@ def fields(problem: Problem, strides: Mapping[str, tuple[int, ...]], tile: int) 
     return values | {"w_group": group, "w_row": row, "w_channel": channel, "w_y": y, "w_x": x}
 
 
-def parameters(
-    problem: Problem,
-    op: str,
-    strides: Mapping[str, tuple[int, ...]],
-    limits: Limits,
-    activation: int,
-    bias: bool,
-) -> dict[str, int]:
+def parameters(call: families.Request) -> dict[str, int]:
     """The fields of HopperdgradParams."""
-    return fields(problem, strides, choose(problem, limits))
+    return fields(call.problem, call.strides, choose(call.problem, call.limits))
 
 
 def kernels(problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:

@@ -6,12 +6,11 @@ of products, of shared memory and of the second-level cache, and a share of them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ...problem import Problem
-from ..gpu_cost import LAUNCH_SECONDS
+from ..gpu_cost import CACHE_BYTES, LAUNCH_SECONDS
 from ..triton.geometry import geometry, pixel_strides
 from . import families, hopper
 from .limits import DTYPES, Limits
@@ -27,7 +26,7 @@ SHARE = 0.7
 
 # Clocks of a multiprocessor. A product of a warp group is 64 x 64 x 16; an H200's rate was measured, and what a byte of
 # the second-level cache and of the workspace takes. What a stage waits, and a CTA's start, are guesses.
-_PRODUCT, _BYTE, _SUM_BYTE, _STAGE, _START = 32, 1 / 28, 1 / 15, 100, 3000
+_PRODUCT, _BYTE, _SUM_BYTE, _STAGE, _START = 32, 1 / CACHE_BYTES, 1 / 15, 100, 3000
 _SHARED_BYTE = 1 / 128
 
 _WORKSPACE = 64 << 20  # bytes of sums beyond those of one split
@@ -112,16 +111,10 @@ def refusal(problem: Problem, op: str, limits: Limits) -> str | None:
     return _native(problem, limits).check() or None
 
 
-def parameters(
-    problem: Problem,
-    op: str,
-    strides: Mapping[str, tuple[int, ...]],
-    limits: Limits,
-    activation: int,
-    bias: bool,
-) -> dict[str, int]:
+def parameters(call: families.Request) -> dict[str, int]:
     """The fields of HopperwgradParams."""
-    g, chosen = geometry(problem), plan(problem, limits)
+    problem, strides = call.problem, call.strides
+    g, chosen = geometry(problem), plan(problem, call.limits)
     values = {"dtype": DTYPES[problem.dtype], "batch": g.batch, "groups": g.groups, "channels": g.channels}
     values |= {"rows": g.rows, "mask": g.segments[0].mask, "height": g.x[1], "width": g.x[2]}
     values |= {"strip": chosen.strip, "splits": chosen.splits}
@@ -156,4 +149,4 @@ def _of(native: Any, problem: Problem, limits: Limits) -> Any:
         "y": pixel_strides(problem.output_shape, True),
         "w": (g.rows * row, row, 9, 9, 3, 1),
     }
-    return native(**parameters(problem, "wgrad", strides, limits, 0, False))
+    return native(**parameters(families.Request(problem, "wgrad", strides, limits)))

@@ -181,16 +181,10 @@ def fields(
     return values | {"w_group": group, "w_row": row, "w_channel": channel, "w_y": y, "w_x": x}
 
 
-def parameters(
-    problem: Problem,
-    op: str,
-    strides: Mapping[str, tuple[int, ...]],
-    limits: Limits,
-    activation: int,
-    bias: bool,
-) -> dict[str, int]:
+def parameters(call: families.Request) -> dict[str, int]:
     """The fields of PatchParams."""
-    return fields(problem, strides, choose(problem, TILES, limits, tuple(SLOWER.items())), activation)
+    tile = choose(call.problem, TILES, call.limits, tuple(SLOWER.items()))
+    return fields(call.problem, call.strides, tile, call.activation)
 
 
 def kernels(problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:

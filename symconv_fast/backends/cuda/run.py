@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...activation import ACTIVATIONS
-from ...problem import Problem, allocate, as_result, memory_format
+from ...problem import OPERANDS, Problem, allocate, as_result, memory_format
 from ...settings import tf32_allowed
 from ..triton.geometry import pixels_view, weight_view
 from . import families, limits, native
@@ -110,8 +110,8 @@ class Call:
         result = arrangement.result(problem, op, first)
         strides = _strides(problem, op, *arranged, result, arrangement.last)
         number = 0 if self.activation is None else 1 + list(ACTIVATIONS).index(self.activation)
-        fields = family.parameters(problem, op, strides, device, number, bias is not None)
-        parameters = families.native_class(self.algorithm, op)(**fields)
+        call = families.Request(problem, op, strides, device, number, bias is not None)
+        parameters = families.native_class(self.algorithm, op)(**family.parameters(call))
         error = parameters.check()
         if error:
             raise RuntimeError(self._complaint(error))
@@ -230,17 +230,12 @@ def _strides(
     problem: Problem, op: str, first: Tensor, second: Tensor, result: Tensor, last: bool
 ) -> dict[str, tuple[int, ...]]:
     """The strides that planners are given, by the names of the layer's tensors; `last`: channels are innermost."""
-    x, w, y = {
-        "fprop": (first, second, result),
-        "dgrad": (result, second, first),
-        "wgrad": (second, result, first),
-    }[op]
-    weight = weight_view(w, problem)
-    return {
-        "x": _plain(pixels_view(x), 1 if last else -1),
-        "w": _plain(weight, 2 if weight.stride(2) == 1 else -1),
-        "y": _plain(pixels_view(y), 1 if last else -1),
+    views = {
+        name: weight_view(tensor, problem) if name == "w" else pixels_view(tensor)
+        for name, tensor in zip(OPERANDS[op], (first, second, result))
     }
+    inner = {"x": 1 if last else -1, "w": 2 if views["w"].stride(2) == 1 else -1, "y": 1 if last else -1}
+    return {name: _plain(view, inner[name]) for name, view in views.items()}
 
 
 def _plain(view: Tensor, inner: int) -> tuple[int, ...]:

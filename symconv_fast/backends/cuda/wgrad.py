@@ -6,7 +6,6 @@ module is asked, so nothing is known twice. The estimates are a model: clocks by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -43,15 +42,9 @@ def refusal(problem: Problem, op: str, limits: Limits) -> str | None:
         return f"the native CUDA module is not of this version ({error}); {native.HOW_TO_BUILD}"
 
 
-def parameters(
-    problem: Problem,
-    op: str,
-    strides: Mapping[str, tuple[int, ...]],
-    limits: Limits,
-    activation: int,
-    bias: bool,
-) -> dict[str, int]:
+def parameters(call: families.Request) -> dict[str, int]:
     """The fields of WgradParams."""
+    problem, strides, limits = call.problem, call.strides, call.limits
     g = geometry(problem)
     values = {
         "dtype": DTYPES[problem.dtype],
@@ -106,5 +99,4 @@ def _of(native_class: Any, problem: Problem, limits: Limits) -> Any:
         "y": pixel_strides(problem.output_shape, True),
         "w": (g.rows * row, row, d * h * w, h * w, w, 1),
     }
-    fields = parameters(problem, "wgrad", strides, limits, 0, False)
-    return native_class(**fields)
+    return native_class(**parameters(families.Request(problem, "wgrad", strides, limits)))

@@ -6,35 +6,40 @@ The estimates are a model with rates of an H200; see docs/gpu.md for what was me
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...problem import Problem
-from . import interpreted, launch, misplaced, model, run
+from .. import gpu_cost
+from . import interpreted, launch, letters, misplaced, model, run
 from .configs import Config
 from .geometry import geometry
-from .launch import Options, refusal
+from .launch import refusal
 from .tuned import TUNED
 
 NAME = "triton"
 ALGORITHMS = ("fold", "direct")
+ACTIVATES = True
+
+bind = run.bind
 
 _LEAST_CAPABILITY = (8, 0)
 
 
 def can_run(problem: Problem, op: str, algorithm: str) -> str | None:
-    """Why not, or None. Every geometry and dtype runs; depthwise layers, and what has no tile, have `direct` alone."""
-    reason = misplaced(problem.device)
-    if reason is not None:
+    """Why not, or None. Every geometry and dtype runs; depthwise layers, and what has no tile, have `direct` alone.
+
+    Ties on both sides have `fold` alone.
+    """
+    reason = misplaced(problem.device) or letters.refusal(problem, algorithm)
+    if reason:
         return reason
     if problem.device == "cuda":
         if not torch.version.hip and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
             return "the GPU is older than compute capability 8.0"
-        options = Options(arch=run.architecture(torch.device(problem.device)), precision=run.precision())
-        if why := refusal(problem, op, algorithm, options):
+        if why := refusal(problem, op, algorithm, run.options_for(torch.device(problem.device))):
             return why
     if algorithm == "fold" and geometry(problem).depthwise:
         return "a depthwise layer has nothing to contract but its taps, so folding saves nothing there"
@@ -45,30 +50,7 @@ def estimate(problem: Problem, op: str, algorithm: str) -> float:
     """Seconds by the model of `model.seconds`; under the interpreter so many that nothing is sent there unasked."""
     if interpreted.ACTIVE:
         return model.INTERPRETED_SECONDS
-    device = torch.device(problem.device)
-    return model.seconds(problem, op, algorithm, run.architecture(device), run.precision())
-
-
-def fprop(problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Output (N, out_channels, *out_spatial)."""
-    return run.fprop(problem, algorithm, input, weight, bias)
-
-
-def fprop_activated(
-    problem: Problem, algorithm: str, activation: str, input: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """`fprop` with the activation applied before the one rounding of the output."""
-    return run.fprop(problem, algorithm, input, weight, bias, activation)
-
-
-def dgrad(problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the input, (N, C, *spatial)."""
-    return run.dgrad(problem, algorithm, grad_output, weight)
-
-
-def wgrad(problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
-    """Gradient of the reduced weight."""
-    return run.wgrad(problem, algorithm, grad_output, input)
+    return model.seconds(problem, op, algorithm, gpu_cost.architecture(), gpu_cost.precision())
 
 
 # --- what has to be proven before it is used; see `trial` ------------------------------------------------------------
@@ -89,12 +71,10 @@ def bind_like(
 ) -> Callable[..., Tensor] | None:
     """The operator of a problem with the tiles that another one gets; None where these would be cut."""
     wanted = _launches(like, op, algorithm)
-    options = _tiles(like, wanted)
-    if _names(_launches(problem, op, algorithm, **options)) != _names(wanted):
+    tiles = _tiles(like, wanted)
+    if _names(_launches(problem, op, algorithm, **tiles)) != _names(wanted):
         return None
-    if op == "fprop":
-        return partial(run.fprop, problem, algorithm, activation=activation, **options)
-    return partial(run.dgrad if op == "dgrad" else run.wgrad, problem, algorithm, **options)
+    return run.bind(problem, op, algorithm, activation, **tiles)
 
 
 def _tiles(problem: Problem, steps: list[launch.Launch]) -> dict[str, Any]:
@@ -111,10 +91,7 @@ def _tiles(problem: Problem, steps: list[launch.Launch]) -> dict[str, Any]:
 
 def _launches(problem: Problem, op: str, algorithm: str, **tiles: Any) -> list[launch.Launch]:
     """Those that have a tile: the others go over elements, one by one."""
-    device = torch.device(problem.device)
-    options = Options(
-        arch=run.architecture(device), device=run.device_name(device), precision=run.precision(), **tiles
-    )
+    options = run.options_for(torch.device(problem.device), **tiles)
     steps = launch.plan(problem, op, algorithm, options=options).launches
     return [step for step in steps if step.config is not None]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
+from ..gpu_cost import CACHE_BYTES
 from .tuned import TUNED
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -63,16 +64,34 @@ _SMALL = ((64, 128, 32, 4, 2), (64, 64, 32, 8, 2), (32, 32, 32, 4, 2))
 _FOUR_WAVES = ((64, 64, 32, 4, 2), (64, 16, 32, 4, 2))
 _FOUR_WAVES_SHORT = ((64, 64, 16, 4, 2), (64, 16, 16, 4, 2))
 
+# Weight gradients between orbits have sums for each parity: so tiles are smaller. By bytes of an element.
+_BOTH: dict[int, _Table] = {
+    2: _rows(
+        wgrad_both={
+            1: ((128, 64, 32, 8, 2), (64, 64, 32, 4, 2), (32, 32, 32, 4, 2)),
+            2: ((64, 64, 32, 8, 2), (64, 32, 32, 4, 2), (32, 16, 32, 4, 2)),
+            3: ((64, 32, 16, 8, 2), (32, 16, 16, 4, 2)),
+        }
+    ),
+    4: _rows(
+        wgrad_both={
+            1: ((64, 32, 32, 4, 2), (32, 32, 32, 4, 2)),
+            2: ((32, 32, 32, 4, 2),),
+            3: ((32, 16, 16, 4, 2),),
+        }
+    ),
+    8: _rows(wgrad_both={1: ((32, 32, 16, 4, 2),), 2: ((32, 16, 16, 4, 2),), 3: ((16, 8, 16, 4, 2),)}),
+}
 # Bytes of an element -> kernel and number of tied axes -> tiles, for every architecture that has none of its own below.
 TILES: dict[int, _Table] = {
-    2: _table(
+    2: _BOTH[2] | _table(
         fprop_fold=(_WIDE, _MIDDLE, _QUADRUPLE, ((64, 32, 32, 8, 2), (32, 16, 32, 8, 2))),
         fprop_direct=(_WIDE,),
         dgrad=(_WIDE, _MIDDLE, _MIDDLE, _SMALL),
         # 128 columns of free rows are serialised (C7515).
         wgrad=(((128, 64, 64, 8, 3), *_WIDE[1:]), _MIDDLE, _MIDDLE, _SMALL),
     ),
-    4: _table(
+    4: _BOTH[4] | _table(
         fprop_fold=(_NARROW, ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)), ((64, 32, 16, 8, 2), (32, 16, 32, 4, 2)),
                     ((64, 16, 16, 8, 2),)),
         fprop_direct=(_NARROW,),
@@ -81,7 +100,7 @@ TILES: dict[int, _Table] = {
         wgrad=(_NARROW, ((64, 32, 32, 4, 2), (32, 32, 32, 4, 2)), ((64, 32, 32, 4, 2), (32, 32, 32, 4, 2)),
                ((32, 32, 32, 4, 2),)),
     ),
-    8: _table(
+    8: _BOTH[8] | _table(
         fprop_fold=(((32, 32, 16, 4, 2),), ((32, 32, 16, 4, 2),), ((32, 16, 16, 8, 2),), ((32, 16, 16, 8, 2),)),
         fprop_direct=(((32, 32, 16, 4, 2),),),
         dgrad=(((32, 32, 16, 4, 2),),) * 4,
@@ -95,6 +114,13 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
             fprop_fold=(_WIDE, ((128, 64, 32, 8, 3), *_MIDDLE[1:]),
                         ((128, 32, 16, 8, 2), (64, 32, 16, 4, 2), (32, 16, 32, 4, 2)), ((64, 16, 16, 8, 2),)),
             dgrad=(((128, 128, 64, 8, 3), (64, 64, 32, 4, 3), (32, 32, 64, 4, 3)),),
+        )
+        | _rows(
+            wgrad_both={
+                2: ((64, 32, 32, 4, 2), (32, 16, 32, 4, 2)),
+                3: ((64, 16, 16, 8, 2), (32, 16, 16, 4, 2)),
+            },
+            fprop_fold_own={3: ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2))},
         ),
         4: _table(
             fprop_fold=(_NARROW, ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2)), ((32, 16, 32, 4, 2),),
@@ -115,6 +141,7 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
                 2: ((64, 128, 32, 4, 3), (16, 64, 64, 4, 2, 3)),
             },
             fprop_fold={3: ((64, 32, 16, 8, 2), (64, 16, 16, 4, 2))},
+            fprop_fold_own={2: ((128, 128, 32, 8, 3), (64, 64, 32, 4, 3))},
             dgrad_direct=dict.fromkeys((1, 2), _MIDDLE),
             wgrad_direct=dict.fromkeys((1, 2), _MIDDLE),
         ),
@@ -125,6 +152,7 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
             dgrad_direct={2: ((128, 64, 32, 8, 2), (64, 64, 32, 8, 2)), 3: ((64, 64, 32, 8, 2),)},
             wgrad_direct={2: ((128, 64, 32, 8, 2), (64, 64, 32, 8, 2)), 3: ((64, 64, 32, 8, 2),)},
             wgrad={3: ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2))},
+            fprop_fold_own={3: ((64, 128, 32, 4, 2), (32, 32, 32, 4, 2))},
         ),
     },
     # 64 KB of shared memory. A wave multiplies 32 × 32 elements, or 16 × 16 where a side is 16: in a tile with fewer
@@ -135,7 +163,8 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
             fprop_fold=(_WIDE, _MIDDLE, _QUADRUPLE, ((128, 32, 16, 4, 2), (64, 16, 32, 4, 2))),
             dgrad=(_WIDE, _MIDDLE, ((128, 128, 32, 8, 2), *_MIDDLE[1:]), _SMALL),
             wgrad=(((128, 64, 64, 8, 3), *_WIDE[1:]), _MIDDLE, ((128, 128, 32, 8, 2), *_MIDDLE[1:]), _SMALL),
-        ),
+        )
+        | _rows(wgrad_both={3: ((32, 16, 16, 4, 2),)}, fprop_fold_own={3: ((64, 64, 32, 8, 2), (32, 32, 32, 4, 2))}),
         4: _table(
             fprop_fold=(_FOUR_WAVES, _FOUR_WAVES, ((64, 64, 16, 4, 2), (64, 16, 32, 4, 2)), ((64, 16, 16, 4, 2),)),
             fprop_direct=(_FOUR_WAVES,),
@@ -151,11 +180,16 @@ OWN_TILES: dict[str, dict[int, _Table]] = {
 # What spills in one way of multiplying alone, by architecture and `product_of`. Without a tile the launch is refused:
 # eight operands of 16 × 16 in registers, in float64 or as the parts of "tf32x3", spill with every tile.
 PRODUCT_TILES: dict[tuple[str, str], _Table] = {
-    ("sm_80", "tf32"): _rows(fprop_fold={3: ((128, 8, 16, 8, 2),)}, wgrad_direct={3: ((32, 32, 32, 8, 2),)}),
+    ("sm_80", "tf32"): _rows(
+        fprop_fold={3: ((128, 8, 16, 8, 2),)},
+        fprop_fold_own={2: ((64, 64, 32, 8, 2),)},
+        wgrad_direct={3: ((32, 32, 32, 8, 2),)},
+    ),
     ("sm_80", "tf32x3"): _rows(
         fprop_fold={1: ((64, 64, 16, 8, 2), (32, 32, 16, 4, 2)), 2: ((64, 16, 16, 8, 2),), 3: ()},
         dgrad={3: ((32, 32, 32, 8, 2),)},
         wgrad={2: ((64, 32, 32, 4, 2), (32, 32, 16, 4, 2))},
+        wgrad_both={2: ((32, 32, 16, 4, 2),)},
     ),
     ("sm_80", "float64"): _rows(fprop_fold={3: ()}),
     ("sm_90", "tf32"): _rows(wgrad_direct={3: ((32, 32, 32, 8, 2),)}),
@@ -166,8 +200,10 @@ PRODUCT_TILES: dict[tuple[str, str], _Table] = {
             3: (),
         },
         dgrad={3: ((32, 32, 32, 8, 2),)},
+        wgrad_both={2: ((32, 32, 16, 4, 2),)},
     ),
-    ("sm_90", "float64"): _rows(fprop_fold={2: ((16, 32, 16, 4, 2),), 3: ()}),
+    ("sm_90", "float64"): _rows(fprop_fold={2: ((16, 32, 16, 4, 2),), 3: ()}, wgrad_both={3: ()}),
+    ("sm_100", "tf32"): _rows(fprop_fold_own={2: ((64, 64, 32, 8, 2),), 3: ((32, 32, 16, 4, 2),)}),
     ("sm_100", "float16"): _rows(fprop_fold={3: ((64, 32, 32, 8, 3), (32, 16, 32, 8, 2))}),
     ("sm_100", "tf32x3"): _rows(
         fprop_fold={
@@ -176,6 +212,7 @@ PRODUCT_TILES: dict[tuple[str, str], _Table] = {
         },
         dgrad={3: ((32, 32, 32, 8, 2),)},
         wgrad={0: ((64, 64, 32, 8, 3), (32, 32, 32, 4, 3))},
+        wgrad_both={2: ((32, 32, 16, 4, 2),)},
     ),
     ("sm_100", "float64"): _rows(fprop_fold={3: ((16, 16, 16, 8, 2),)}),
 }
@@ -206,6 +243,7 @@ MIXED_TILES: dict[tuple[str, int], _Table] = {
 PLAIN = Config(64, 32, 16, 8, 2)
 PLAIN_TILES: dict[tuple[str, str, int, bool], Config] = {
     ("sm_80", "fprop_fold", 1, False): Config(128, 16, 16, 8, 2),
+    ("sm_90", "fprop_fold_both", 1, False): Config(32, 32, 16, 8, 2),
     ("sm_80", "dgrad_direct", 2, False): Config(32, 32, 16, 8, 2),
     ("sm_100", "fprop_fold", 1, True): Config(32, 32, 16, 8, 2),
     ("sm_100", "fprop_fold", 3, False): Config(32, 16, 16, 8, 2),
@@ -235,9 +273,8 @@ NEWER_TILES: dict[tuple[int, int], dict[tuple[str, str], _Table]] = {
 }
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 32}
-# A multiprocessor: multiply-adds a clock by bytes of an element, and what the second-level cache gives it (model).
+# A multiprocessor: multiply-adds a clock by bytes of an element (model).
 PRODUCTS_PER_CLOCK = {2: 2048, 4: 1024, 8: 128}
-CACHE_BYTES_PER_CLOCK = 28
 
 # Below this many input channels (dgrad: rows) the contraction runs over (tap, channel) pairs.
 PACK_BELOW = 16
@@ -318,8 +355,9 @@ def tiles(
     """Candidates for a kernel, the largest first; none where all spill. Under the interpreter large ones, since
     operations count there.
 
-    A gradient by "direct" is `kernel` with that appended, as in "dgrad_direct"; arguments as in `select`, `channels`
-    is the length of the contraction.
+    A gradient by "direct" is `kernel` with that appended, as in "dgrad_direct"; with "_both" it multiplies by
+    the parities of both sides, with "_own" by one parity. Arguments as in `select`, `channels` is the length of the
+    contraction.
     """
     if arch == "interpreter":
         return (Config(32, 32, 256, 4, 1) if kernel.startswith("wgrad") else Config(512, 32, 64, 4, 1),)
@@ -331,13 +369,22 @@ def tiles(
         OWN_TILES.get(arch, {}).get(itemsize, {}),
         TILES[itemsize],
     )
-    names = kernel, kernel.removesuffix("_direct")
-    found = next(table[name, order] for table in tables for name in names if (name, order) in table)
+    names = kernel, _base(kernel)
+    places = [(table, name) for table in tables for name in names]
+    if kernel.endswith(("_both", "_own")):  # which any tile of its own fits better than that of its base
+        places.sort(key=lambda place: names.index(place[1]))
+    found = next(table[name, order] for table, name in places if (name, order) in table)
     if product == "ieee" and arch.startswith("sm_"):
         cut = (replace(PLAIN, m=min(PLAIN.m, c.m), n=min(PLAIN.n, c.n)) for c in found[:1])
-        own = PLAIN_TILES.get((arch, kernel, order, mixed))
+        keys = ((arch, name, order, mixed) for name in names)
+        own = next((PLAIN_TILES[key] for key in keys if key in PLAIN_TILES), None)
         return tuple(cut) if own is None else (own,)
     return found
+
+
+def _base(kernel: str) -> str:
+    """The kernel whose tiles one has that has none of its own. A fold of one parity adds up positions as dgrad does."""
+    return "dgrad" if kernel == "fprop_fold_own" else kernel.removesuffix("_direct").removesuffix("_both")
 
 
 def fit(config: Config, positions: int, columns: int, contraction: int, arch: str = "") -> Config:
@@ -370,7 +417,8 @@ def select(
     """The tile with the lowest modelled time.
 
     Args:
-        kernel: its name, with "_direct" for a gradient by that algorithm; `order` is the number of tied axes.
+        kernel: its name, with "_direct" for a gradient by that algorithm, with "_both" for one by the parities of both
+            sides, with "_own" by one; `order` is the number of tied axes.
         order: number of tied axes.
         itemsize: bytes of an element.
         arch: one of ARCHITECTURES, or "interpreter".
@@ -386,19 +434,23 @@ def select(
     def seconds(c: Config) -> float:
         programs = repeats * -(-positions // c.m) * sum(-(-n // c.n) for n in columns)
         rounds = -(-programs // MULTIPROCESSORS[arch])
-        step = max(c.m * c.n / PRODUCTS_PER_CLOCK[itemsize], (c.m + c.n) * itemsize / CACHE_BYTES_PER_CLOCK)
+        step = max(c.m * c.n / PRODUCTS_PER_CLOCK[itemsize], (c.m + c.n) * itemsize / CACHE_BYTES)
         return rounds * -(-contraction // c.k) * c.k * step
 
     candidates = tiles(kernel, order, itemsize, arch, product, mixed, contraction)
-    if kernel == "wgrad" and positions <= 64:
+    if kernel in ("wgrad", "wgrad_both") and positions <= 64:
         # Two groups of warps on the rows of one block are serialised (C7515) where it is known that all of them exist.
         candidates = tuple(c for c in candidates if c.m > 64 or c.warps < 8) or candidates
     if not aligned and (itemsize == 2 or kernel.startswith(("dgrad", "wgrad"))) and arch != "interpreter":
         # Several accumulators leave registers for the addresses of the smallest tile alone.
-        kept = candidates[-1:] if (kernel == "fprop_fold" and order > 1) else candidates[1:] or candidates
+        kept = (
+            candidates[-1:]
+            if (kernel.startswith("fprop_fold") and order > 1)
+            else candidates[1:] or candidates
+        )
         kept = tuple(c for c in kept if c.m * c.n <= 64 * 64) or kept
         candidates = tuple(replace(c, k=min(c.k, 32)) for c in kept)
-    names = {kernel, kernel.removesuffix("_direct")}
+    names = {kernel, _base(kernel)}
     if not aligned and any((name, itemsize) in SHORT_UNALIGNED.get(arch, ()) for name in names):
         candidates = tuple(replace(c, k=16) for c in candidates)
     elif several_sums and itemsize == 4 and arch == "sm_90":

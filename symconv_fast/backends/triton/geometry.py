@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from torch import Tensor
 
 from ...problem import Problem
-from ...ties import orbit_size
+from ...ties import orbit_size, rank
+from .letters import letters
 
 Strides = tuple[int, ...]
 Triple = tuple[int, int, int]
@@ -26,8 +28,8 @@ class Segment:
 
     @property
     def order(self) -> int:
-        """Number of tied axes."""
-        return self.mask.bit_count()
+        """Number of axes along which it has members."""
+        return rank(self.mask)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Geometry:
     """Sizes of one group: `channels` of input, `rows` of weight, `filters` of output; axes are depth, height, width.
 
     `axes` is (kernel, stride, dilation, padding) for each. `x` and `y` are the spatial sizes of the layer's input and
-    output; a layer that is `transposed` scatters forward and gathers backward.
+    output; a layer that is `transposed` scatters forward and gathers backward. `moved`, `fixed` and `parity` are those
+    of `Letters`; where there are any the layer has one segment. `kept` are the taps on each axis that the weight has.
     """
 
     batch: int
@@ -48,11 +51,74 @@ class Geometry:
     axes: tuple[tuple[int, int, int, int], ...]
     transposed: bool
     segments: tuple[Segment, ...]
+    kept: Triple
+    moved: int = 0
+    fixed: int = 0
+    parity: int = 0
 
     @property
     def taps(self) -> int:
         """Taps of a filter."""
         return math.prod(axis[0] for axis in self.axes)
+
+    @property
+    def kept_taps(self) -> int:
+        """Those of them that the weight has."""
+        return math.prod(self.kept)
+
+    @property
+    def read_taps(self) -> int:
+        """Those of them at which a channel is read: in the middle where no mirror that moves none negates rows."""
+        zero = self.fixed & self.parity & ~self.moved
+        return math.prod(k - (k % 2 if zero & (4 >> axis) else 0) for axis, (k, *_) in enumerate(self.axes))
+
+    @property
+    def sided(self) -> bool:
+        """Do mirrors move channels, or make rows their own images?"""
+        return bool(self.moved | self.fixed)
+
+    @property
+    def depth(self) -> int:
+        """Channels of a group that are contracted: of those that mirrors exchange the first."""
+        return self.channels // orbit_size(self.moved)
+
+    @property
+    def both(self) -> int:
+        """Letters that move channels and make members: for each parity by them the weight has channels of its own."""
+        return self.moved & self.segments[0].mask
+
+    def order(self, segments: Sequence[Segment]) -> int:
+        """Number of axes along which positions are folded."""
+        return max((rank(s.mask | self.fixed) for s in segments), default=0)
+
+    def name_of(self, kernel: str) -> str:
+        """Under which the tables have the tiles of a kernel: `both` adds up parities of both sides, `own` one."""
+        if self.both and kernel in ("fprop_fold", "wgrad"):
+            return kernel + "_both"
+        return (
+            "fprop_fold_own"
+            if kernel == "fprop_fold" and self.fixed and not self.segments[0].mask
+            else kernel
+        )
+
+    def adjoint(self) -> Geometry:
+        """The layer that makes the gradient of this one's input, by the same weight with rows and channels exchanged.
+
+        What a letter does to channels it does to rows there, and the other way round.
+        """
+        (segment,) = self.segments
+        return replace(
+            self,
+            channels=self.filters,
+            rows=self.depth,
+            filters=self.channels,
+            x=self.y,
+            y=self.x,
+            transposed=not self.transposed,
+            segments=(Segment(self.moved, 0, self.depth, self.depth),),
+            moved=segment.mask,
+            fixed=(segment.mask | self.fixed) & ~self.moved,
+        )
 
     @property
     def depthwise(self) -> bool:
@@ -84,6 +150,7 @@ def geometry(problem: Problem) -> Geometry:
         row += rows // groups
         copy += rows // groups * (orbit_size(mask) - 1)
     columns = ((p.kernel, 1), (p.stride, 1), (p.dilation, 1), (p.padding, 0))
+    own = letters(p)
     return Geometry(
         batch=p.batch,
         groups=groups,
@@ -95,6 +162,10 @@ def geometry(problem: Problem) -> Geometry:
         axes=tuple(zip(*(_triple(values, fill) for values, fill in columns))),
         transposed=p.transposed,
         segments=tuple(segments),
+        kept=_triple(p.weight_shape[2:], 1),
+        moved=own.moved,
+        fixed=own.fixed,
+        parity=own.parity,
     )
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 
 from ...problem import Problem
-from .. import gpu_cost, reference
+from ...ties import orbit_size
+from .. import gpu_cost
 from ..gpu_cost import RATES
 from . import configs, launch
 from .geometry import Geometry, Segment, geometry
 from .launch import Launch, Options
+from .letters import letters
 
 INTERPRETED_SECONDS = 1e6
 
@@ -36,15 +38,14 @@ MARGIN = 1.1
 
 
 def seconds(problem: Problem, op: str, algorithm: str, arch: str, precision: str) -> float:
-    """Estimate on the scale of the reference backend: its own figure times the ratio of the two models."""
-    ours = MARGIN * _ours(problem, op, algorithm, arch, precision)
-    return (
-        reference.estimate(problem, op, "expand") * ours / gpu_cost.library_seconds(problem, arch, precision)
-    )
+    """Estimate of one pass, beside those of `gpu_cost`; `precision` as there."""
+    return MARGIN * _seconds(problem, op, algorithm, arch, precision)
 
 
-def _ours(problem: Problem, op: str, algorithm: str, arch: str, precision: str) -> float:
+def _seconds(problem: Problem, op: str, algorithm: str, arch: str, precision: str) -> float:
     g = geometry(problem)
+    if launch.is_adjoint(problem, op):
+        g = g.adjoint()
     moved = problem.bytes / RATES[arch].bandwidth
     if g.depthwise:
         return gpu_cost.LAUNCH_SECONDS + gpu_cost.depthwise_seconds(problem, arch, DEPTHWISE_SHARES)
@@ -63,7 +64,7 @@ def _cache_seconds(problem: Problem, g: Geometry, step: Launch, arch: str) -> fl
     segments = [s for s in g.segments if any(entry[1] == s.row for entry in step.constants.get("SEGS", ()))]
     if step.kernel not in _TILE or not segments:
         return 0.0
-    order = max(s.order for s in segments)
+    order = g.order(segments)
     fetched = _TILE[step.kernel](g, step, segments) * problem.dtype.itemsize
     multiprocessors = configs.MULTIPROCESSORS[arch]
     rounds = max(1.0, step.grid / multiprocessors)
@@ -79,11 +80,19 @@ def _blocks(size: int, width: int) -> int:
     return -(-size // width) * width
 
 
+def _phases(g: Geometry) -> int:
+    """Phases of a map that is scattered to."""
+    return math.prod(axis[1] for axis in g.axes)
+
+
 def _fprop_tile(g: Geometry, step: Launch, segments: list[Segment]) -> float:
-    """Elements that a program of fprop fetches: inputs and weights of every tap."""
+    """Elements that a program of fprop fetches: inputs of every tap, and the weights that are kept of it."""
     c = step.constants
-    depth = g.channels if c["PACKED"] else _blocks(g.channels, c["BK"])
-    return g.taps * depth * (c["BM"] + c["BN"])
+    depth = g.depth if c["PACKED"] else _blocks(g.depth, c["BK"])
+    inputs = g.read_taps * orbit_size(g.moved) * c["BM"]
+    total = depth * (inputs + g.kept_taps * orbit_size(g.both) * c["BN"])
+    # Taps of a phase alone, as in `_dgrad_tile`; of other transposed layers nothing was measured that speaks for it.
+    return total / (_phases(g) if c["SCATTER"] and g.sided else 1)
 
 
 def _dgrad_tile(g: Geometry, step: Launch, segments: list[Segment]) -> float:
@@ -92,7 +101,7 @@ def _dgrad_tile(g: Geometry, step: Launch, segments: list[Segment]) -> float:
     for s in segments:
         depth = s.rows if c["PACKED"] else _blocks(s.rows, c["BK"])
         total += depth * ((1 << s.order) * c["BM"] + c["BN"])
-    return g.taps * total / (math.prod(axis[1] for axis in g.axes) if c["SCATTER"] else 1)
+    return g.taps * total / (_phases(g) if c["SCATTER"] else 1)
 
 
 def _wgrad_tile(g: Geometry, step: Launch, segments: list[Segment]) -> float:
@@ -100,8 +109,8 @@ def _wgrad_tile(g: Geometry, step: Launch, segments: list[Segment]) -> float:
     c = step.constants
     extents, _ = g.phased(g.x, c["SCATTER"])
     positions = math.prod(_blocks(n, size) for n, size in zip((g.batch, *extents), c["SIZES"])) / c["SPLITS"]
-    members = 1 << max(s.order for s in segments)
-    return positions * (c["TAPS"] * members * c["BM"] + c["BN"])
+    members = 1 << g.order(segments)
+    return positions * (c["TAPS"] * members * c["BM"] + orbit_size(g.both) * c["BN"])
 
 
 _TILE = {"fprop_fold": _fprop_tile, "fprop_direct": _fprop_tile, "dgrad": _dgrad_tile, "wgrad": _wgrad_tile}
@@ -113,14 +122,14 @@ def _padded_share(g: Geometry) -> float:
     def fill(n: int) -> float:
         return _blocks(n, 16) / n
 
-    channels = 1.3 if g.channels < configs.PACK_BELOW else fill(g.channels)  # integer work of packed taps
+    channels = 1.3 if g.depth < configs.PACK_BELOW else fill(g.depth)  # integer work of packed taps
     return channels * sum(fill(s.rows) * s.rows for s in g.segments) / g.rows
 
 
 def _copied(problem: Problem) -> list[int]:
-    """Elements of the tensors that are copied to have their channels innermost."""
+    """Elements of the tensors that are copied, to have their channels innermost or in the order of the kernels."""
     sizes = []
-    if not problem.input_channels_last:
+    if not problem.input_channels_last or letters(problem).order:
         sizes.append(problem.batch * problem.in_channels * math.prod(problem.spatial))
     if not problem.channels_last:
         sizes.append(problem.batch * problem.out_channels * math.prod(problem.out_spatial))

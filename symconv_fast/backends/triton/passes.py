@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...ties import orbit_size
 from . import configs
 from .configs import Config
 from .geometry import Segment
@@ -50,7 +51,7 @@ def _fprop_arguments(
     scalars = at | {"tiles": tiles} | _extents("I", g.x) | _extents("O", g.y)
     scalars |= c.strides("x", "x", "ncdhw") | c.strides("y", "y", "ncdhw")
     constants = {
-        "AXES": g.axes, "SCATTER": scatter, "WIDE": at["total"] + config.m >= LIMIT, "C": g.channels, "F": g.filters,
+        "AXES": g.axes, "SCATTER": scatter, "WIDE": at["total"] + config.m >= LIMIT, "C": g.depth, "F": g.filters,
         "BM": config.m, "BN": config.n, "BK": config.k, "PACKED": contraction < configs.PACK_BELOW,
         "PRECISION": c.options.precision, "BIAS": c.options.bias, "ACT": c.options.activation,
     }  # fmt: skip
@@ -80,32 +81,36 @@ def fprop_direct(c: Context) -> Plan:
 
 def _fprop_pointers(c: Context, weight: str) -> dict[str, tuple[str, torch.dtype]]:
     bias = "bias" if c.options.bias else weight  # without a bias the kernel reads none
-    return {
-        name: (tensor, c.dtype) for name, tensor in (("x", "x"), ("w", weight), ("bias", bias), ("y", "y"))
-    }
+    tensors = {"x": c.tensor("x"), "w": weight, "bias": bias, "y": c.tensor("y")}
+    return {name: (tensor, c.dtype) for name, tensor in tensors.items()}
+
+
+def _sides(c: Context) -> tuple[int, ...]:
+    """The table SIDES."""
+    return (c.g.moved, c.g.fixed, c.g.parity, *c.g.kept)
 
 
 def fprop_fold(c: Context) -> Plan:
     """The weight fold, then one launch for each number of tied axes, or one for all if that fills the device."""
     g = c.g
     at, phases = _destination(c, g.y, g.transposed)
-    depth = g.channels if g.channels >= configs.PACK_BELOW else g.channels * g.taps
+    packed = g.depth < configs.PACK_BELOW
+    depth = g.depth * g.taps if packed else g.depth
     parts = []
     for segments in _partition(c, at["total"] * phases * g.groups):
         columns = tuple(s.rows for s in segments)
         config = c.config("fprop_fold", segments, (at["total"], columns, depth), phases * g.groups)
         parts.append((segments, config))
 
-    packed = g.channels < configs.PACK_BELOW
     deepest = 1 if packed else max(config.k for _, config in parts)
-    cp, up, padded = -(-g.channels // deepest) * deepest, 0, {}
+    cp, up, padded = -(-g.depth // deepest) * deepest, 0, {}
     for segments, config in parts:
         for s in segments:
             padded[s.row] = up
             up += -(-s.rows // config.n) * config.n
     launches = [_fold_weights(c, cp, up, padded)]
     for segments, config in parts:
-        scalars, constants, programs = _fprop_arguments(c, config, g.channels)
+        scalars, constants, programs = _fprop_arguments(c, config, g.depth)
         table, blocks = _segments(segments, config.n, padded)
         folded = {f"w_{key[2:]}": value for key, value in _folded_strides(c, cp, up).items()}
         launches.append(
@@ -114,13 +119,14 @@ def fprop_fold(c: Context) -> Plan:
                 programs * blocks,
                 _fprop_pointers(c, "folded"),
                 scalars | folded,
-                constants | {"SEGS": table, "BLOCKS": blocks, "HALVE": c.half},
+                constants | {"SEGS": table, "SIDES": _sides(c), "CP": cp, "BLOCKS": blocks, "HALVE": c.half},
                 config.warps,
                 config.stages,
                 config,
             )
         )
-    return Plan(tuple(launches), (Buffer("folded", g.taps * g.groups * cp * up, c.dtype),))
+    elements = g.kept_taps * g.groups * orbit_size(g.both) * cp * up
+    return Plan(tuple(launches), (Buffer("folded", elements, c.dtype),))
 
 
 def _partition(c: Context, positions: int) -> list[list[Segment]]:
@@ -128,7 +134,7 @@ def _partition(c: Context, positions: int) -> list[list[Segment]]:
     by_order: dict[int, list[Segment]] = {}
     for s in c.g.segments:
         by_order.setdefault(s.order, []).append(s)
-    if c.options.tiles:
+    if c.options.tiles or len(by_order) == 1:
         return list(by_order.values())
     tiles = configs.tiles("fprop_fold", max(by_order), c.dtype.itemsize, c.options.arch, c.product)
     tile = next(iter(tiles), c.options.config)
@@ -141,8 +147,9 @@ def _partition(c: Context, positions: int) -> list[list[Segment]]:
 
 def _folded_strides(c: Context, cp: int, up: int) -> dict[str, int]:
     """Folded weights are [taps][groups][C][U]; 4-byte matrix units want the contraction innermost."""
-    ends = {"f_sc": up, "f_su": 1} if c.dtype.itemsize == 2 else {"f_sc": 1, "f_su": cp}
-    return {"f_st": c.g.groups * cp * up, "f_sg": cp * up, **ends}
+    depth = orbit_size(c.g.both) * cp
+    ends = {"f_sc": up, "f_su": 1} if c.dtype.itemsize == 2 else {"f_sc": 1, "f_su": depth}
+    return {"f_st": c.g.groups * depth * up, "f_sg": depth * up, **ends}
 
 
 def _fold_weights(c: Context, cp: int, up: int, padded: Mapping[int, int]) -> Launch:
@@ -151,13 +158,15 @@ def _fold_weights(c: Context, cp: int, up: int, padded: Mapping[int, int]) -> La
     table, _ = _segments(list(g.segments), 1, padded)
     return Launch(
         "fold_weights",
-        g.taps * g.groups * -(-cp // bc) * -(-up // bu),
+        g.kept_taps * g.groups * orbit_size(g.both) * -(-cp // bc) * -(-up // bu),
         {"w": ("w", c.dtype), "folded": ("folded", c.dtype)},
         c.strides("w", "w", "gucdhw") | _folded_strides(c, cp, up),
         {
             "AXES": g.axes,
             "SEGS": table,
-            "C": g.channels,
+            "SIDES": _sides(c),
+            "ADJOINT": c.adjoint,
+            "C": g.depth,
             "CP": cp,
             "UP": up,
             "HALVE": c.half,
@@ -174,7 +183,7 @@ def _gradient_constants(c: Context, algorithm: str, config: Config) -> dict[str,
     """Constants that dgrad and wgrad share; "direct" multiplies each member of an orbit by itself."""
     g = c.g
     return {
-        "AXES": g.axes, "SCATTER": not g.transposed, "C": g.channels, "F": g.filters, "BM": config.m, "BN": config.n,
+        "AXES": g.axes, "SCATTER": not g.transposed, "C": g.depth, "F": g.filters, "BM": config.m, "BN": config.n,
         "SUMMED": algorithm == "fold", "HALVE": c.half, "PRECISION": c.options.precision,
     }  # fmt: skip
 
@@ -208,12 +217,12 @@ def wgrad(c: Context, algorithm: str) -> Plan:
     g = c.g
     positions, elements = g.batch * math.prod(g.x), math.prod(c.problem.weight_shape)
     widest = max(s.rows for s in g.segments)
-    repeats = g.taps * g.groups * configs.splits(1, positions // 32, elements, c.options.arch)
-    config = c.config("wgrad", g.segments, (widest, (g.channels,), positions), repeats, algorithm)
+    repeats = g.kept_taps * g.groups * configs.splits(1, positions // 32, elements, c.options.arch)
+    config = c.config("wgrad", g.segments, (widest, (g.depth,), positions), repeats, algorithm)
     table, blocks = _segments(list(g.segments), config.m, {})
     taps = _taps_together(c, config)
-    kd, kh, kw = (axis[0] for axis in g.axes)
-    programs = kd * kh * -(-kw // taps) * g.groups * blocks * -(-g.channels // config.n)
+    kd, kh, kw = g.kept
+    programs = kd * kh * -(-kw // taps) * g.groups * blocks * -(-g.depth // config.n)
     extents, _ = g.phased(g.x, not g.transposed)
     block = configs.position_block(config.k, (g.batch, *extents))
     steps = math.prod(-(-n // size) for n, size in zip((g.batch, *extents), block))
@@ -222,11 +231,11 @@ def wgrad(c: Context, algorithm: str) -> Plan:
     launch = Launch(
         "wgrad",
         programs * splits,
-        {"gy": ("y", c.dtype), "x": ("x", c.dtype), "out": out},
+        {"gy": (c.tensor("y"), c.dtype), "x": (c.tensor("x"), c.dtype), "out": out},
         {"images": g.batch} | _extents("I", g.x) | _extents("O", g.y)
         | c.strides("y", "g", "ncdhw") | c.strides("x", "x", "ncdhw") | strides,
         _gradient_constants(c, algorithm, config)
-        | {"SEGS": table, "BLOCKS": blocks, "SPLITS": splits, "SIZES": block, "TAPS": taps},
+        | {"SEGS": table, "SIDES": _sides(c), "BLOCKS": blocks, "SPLITS": splits, "SIZES": block, "TAPS": taps},
         config.warps,
         config.stages,
         config,
@@ -238,11 +247,11 @@ def wgrad(c: Context, algorithm: str) -> Plan:
 
 def _taps_together(c: Context, config: Config) -> int:
     """Taps of a program of wgrad: neighbours along the width that join the same positions of the input."""
-    kernel, stride, *_ = c.g.axes[2]
+    kept, stride = c.g.kept[2], c.g.axes[2][1]
     if not c.g.transposed and stride > 1:
         return 1
-    together = range(min(config.taps, kernel), 0, -1)
-    return min(together, key=lambda taps: -(-kernel // taps) * (taps + 1))
+    together = range(min(config.taps, kept), 0, -1)
+    return min(together, key=lambda taps: -(-kept // taps) * (taps + 1))
 
 
 def _wgrad_output(c: Context, splits: int) -> tuple[tuple[str, torch.dtype], dict[str, int], Launch | None]:
@@ -252,14 +261,14 @@ def _wgrad_output(c: Context, splits: int) -> tuple[tuple[str, torch.dtype], dic
     if splits == 1:
         return ("w", c.dtype), {"o_ss": 0, "o_sg": sg, "o_st": st, "o_su": su, "o_sc": sc}, None
     size = g.rows * g.channels
-    total = g.groups * g.taps * size
-    strides = {"o_ss": total, "o_sg": g.taps * size, "o_st": size, "o_su": g.channels, "o_sc": 1}
+    total = g.groups * g.kept_taps * size
+    strides = {"o_ss": total, "o_sg": g.kept_taps * size, "o_st": size, "o_su": g.channels, "o_sc": 1}
     reduction = Launch(
         "reduce_splits",
         -(-total // configs.REDUCE_BLOCK),
         {"partial": ("partial", c.accumulator), "out": ("w", c.dtype)},
         {"total": total, "p_ss": total, "o_sg": sg, "o_st": st, "o_su": su, "o_sc": sc},
-        {"U": g.rows, "C": g.channels, "TAPS": g.taps, "SPLITS": splits, "BLOCK": configs.REDUCE_BLOCK},
+        {"U": g.rows, "C": g.channels, "TAPS": g.kept_taps, "SPLITS": splits, "BLOCK": configs.REDUCE_BLOCK},
     )
     return ("partial", c.accumulator), strides, reduction
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -104,12 +104,28 @@ class Options:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything that the planners of the passes share."""
+    """Everything that the planners of the passes share.
+
+    `adjoint`: it is that of the adjoint layer, whose input x is the problem's y, and the other way round.
+    """
 
     problem: Problem
     g: Geometry
     layout: tuple[tuple[str, Strides], ...]
     options: Options = field(default_factory=Options)
+    adjoint: bool = False
+
+    def of_adjoint(self) -> Context:
+        """The same for the adjoint layer, which adds no bias and has no activation."""
+        layout = dict(self.layout)
+        g, rows, channels, *taps = layout["w"]
+        turned = {"x": layout["y"], "y": layout["x"], "w": (g, channels, rows, *taps)}
+        options = replace(self.options, bias=False, activation=0)
+        return replace(self, g=self.g.adjoint(), layout=tuple(turned.items()), options=options, adjoint=True)
+
+    def tensor(self, name: str) -> str:
+        """The problem's name of the layer's input x or output y."""
+        return {"x": "y", "y": "x"}[name] if self.adjoint else name
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,19 +166,27 @@ class Context:
         """
         positions, columns, contraction = sizes
         extents = (positions, max(columns), contraction)
-        order = max((s.order for s in segments), default=0)
+        name = self.g.name_of(kernel)
+        order = self.g.order(segments)
         arch, size = self.options.arch, self.dtype.itemsize
-        aligned = all(n * size % 16 == 0 for n in (self.g.channels, self.g.filters))
+        aligned = all(n * size % 16 == 0 for n in (self.g.depth, self.g.filters))
         direct = algorithm == "direct"
         config = self.options.config or dict(self.options.tiles).get(order)
-        if (
-            config is None and aligned and not direct and len(segments) == 1
-        ):  # of such layers tiles were measured
+        if config is None and aligned and not direct and len(segments) == 1 and not self.g.sided:
+            # Of such layers tiles were measured.
             config = configs.measured(self.options.device, str(self.dtype)[6:], kernel, order, extents)
         if config is not None:
             return configs.fit(config, *extents, arch)
         several = kernel == "dgrad" and not direct and sum(s.order > 0 for s in segments) > 1
-        name = kernel + "_direct" if direct else kernel
         return configs.select(
-            name, order, size, arch, sizes, repeats, aligned, several, self.product, len(segments) > 1
+            name + "_direct" * direct,
+            order,
+            size,
+            arch,
+            sizes,
+            repeats,
+            aligned,
+            several,
+            self.product,
+            len(segments) > 1,
         )

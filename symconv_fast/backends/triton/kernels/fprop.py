@@ -27,13 +27,13 @@ from .index import (
     phases,
     positions,
     rank,
-    subset,
     tap_at,
     tap_ranges,
     wide,
     window,
     without,
 )
+from .sides import MOVED, both_of, is_negated, parity_of, place_of, subset, tie_of
 
 
 @triton.jit
@@ -86,16 +86,22 @@ def contraction(
 @triton.jit
 def fold_step(
     i, acc, x, x_base, x_sc, x_strides, origins, extents, residues, exists, w, w_st, w_sc, w_us,
-    AXES: tl.constexpr, TIE: tl.constexpr, CENTRE: tl.constexpr, SCATTER: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, PACKED: tl.constexpr, HALVE: tl.constexpr, PRECISION: tl.constexpr,
+    AXES: tl.constexpr, SEGS: tl.constexpr, S: tl.constexpr, SIDES: tl.constexpr, CENTRE: tl.constexpr,
+    SCATTER: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BK: tl.constexpr, PACKED: tl.constexpr,
+    HALVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add block i of the taps in the middle of exactly the tied axes CENTRE to the parity results `acc`.
 
-    Mirrored inputs are loaded, summed and subtracted in registers, and each parity is multiplied once.
+    Mirrored inputs are loaded, from the channels to which the mirrors move them, summed and subtracted in registers,
+    and each parity is multiplied once.
     """
+    TIE: tl.constexpr = tie_of(SEGS, S, SIDES)
+    MOVES: tl.constexpr = item(SIDES, MOVED)
+    BOTH: tl.constexpr = both_of(SEGS, S, SIDES)
+    TURNED: tl.constexpr = without(field(SEGS, S, MASK), BOTH)
     PAIRED: tl.constexpr = without(TIE, CENTRE)
     NB: tl.constexpr = orbit(PAIRED)
-    starts, counts = tap_ranges(residues, AXES, TIE, PAIRED, CENTRE, SCATTER)
+    starts, counts = tap_ranges(residues, AXES, TIE, without(PAIRED, MOVES), CENTRE, SCATTER)
     taps = counts[0] * counts[1] * counts[2]
     ks, c, real = contraction(i, taps, starts, counts, AXES, TIE, SCATTER, C, BK, PACKED)
     base = x_base[:, None] + (wide(c) * x_sc)[None, :]
@@ -109,20 +115,24 @@ def fold_step(
         across = ks
     sources = ()
     for j in tl.static_range(NB):
+        start = base
+        if place_of(MOVES, subset(PAIRED, j)) > 0:
+            start = x_base[:, None] + (wide(c + place_of(MOVES, subset(PAIRED, j)) * C) * x_sc)[None, :]
         value = window(
-            x, base, origins, extents, x_strides, across, residues, AXES, subset(PAIRED, j), SCATTER, valid
+            x, start, origins, extents, x_strides, across, residues, AXES, subset(PAIRED, j), SCATTER, valid
         )
         sources = sources + (value,)
     folded = hadamard(sources, NB, HALVE)
     result = ()
-    for j in tl.static_range(orbit(TIE)):
-        if subset(TIE, j) & CENTRE == 0:
-            place = wide(flat_tap(ks, AXES, subset(TIE, j))) * w_st + wide(c) * w_sc
+    for j in tl.static_range(orbit(field(SEGS, S, MASK))):
+        if parity_of(SEGS, S, SIDES, j) & CENTRE == 0:
+            tap = flat_tap(ks, AXES, SIDES, parity_of(SEGS, S, SIDES, j) & TURNED)
+            place = wide(tap) * w_st + wide(c + rank(BOTH, parity_of(SEGS, S, SIDES, j)) * CP) * w_sc
             if PACKED:
                 part = tl.load(w + (place[:, None] + w_us[None, :]), mask=real[:, None], other=0.0)
             else:
                 part = tl.load(w + (place[:, None] + w_us[None, :]))
-            value = folded[rank(PAIRED, subset(TIE, j))]
+            value = folded[rank(PAIRED, parity_of(SEGS, S, SIDES, j))]
             result = result + (
                 tl.dot(value, part, acc[j], input_precision=PRECISION, out_dtype=acc[j].dtype),
             )
@@ -134,11 +144,14 @@ def fold_step(
 @triton.jit
 def fold_loop(
     acc, x, x_base, x_sc, x_strides, origins, extents, residues, exists, w, w_st, w_sc, w_us,
-    AXES: tl.constexpr, TIE: tl.constexpr, CENTRES: tl.constexpr, SCATTER: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, PACKED: tl.constexpr, HALVE: tl.constexpr, PRECISION: tl.constexpr,
+    AXES: tl.constexpr, SEGS: tl.constexpr, S: tl.constexpr, SIDES: tl.constexpr, CENTRES: tl.constexpr,
+    SCATTER: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BK: tl.constexpr, PACKED: tl.constexpr,
+    HALVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the classes of taps CENTRES, which have the same number of blocks, to the parity results."""
-    _, counts = tap_ranges(residues, AXES, TIE, without(TIE, item(CENTRES, 0)), item(CENTRES, 0), SCATTER)
+    TIE: tl.constexpr = tie_of(SEGS, S, SIDES)
+    HALF: tl.constexpr = without(without(TIE, item(CENTRES, 0)), item(SIDES, MOVED))
+    _, counts = tap_ranges(residues, AXES, TIE, HALF, item(CENTRES, 0), SCATTER)
     taps = counts[0] * counts[1] * counts[2]
     if PACKED:
         steps = tl.cdiv(taps * C, BK)
@@ -148,7 +161,7 @@ def fold_loop(
         for j in tl.static_range(count(CENTRES)):
             acc = fold_step(
                 i, acc, x, x_base, x_sc, x_strides, origins, extents, residues, exists, w, w_st, w_sc, w_us,
-                AXES, TIE, item(CENTRES, j), SCATTER, C, BK, PACKED, HALVE, PRECISION,
+                AXES, SEGS, S, SIDES, item(CENTRES, j), SCATTER, C, CP, BK, PACKED, HALVE, PRECISION,
             )  # fmt: skip
     return acc
 
@@ -156,37 +169,42 @@ def fold_loop(
 @triton.jit
 def fold_tile(
     block, tile, phase, group, x, w, bias, y, total, extents, sizes, sources, x_sn, x_sc, x_strides, w_st, w_sg, w_sc,
-    w_su, y_sn, y_sc, y_strides, AXES: tl.constexpr, SEGS: tl.constexpr, S: tl.constexpr, SCATTER: tl.constexpr,
-    WIDE: tl.constexpr, C: tl.constexpr, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    PACKED: tl.constexpr, HALVE: tl.constexpr, PRECISION: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
+    w_su, y_sn, y_sc, y_strides, AXES: tl.constexpr, SEGS: tl.constexpr, S: tl.constexpr, SIDES: tl.constexpr,
+    SCATTER: tl.constexpr, WIDE: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, F: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, PACKED: tl.constexpr, HALVE: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
     """One tile of positions and orbits of segment S: all its members."""
-    TIE: tl.constexpr = field(SEGS, S, MASK)
+    SPREAD: tl.constexpr = field(SEGS, S, MASK)
+    LOOPS: tl.constexpr = fold_loops(AXES, tie_of(SEGS, S, SIDES), SIDES, SCATTER)
     ROWS_: tl.constexpr = field(SEGS, S, ROWS)
+    INSIDE: tl.constexpr = C * orbit(item(SIDES, MOVED))
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     n, at, residues, to, exists = tile_positions(tile, phase, total, extents, sizes, AXES, SCATTER, WIDE, BM)
-    x_base = wide(n) * x_sn + group * C * x_sc
+    x_base = wide(n) * x_sn + group * INSIDE * x_sc
     x_base += wide(at[0]) * x_strides[0] + wide(at[1]) * x_strides[1] + wide(at[2]) * x_strides[2]
     us = block * BN + tl.arange(0, BN)
     w_us = wide(us + field(SEGS, S, PADDED)) * w_su + group * w_sg
 
     acc = ()
-    for _ in tl.static_range(orbit(TIE)):
+    for _ in tl.static_range(orbit(SPREAD)):
         acc = acc + (tl.zeros((BM, BN), ACC),)
-    for i in tl.static_range(count(fold_loops(AXES, TIE, SCATTER))):
+    for i in tl.static_range(count(LOOPS)):
         acc = fold_loop(
             acc, x, x_base, x_sc, x_strides, columns(at), sources, residues, exists, w, w_st, w_sc, w_us,
-            AXES, TIE, item(fold_loops(AXES, TIE, SCATTER), i), SCATTER, C, BK, PACKED, HALVE, PRECISION,
+            AXES, SEGS, S, SIDES, item(LOOPS, i), SCATTER, C, CP, BK, PACKED, HALVE, PRECISION,
         )  # fmt: skip
 
-    results = hadamard(acc, orbit(TIE), False)
+    results = hadamard(acc, orbit(SPREAD), False)
     y_base = (
         wide(n) * y_sn + wide(to[0]) * y_strides[0] + wide(to[1]) * y_strides[1] + wide(to[2]) * y_strides[2]
     )
     real = us < ROWS_
-    for j in tl.static_range(orbit(TIE)):
+    for j in tl.static_range(orbit(SPREAD)):
         channel = group * F + first_of(SEGS, S, j) + us
-        value = results[rank(TIE, member(TIE, j))]
+        value = results[rank(SPREAD, member(SPREAD, j))]
+        if is_negated(SIDES, member(SPREAD, j)):
+            value = -value
         if BIAS:
             value += tl.load(bias + channel, mask=real, other=0.0).to(ACC)[None, :]
         value = activate(value, ACT)
@@ -198,13 +216,15 @@ def fold_tile(
 def fprop_fold(
     x, w, bias, y, total, tiles, TD, TH, TW, ID, IH, IW, OD, OH, OW,
     x_sn, x_sc, x_sd, x_sh, x_sw, w_st, w_sg, w_sc, w_su, y_sn, y_sc, y_sd, y_sh, y_sw,
-    AXES: tl.constexpr, SEGS: tl.constexpr, SCATTER: tl.constexpr, WIDE: tl.constexpr, C: tl.constexpr,
-    F: tl.constexpr, BLOCKS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    PACKED: tl.constexpr, HALVE: tl.constexpr, PRECISION: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
+    AXES: tl.constexpr, SEGS: tl.constexpr, SIDES: tl.constexpr, SCATTER: tl.constexpr, WIDE: tl.constexpr,
+    C: tl.constexpr, CP: tl.constexpr, F: tl.constexpr, BLOCKS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, PACKED: tl.constexpr, HALVE: tl.constexpr, PRECISION: tl.constexpr, BIAS: tl.constexpr,
+    ACT: tl.constexpr,
 ):  # fmt: skip
     """Output of the segments in SEGS from folded weights: MACs of the reduced weight.
 
-    One program makes all members of BN orbits at BM positions. Programs that share positions run together.
+    C channels are contracted, where mirrors move them the first of each orbit; with what fills the last block they are
+    CP. One program makes all members of BN orbits at BM positions. Programs that share positions run together.
     """
     pid = tl.program_id(0)
     block = pid % BLOCKS
@@ -219,7 +239,7 @@ def fprop_fold(
             fold_tile(
                 block - first, tile, phase, group, x, w, bias, y, total, (TD, TH, TW), (OD, OH, OW), (ID, IH, IW),
                 x_sn, x_sc, (x_sd, x_sh, x_sw), w_st, w_sg, w_sc, w_su, y_sn, y_sc, (y_sd, y_sh, y_sw),
-                AXES, SEGS, s, SCATTER, WIDE, C, F, BM, BN, BK, PACKED, HALVE, PRECISION, BIAS, ACT,
+                AXES, SEGS, s, SIDES, SCATTER, WIDE, C, CP, F, BM, BN, BK, PACKED, HALVE, PRECISION, BIAS, ACT,
             )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 `AXES` is ((K, S, D, P), ...) for depth, height, width: kernel, stride, dilation, padding. Axis a of it is bit `4 >> a`
 of a mask, so that bit 0 is the width. `SEGS` is ((mask, first row, rows, first copy, first block, first padded row),
 ...): the orbits of one group that share a tie, where their mirrored copies begin among the channels, and where the
-blocks of the grid and the folded weights begin that belong to them.
+blocks of the grid and the folded weights begin that belong to them. What `SIDES` is stands in `sides`.
 
 A source position on an axis is `a * t + shift(tap)`, t counting the positions of the destination. Gathering (a forward
 convolution) a is the stride; scattering (its adjoint) the destination is split into as many phases as the stride, in
@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from ....ties import COPIES
+from .sides import KEPT, subset
 
 MASK = tl.constexpr(0)
 ROW = tl.constexpr(1)
@@ -46,13 +47,6 @@ def field(table, row, column):
 def orbit(mask):
     """Members of an orbit, which is also the number of its parities."""
     return 1 << bin(mask).count("1")
-
-
-@triton.constexpr_function
-def subset(mask, i):
-    """The i-th subset of a mask: bit j of i stands for the j-th bit that is set in the mask."""
-    bits = [b for b in (1, 2, 4) if mask & b]
-    return sum(b for j, b in enumerate(bits) if i >> j & 1)
 
 
 @triton.constexpr_function
@@ -89,19 +83,19 @@ def has_class(axes, tie, centre):
 
 
 @triton.constexpr_function
-def fold_loops(axes, tie, scatter):
+def fold_loops(axes, tie, sides, scatter):
     """The loops of the fold: classes of taps, each given by the tied axes on which its taps are in the middle.
 
     Full pairs come first, middles last. Classes with as many taps share a loop, which saves registers: with a loop for
-    each, or in another order, ptxas spills or serialises `hv` for some numbers of channels. Scattering, the numbers of
-    taps depend on the phase.
+    each, or in another order, ptxas spills or serialises `hv` for some numbers of channels. With several phases
+    the numbers of taps depend on the phase. Where a mirror moves the channels, no tap of a channel is its own image.
     """
-    loops = {}
+    loops, tie = {}, tie & ~sides[0]
     for i in range(orbit(tie)):
         centre = subset(tie, i)
         if has_class(axes, tie, centre):
             free = [axes[a][0] // 2 for a in range(3) if tie & ~centre & (4 >> a)]
-            key = centre if scatter else (len(free), math.prod(free))
+            key = centre if phases(axes, scatter) > 1 else (len(free), math.prod(free))
             loops.setdefault(key, []).append(centre)
     return tuple(tuple(loop) for loop in sorted(loops.values(), key=lambda loop: bin(loop[0]).count("1")))
 
@@ -311,11 +305,11 @@ def wide(value):
 
 
 @triton.jit
-def flat_tap(taps, AXES: tl.constexpr, FLIP: tl.constexpr):
-    """Number of the tap, mirrored along FLIP, within the kernel."""
+def flat_tap(taps, AXES: tl.constexpr, SIDES: tl.constexpr, FLIP: tl.constexpr):
+    """Number of the tap, mirrored along FLIP, among those that are kept."""
     kd = mirrored(taps[0], AXES, 0, FLIP)
     kh = mirrored(taps[1], AXES, 1, FLIP)
-    return (kd * field(AXES, 1, 0) + kh) * field(AXES, 2, 0) + mirrored(taps[2], AXES, 2, FLIP)
+    return (kd * item(SIDES, KEPT + 1) + kh) * item(SIDES, KEPT + 2) + mirrored(taps[2], AXES, 2, FLIP)
 
 
 # --- sums ----------------------------------------------------------------------------------------------------------

@@ -5,31 +5,55 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .index import MASK, PADDED, ROW, ROWS, count, field, wide
+from .index import (
+    MASK,
+    PADDED,
+    ROW,
+    ROWS,
+    count,
+    field,
+    item,
+    orbit,
+    wide,
+    without,
+)
+from .sides import FIXED, KEPT, MOVED, both_of, place_of, subset
+
+
+@triton.constexpr_function
+def mirrors_taps(g, both, adjoint):
+    """Axes along which the taps of member g are mirrored: in the adjoint, channels change places and taps stay."""
+    return g & ~both if adjoint else g
 
 
 @triton.jit
 def fold_weights(
     w, folded, w_sg, w_su, w_sc, w_sd, w_sh, w_sw, f_st, f_sg, f_sc, f_su,
-    AXES: tl.constexpr, SEGS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, UP: tl.constexpr,
-    HALVE: tl.constexpr, BC: tl.constexpr, BU: tl.constexpr,
+    AXES: tl.constexpr, SEGS: tl.constexpr, SIDES: tl.constexpr, ADJOINT: tl.constexpr, C: tl.constexpr,
+    CP: tl.constexpr, UP: tl.constexpr, HALVE: tl.constexpr, BC: tl.constexpr, BU: tl.constexpr,
 ):  # fmt: skip
     """Parity parts of the rows: (G, U, C, taps) -> [taps][G][CP, UP], padded with zeros.
 
     The part that is odd on the axes x stands, for each tap of the first half with the centre, at that tap mirrored
     along x: even parts fill the first half of an axis and odd parts the second. HALVE doubles the part once for each
     axis on which the sums of its inputs are halved.
+
+    By letters that also move channels, each parity has CP channels of its own in place of those of each member. Rows
+    that are their own images are kept as such. ADJOINT: rows and channels are exchanged in what is given for them.
     """
     KD: tl.constexpr = field(AXES, 0, 0)
     KH: tl.constexpr = field(AXES, 1, 0)
     KW: tl.constexpr = field(AXES, 2, 0)
+    BOTH: tl.constexpr = both_of(SEGS, 0, SIDES)
     pid = tl.program_id(0)
-    tap = pid % (KD * KH * KW)
-    pid = pid // (KD * KH * KW)
+    tap = pid % (item(SIDES, KEPT) * item(SIDES, KEPT + 1) * item(SIDES, KEPT + 2))
+    pid = pid // (item(SIDES, KEPT) * item(SIDES, KEPT + 1) * item(SIDES, KEPT + 2))
     us = pid % tl.cdiv(UP, BU) * BU + tl.arange(0, BU)
     pid = pid // tl.cdiv(UP, BU)
     cs = pid % tl.cdiv(CP, BC) * BC + tl.arange(0, BC)
-    group = wide(pid // tl.cdiv(CP, BC))
+    pid = pid // tl.cdiv(CP, BC)
+    block = pid % orbit(BOTH)
+    group = wide(pid // orbit(BOTH))
 
     row = us * 0 - 1
     tie = us * 0
@@ -38,15 +62,23 @@ def fold_weights(
         here = (at >= 0) & (at < field(SEGS, s, ROWS))
         row = tl.where(here, at + field(SEGS, s, ROW), row)
         tie = tl.where(here, field(SEGS, s, MASK), tie)
+    moved_odd = block * 0
+    for i in tl.static_range(orbit(BOTH)):
+        moved_odd = tl.where(block == i, subset(BOTH, i), moved_odd)
 
-    kd, kh, kw = tap // (KH * KW), tap // KW % KH, tap % KW
+    kd, kh, kw = (
+        tap // (item(SIDES, KEPT + 1) * item(SIDES, KEPT + 2)),
+        tap // item(SIDES, KEPT + 2) % item(SIDES, KEPT + 1),
+        tap % item(SIDES, KEPT + 2),
+    )
     far = 4 * (2 * kd >= KD + KD % 2).to(tl.int32) + 2 * (2 * kh >= KH + KH % 2).to(tl.int32)
-    odd = tie & (far + (2 * kw >= KW + KW % 2).to(tl.int32))
+    turned = tie & without(7, BOTH) & (far + (2 * kw >= KW + KW % 2).to(tl.int32))
+    odd = turned | moved_odd
     off_centre = 4 * (2 * kd != KD - 1).to(tl.int32) + 2 * (2 * kh != KH - 1).to(tl.int32)
-    halved = tie & (off_centre + (2 * kw != KW - 1).to(tl.int32))
+    off_centre = off_centre + (2 * kw != KW - 1).to(tl.int32)
+    halved = (tie | item(SIDES, FIXED)) & (off_centre | item(SIDES, MOVED))
 
     ACC: tl.constexpr = tl.float64 if w.dtype.element_ty == tl.float64 else tl.float32
-    base = w + group * w_sg + wide(cs)[:, None] * w_sc + wide(row)[None, :] * w_su
     inside = (cs < C)[:, None] & (row >= 0)[None, :]
     total = tl.zeros((BC, BU), ACC)
     members = us * 0
@@ -58,19 +90,24 @@ def fold_weights(
         odds = odd & g
         crossings = (odds & 1) + (odds >> 1 & 1) + (odds >> 2 & 1)
         sign = tl.where(crossings % 2 == 1, -1.0, 1.0)
-        md = KD - 1 - kd if g & 4 else kd
-        mh = KH - 1 - kh if g & 2 else kh
-        mw = KW - 1 - kw if g & 1 else kw
+        md = KD - 1 - kd if mirrors_taps(g, BOTH, ADJOINT) & 4 else kd
+        mh = KH - 1 - kh if mirrors_taps(g, BOTH, ADJOINT) & 2 else kh
+        mw = KW - 1 - kw if mirrors_taps(g, BOTH, ADJOINT) & 1 else kw
+        if ADJOINT:
+            rows, channels = row + place_of(BOTH, g) * field(SEGS, 0, ROWS), cs
+        else:
+            rows, channels = row, cs + place_of(BOTH, g) * C
+        base = w + group * w_sg + wide(channels)[:, None] * w_sc + wide(rows)[None, :] * w_su
         offset = wide(md) * w_sd + wide(mh) * w_sh + wide(mw) * w_sw
         value = tl.load(base + offset, mask=inside & belongs[None, :], other=0.0).to(ACC)
         total += value * sign[None, :].to(ACC)
-    flips = (odd & 1) + (odd >> 1 & 1) + (odd >> 2 & 1)
+    flips = (turned & 1) + (turned >> 1 & 1) + (turned >> 2 & 1)
     scale = tl.where(flips % 2 == 1, -1.0, 1.0) / members.to(tl.float32)
     if HALVE:
         times = (halved & 1) + (halved >> 1 & 1) + (halved >> 2 & 1)
         scale = scale * (1 << times).to(tl.float32)
     total = total * scale[None, :].to(ACC)
-    place = wide(tap) * f_st + group * f_sg + wide(cs)[:, None] * f_sc + wide(us)[None, :] * f_su
+    place = wide(tap) * f_st + group * f_sg + wide(block * CP + cs)[:, None] * f_sc + wide(us)[None, :] * f_su
     tl.store(folded + place, total.to(folded.dtype.element_ty), mask=(cs < CP)[:, None] & (us < UP)[None, :])
 
 
