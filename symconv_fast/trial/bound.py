@@ -1,9 +1,11 @@
-"""The function that a layer on a GPU calls: its first calls prove and time candidates, the others run one of them."""
+"""The function that a layer calls while more is to be learnt: it proves and times candidates, and runs one of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,8 +18,12 @@ from . import known_answers, modes, small, timing, verdicts
 from .known_answers import Answer, Run
 from .verdicts import Way
 
-WITHIN = 3.0
-"""Candidates with an estimate of up to so many times the lowest one are timed, and torch's convolution."""
+WITHIN, WITHIN_ON_HOST = 3.0, 9.0
+"""Candidates with an estimate of up to so many times the lowest one are timed, and torch's convolution. On a CPU that
+was never measured either estimate may be off by 3, and most algorithms lie within that anyway; there those without an
+estimate are timed too."""
+
+_IMAGES = 2  # with which a CPU's kernels are asked; more of them are more of the same
 
 
 class Candidate(Protocol):
@@ -74,10 +80,16 @@ class Trial:
             self._meanwhile[place] = (verdicts.changes() if held else seen, run)
             if settled:
                 self._settled, self._settled_at = run, _circumstances()
+                self._make_known(device)
             return run
         finally:
             if held:
                 modes.LOCK.release()
+
+    def _make_known(self, device: torch.device) -> None:
+        """On a CPU choices are made anew: with times they need no trial, and a native call may be remembered again."""
+        if modes.is_host(device.type) and verdicts.timed(self._problem, self._op, self._activation, device):
+            settings.changed()
 
     def _decide(
         self, device: torch.device, level: int, tensors: tuple[Tensor | None, ...]
@@ -121,33 +133,73 @@ class Trial:
 
     def _rivals(self, able: list[Candidate], device: torch.device) -> list[Candidate]:
         """Those worth timing by their estimates, torch's convolution among them; none where nothing is to be timed."""
+        if not able or not self._is_timed(able, device):
+            return []
+        host = modes.is_host(device.type)
+        most = (WITHIN_ON_HOST if host else WITHIN) * min(map(_seconds, able))
+        rivals = [
+            c
+            for c in able
+            if _seconds(c) <= most or c.algorithm == "expand" or (host and math.isinf(_seconds(c)))
+        ]
+        natively = [c for c in rivals if c.algorithm == "expand" and c.backend != "reference"]
+        # The reference is the same, but expands the filters more slowly.
+        return [c for c in rivals if not (natively and c.backend == "reference")]
+
+    def _is_timed(self, able: list[Candidate], device: torch.device) -> bool:
+        """Are these to be timed, by the setting and by what was measured before?"""
+        if modes.is_host(device.type):
+            return modes.tried(self._problem)
         wanted = settings.benchmark()
         unmeasured = (
             verdicts.is_ours(module) and not verdicts.is_measured(module, device)
             for module in (self._ways.load(c.backend) for c in able)
         )
-        if not able or wanted is False or (wanted == "auto" and not any(unmeasured)):
-            return []
-        most = WITHIN * min(map(_seconds, able))
-        return [c for c in able if _seconds(c) <= most or c.algorithm == "expand"]
+        return wanted is True or (wanted == "auto" and any(unmeasured))
 
     def _time(
         self, rivals: list[Candidate], device: torch.device, tensors: tuple[Tensor | None, ...]
     ) -> None:
         """Time those that are proven, on the tensors of the call; what they return is thrown away."""
-        proven = {(c.backend, c.algorithm): c for c in rivals if self._is_proven(c, device, modes.TIME)}
-        functions = {way: _call(self._function(c), tensors) for way, c in proven.items()}
+        if modes.is_host(device.type):
+            rivals = self._right(rivals, device)
+        else:
+            rivals = [c for c in rivals if self._is_proven(c, device, modes.TIME)]
+        functions = {(c.backend, c.algorithm): _call(self._function(c), tensors) for c in rivals}
 
         def failed(way: Way, failure: Exception) -> None:
             module = self._ways.load(way[0])
-            if verdicts.is_ours(module) and not isinstance(failure, torch.OutOfMemoryError):
+            ours = verdicts.is_ours(module) or modes.is_host(device.type)
+            if ours and way[0] != "reference" and not known_answers.is_shortage(failure):
                 what = f"{type(failure).__name__} while it was timed: {failure}"
                 kernel = verdicts.kernel(module, self._problem, self._op, way[1], device)
                 verdicts.fail(kernel, self._problem, what)
 
-        seconds = timing.race(functions, timing.clock_of(device), failed) if len(functions) > 1 else {}
+        clock = timing.clock_of(device)
+        rule = timing.QUICKEST if modes.is_host(device.type) else timing.MEDIANS
+        seconds = timing.race(functions, clock, failed, rule) if len(functions) > 1 else {}
         if seconds:
             verdicts.keep(self._problem, self._op, self._activation, device, seconds)
+
+    def _right(self, rivals: list[Candidate], device: torch.device) -> list[Candidate]:
+        """Those that give the answer of torch's convolution on a CPU, of this problem with two images at most."""
+        asked = replace(self._problem, batch=min(self._problem.batch, _IMAGES))
+        if any(self._ways.load(c.backend).can_run(asked, self._op, c.algorithm) for c in rivals):
+            asked = self._problem
+        try:
+            sheet = known_answers.Sheet(asked, self._op, device)
+        except Exception:  # memory does not suffice, or torch's convolution fails: the call itself will tell
+            return []
+        right = []
+        for candidate in rivals:
+            module = self._ways.load(candidate.backend)
+            given = sheet.ask(bind(module, asked, self._op, candidate.algorithm))
+            if candidate.backend == "reference" or given.right:
+                right.append(candidate)
+            elif given.right is False:
+                kernel = verdicts.kernel(module, asked, self._op, candidate.algorithm, device)
+                verdicts.fail(kernel, asked, str(given.error))
+        return right
 
 
 def _circumstances() -> tuple[int, bool, bool]:
@@ -174,7 +226,9 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _must_be_proven(module: Any, device: torch.device) -> bool:
-    return verdicts.is_ours(module) and not verdicts.is_measured(module, device) and settings.known_answers()
+    if modes.is_host(device.type) or not verdicts.is_ours(module):
+        return False
+    return not verdicts.is_measured(module, device) and settings.known_answers()
 
 
 # --- known answers ---------------------------------------------------------------------------------------------------

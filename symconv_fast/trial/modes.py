@@ -9,8 +9,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .. import settings
+from ..problem import Problem
+from . import rates
+
 DEVICES = {"cuda"}
-"""Types of devices on which kernels are proven and candidates timed. (A CPU has measured rates.)"""
+"""Types of devices on which kernels are proven before they are used. (On a CPU they are as they were tested.)"""
 
 NOTHING, PROVE, TIME = range(3)
 
@@ -35,9 +39,28 @@ def paused() -> Iterator[None]:
         _paused.count -= 1
 
 
-def tried(kind: str) -> bool:
-    """Are there trials on this type of device, here?"""
+def proven(kind: str) -> bool:
+    """Must kernels be proven on this type of device, and is there one?"""
     return kind in DEVICES and (kind != "cuda" or torch.cuda.is_available())
+
+
+def is_host(kind: str) -> bool:
+    """Is this a CPU, whose kernels are timed where estimates are guesses, but used without proof?"""
+    return kind == "cpu" and not proven(kind)
+
+
+def tried(problem: Problem) -> bool:
+    """Are there trials of such problems, here and now?
+
+    On a CPU where candidates are timed: what needs no time there needs no trial either.
+    """
+    return proven(problem.device) or (is_host(problem.device) and _timed_on_host(problem.dtype))
+
+
+def _timed_on_host(dtype: torch.dtype) -> bool:
+    level = settings.benchmark()
+    wanted = level is True or (level == "auto" and rates.why_none(dtype) is not None)
+    return wanted and not torch.are_deterministic_algorithms_enabled()
 
 
 def allowed(device: torch.device, tensors: tuple[Tensor | None, ...]) -> int:

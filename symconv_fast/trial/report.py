@@ -22,16 +22,30 @@ class Evidence(NamedTuple):
 NONE = Evidence()
 
 
+def known(problem: Problem) -> bool:
+    """May anything be known of the candidates of a problem, or become known?"""
+    if modes.is_host(problem.device):
+        return modes.tried(problem) or verdicts.any_timed() or verdicts.any_failed()
+    return modes.tried(problem)
+
+
+def undecided(problem: Problem, op: str, pinned: bool) -> bool:
+    """Is there more to learn of a problem than the estimates say? On a CPU not of what is pinned, nor twice."""
+    if not modes.tried(problem):
+        return False
+    return modes.proven(problem.device) or not (pinned or times(problem, op))
+
+
 def state(problem: Problem) -> tuple[object, ...]:
-    """What a choice for a problem depends on beside the settings: nothing on a device without trials."""
-    if not modes.tried(problem.device):
+    """What a choice for a problem depends on beside the settings: nothing where nothing is tried or known."""
+    if not known(problem):
         return ()
     return (verdicts.changes(), _device(problem), verdicts.switches(problem))
 
 
 def refuted(module: Any, problem: Problem, op: str, algorithm: str) -> str | None:
     """Why a candidate that can run is not used, as a clause: its kernel gave a wrong answer in this process."""
-    if not modes.tried(problem.device) or not verdicts.is_ours(module):
+    if not verdicts.any_failed() or not known(problem):
         return None
     device = _device(problem)
     error = verdicts.error(verdicts.kernel(module, problem, op, algorithm, device))
@@ -40,14 +54,14 @@ def refuted(module: Any, problem: Problem, op: str, algorithm: str) -> str | Non
 
 def times(problem: Problem, op: str) -> dict[Way, float]:
     """The measured seconds of candidates of a problem on the current device; empty where none were."""
-    if not modes.tried(problem.device):
+    if not known(problem):
         return {}
     return verdicts.timed(problem, op, None, _device(problem)) or {}
 
 
 def evidence(module: Any, problem: Problem, op: str, algorithm: str) -> Evidence:
     """What is known of a candidate that can run."""
-    if not modes.tried(problem.device):
+    if not known(problem):
         return NONE
     device = _device(problem)
     measured = times(problem, op).get((module.NAME, algorithm))
@@ -55,7 +69,7 @@ def evidence(module: Any, problem: Problem, op: str, algorithm: str) -> Evidence
 
 
 def _known_answer(module: Any, problem: Problem, op: str, algorithm: str, device: torch.device) -> str | None:
-    if not verdicts.is_ours(module):
+    if not verdicts.is_ours(module) or not modes.proven(problem.device):
         return None
     if verdicts.is_measured(module, device):
         return "not needed (measured on this model)"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..activation import activate
 from ..problem import Problem, memory_format
-from ..ties import orbit_size
+from ..sides import Involutions, Sides
+from ..ties import Segment, Ties, orbit_size
 
 MACS = 350_000_000
 """Multiply-accumulates of a small problem's ordinary convolution at most: in float64 that is 0.1 s on two cores."""
@@ -68,10 +69,41 @@ def features(problem: Problem, activation: str | None) -> tuple[object, ...]:
     inside, rows = p.in_channels // p.groups, p.out_channels // p.groups
     groups = "one" if p.groups == 1 else "depthwise" if inside <= _FEW else "several"
     return (
-        tuple(mask for mask, _ in p.ties), p.kernel, tuple(s if s < 3 else 3 + s % 2 for s in p.stride),
+        tuple(mask for mask, _ in p.ties), _sides_of(p), p.kernel, tuple(s if s < 3 else 3 + s % 2 for s in p.stride),
         tuple(d > 1 for d in p.dilation), tuple(n > 0 for n in p.padding), p.transposed, groups,
-        inside % 8 == 0, rows % 8 == 0, p.channels_last, p.input_channels_last, activation,
+        inside // _blocks(p) % 8 == 0, rows % 8 == 0, p.channels_last, p.input_channels_last, activation,
     )  # fmt: skip
+
+
+def _sides_of(problem: Problem) -> tuple[object, ...]:
+    """What mirrors do beside exchanging the members of orbits: the same kernels run what is alike in this."""
+    sides = problem.sides
+    if sides is None:
+        return ()
+    if isinstance(sides.inputs, Involutions):
+        return sides.own, sides.inputs
+    return sides.own, sides.inputs and tuple(mask for mask, _ in sides.inputs.segments)
+
+
+def _blocks(problem: Problem) -> int:
+    """Blocks of the input channels of a group that mirrors exchange as a whole: those of its orbits, of one tie."""
+    inputs = problem.sides.inputs if problem.sides else None
+    alike = isinstance(inputs, Ties) and len(inputs.segments) == 1 and inputs.groups == problem.groups
+    return orbit_size(inputs.segments[0].mask) if isinstance(inputs, Ties) and alike else 1
+
+
+def _with_channels(problem: Problem, groups: int, inside: int) -> Sides | None:
+    """The sides of a problem with as many groups, and input channels in each."""
+    sides = problem.sides
+    if sides is None or sides.inputs is None:
+        return sides and replace(sides, groups=groups)
+    if _blocks(problem) == 1:
+        return sides
+    assert isinstance(sides.inputs, Ties)
+    segment = sides.inputs.segments[0]
+    rows = groups * inside // orbit_size(segment.mask)
+    inputs = Ties(problem.ndim, groups, (Segment(segment.mask, rows),))
+    return replace(sides, groups=groups, inputs=inputs)
 
 
 def _within(problem: Problem, op: str, spatial: tuple[int, ...]) -> Iterator[Problem]:
@@ -91,9 +123,12 @@ def _with(problem: Problem, op: str, spatial: tuple[int, ...], narrow: int, wide
     p, ties = problem, problem.ties
     channels, rows = (narrow, wide) if op == "fprop" else (wide, narrow)
     deep = max(_CHANNELS[op], _CONTRACTION // math.prod(p.kernel)) // channels
-    inside = _cut(p.in_channels // p.groups, max(deep, 32), 32)
+    blocks, told = _blocks(p), p.sides is not None and p.sides.inputs is not None
+    inside = blocks * _cut(p.in_channels // p.groups // blocks, max(deep // blocks, 32), 32)
     many = p.groups > 8 and p.in_channels // p.groups <= _FEW
     groups = _cut(p.groups, 72, 32) if many else _cut(p.groups, 3, 2)
+    if told and blocks == 1:  # channels that are told one by one: all are kept
+        inside, groups = p.in_channels // p.groups, p.groups
     most = max((_ROWS[op] if len(ties) < 3 else _ROWS[op] // 2) // rows, 32)
     counts = [_cut(count // p.groups, most, 16) * groups for _, count in ties]
     alone = replace(p, spatial=spatial, batch=1)
@@ -106,6 +141,7 @@ def _with(problem: Problem, op: str, spatial: tuple[int, ...], narrow: int, wide
         unique=sum(counts),
         out_channels=sum(count * orbit_size(mask) for count, (mask, _) in zip(counts, ties)),
         ties=tuple((mask, count) for count, (mask, _) in zip(counts, ties)),
+        sides=_with_channels(p, groups, inside),
     )
 
 

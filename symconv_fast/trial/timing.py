@@ -1,16 +1,18 @@
-"""Which of several ways is the quickest, on the tensors at hand: interleaved, medians, within a budget."""
+"""Which of several ways is the quickest, on the tensors at hand: interleaved, within a budget."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
 BUDGET = 50e-3
 """Seconds that the repetitions of all candidates of a problem may take together."""
 ROUNDS = 7
+HOST_ROUNDS = 3
+"""Rounds that a CPU makes whatever they take: what else the machine does there may be in a single time."""
 HOPELESS = 2.0
 """Times as long as the quickest in its first timed call: such a candidate is not repeated."""
 SAMPLE = 200e-6
@@ -44,14 +46,34 @@ class CudaClock:
 
 
 class HostClock:
-    """For devices that compute before a call returns."""
+    """For devices that compute before a call returns. With one thread, its own time: others that run do not count."""
 
     def seconds(self, function: Callable[[], object], calls: int) -> float:
         """Of one call."""
-        start = time.perf_counter()
+        clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+        start = clock()
         for _ in range(calls):
             function()
-        return (time.perf_counter() - start) / calls
+        return (clock() - start) / calls
+
+
+class Rule(NamedTuple):
+    """What the times of a way come to, rounds that are made whatever they take, and whether the first call counts."""
+
+    summary: Callable[[Sequence[float]], float]
+    least_rounds: int
+    first_counts: bool
+
+
+def median(found: Sequence[float]) -> float:
+    """The upper one of two."""
+    return sorted(found)[len(found) // 2]
+
+
+MEDIANS = Rule(median, 0, False)
+"""For a GPU, whose clock rises and falls."""
+QUICKEST = Rule(min, HOST_ROUNDS, True)
+"""For a CPU, where others only ever make a call take longer."""
 
 
 def clock_of(device: torch.device) -> Clock:
@@ -63,11 +85,12 @@ def race(
     functions: Mapping[Way, Callable[[], object]],
     clock: Clock,
     failed: Callable[[Way, Exception], None],
+    rule: Rule = MEDIANS,
 ) -> dict[Way, float]:
-    """Median seconds of each function; `failed` is told of those that raise, which are left out.
+    """Seconds of each function by the rule; `failed` is told of those that raise, which are left out.
 
-    Each is called once before it is timed: that may compile. One timed call each, then as many rounds of all that are
-    not hopeless as the budget allows.
+    Each is called twice, of which the first may compile. Then as many rounds of all that are not hopeless as the
+    budget allows.
     """
     times: dict[Way, list[float]] = {}
 
@@ -79,21 +102,23 @@ def race(
             failed(way, failure)
 
     for way in functions:
-        sample(way, 1)  # not timed: the second call takes its place
-    first = dict(times)
-    times.clear()
+        sample(way, 1)
+    first = list(times)
+    if not rule.first_counts:
+        times.clear()
     for way in first:
         sample(way, 1)
     if not times:
         return {}
-    quickest = min(sample_[0] for sample_ in times.values())
-    hopeful = [way for way, found in times.items() if found[0] <= HOPELESS * quickest]
-    calls = {way: max(1, min(CALLS, int(SAMPLE / max(times[way][0], 1e-9)))) for way in hopeful}
-    spent = sum(found[0] for found in times.values())
-    a_round = sum(calls[way] * times[way][0] for way in hopeful)
-    rounds = min(ROUNDS, int((BUDGET - spent) / max(a_round, 1e-9))) if len(hopeful) > 1 else 0
-    for turn in range(max(0, rounds)):
+    once = {way: min(found) for way, found in times.items()}
+    hopeful = [way for way, seconds in once.items() if seconds <= HOPELESS * min(once.values())]
+    calls = {way: max(1, min(CALLS, int(SAMPLE / max(once[way], 1e-9)))) for way in hopeful}
+    spent = sum(once.values())
+    a_round = sum(calls[way] * once[way] for way in hopeful)
+    affordable = max(rule.least_rounds, int((BUDGET - spent) / max(a_round, 1e-9)))
+    rounds = min(ROUNDS, affordable) if len(hopeful) > 1 else 0
+    for turn in range(rounds):
         for way in hopeful if turn % 2 else reversed(hopeful):
             if way in times:
                 sample(way, calls[way])
-    return {way: sorted(found)[len(found) // 2] for way, found in times.items()}
+    return {way: rule.summary(found) for way, found in times.items()}

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import settings
+from .. import machine, native, settings
 from .._version import __version__
 from ..problem import Problem
-from . import small
+from . import choices, modes, small
 
 Way = tuple[str, str]
 """Backend and algorithm."""
@@ -81,6 +81,7 @@ def switches(problem: Problem) -> tuple[object, ...]:
         single and settings.winograd(),
         torch.backends.cudnn.benchmark,
         torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads() if problem.device == "cpu" else None,
     )
 
 
@@ -88,7 +89,7 @@ def switches(problem: Problem) -> tuple[object, ...]:
 
 
 def is_ours(module: Any) -> bool:
-    """Has the backend kernels of this package, which have to be proven? The others run torch's operators."""
+    """Has the backend kernels of this package for a GPU? The others run torch's operators, or those of the CPU."""
     return hasattr(module, "kernels")
 
 
@@ -99,8 +100,18 @@ def is_measured(module: Any, device: torch.device) -> bool:
 
 def kernel(module: Any, problem: Problem, op: str, algorithm: str, device: torch.device) -> Kernel:
     """What would run, as it is known by; `can_run` has no objection."""
-    names = tuple(module.kernels(problem, op, algorithm))
+    names = tuple(module.kernels(problem, op, algorithm)) if is_ours(module) else _instructions()
     return Kernel(model(device), module.NAME, algorithm, op, problem.dtype, names)
+
+
+def _instructions() -> tuple[str, ...]:
+    """What tells the kernels of a CPU apart: the instructions that they use here."""
+    return () if native.module is None else (native.module.isa(),)
+
+
+def any_failed() -> bool:
+    """Was any kernel disabled in this process?"""
+    return bool(_failed)
 
 
 def verdict(found: Kernel, problem: Problem, activation: str | None = None) -> bool | None:
@@ -130,15 +141,18 @@ def fail(found: Kernel, problem: Problem, what: str) -> None:
     warnings.warn(
         f"symconv_fast: a kernel is disabled in this process, since it failed its check on this device: {found}: "
         f"{what}. Layers run on the next candidate. Please report this with: symconv_fast {__version__}, "
-        f"torch {torch.__version__}, {_platform()}, device {found.device}, {problem}",
+        f"torch {torch.__version__}, {_platform(found.device)}, {problem}",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
-def _platform() -> str:
+def _platform(device: str) -> str:
+    if device == "cpu":
+        return f"CPU {machine.cpu_name()}, {torch.get_num_threads()} threads"
     toolkit = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
-    return f"{toolkit}, cuDNN {torch.backends.cudnn.version() if torch.cuda.is_available() else None}"
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    return f"{toolkit}, cuDNN {cudnn}, device {device}"
 
 
 # --- times -----------------------------------------------------------------------------------------------------------
@@ -146,14 +160,33 @@ def _platform() -> str:
 
 def timed(problem: Problem, op: str, activation: str | None, device: torch.device) -> dict[Way, float] | None:
     """Seconds of the candidates of a problem that were measured, or None."""
-    return _times.get(Timed(model(device), problem, op, activation, switches(problem)))
+    key = _key(problem, op, activation, device)
+    if key not in _times and modes.is_host(device.type):
+        found = choices.recall(key)
+        if found is not None:
+            _times[key] = found
+    return _times.get(key)
 
 
 def keep(
     problem: Problem, op: str, activation: str | None, device: torch.device, seconds: dict[Way, float]
 ) -> None:
-    """Keep what was measured, for the process."""
+    """Keep what was measured for the process, and of a CPU where a folder is named for it."""
     if len(_times) >= _MOST:
         _times.clear()
-    _times[Timed(model(device), problem, op, activation, switches(problem))] = seconds
+    key = _key(problem, op, activation, device)
+    _times[key] = seconds
     _counts[0] += 1
+    if modes.is_host(device.type):
+        choices.store(key, seconds)
+
+
+def any_timed() -> bool:
+    """Was anything measured, in this process or in one that kept it?"""
+    return bool(_times) or choices.any_stored()
+
+
+def _key(problem: Problem, op: str, activation: str | None, device: torch.device) -> Timed:
+    """On a CPU an activation follows by itself, whatever runs."""
+    activation = None if modes.is_host(device.type) else activation
+    return Timed(model(device), problem, op, activation, switches(problem))
