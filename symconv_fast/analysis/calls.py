@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from ..activation import activate
-from ..symmetry import Ties
-from ..ties import Segment
+from ..ties import Ties, decode
 from .geometry import Adaptive, Axis, Flattened, Padded, Resampled, Transposed, Windows
 
 aten = torch.ops.aten
@@ -182,8 +181,7 @@ def _convolution(func: Any, name: str, x: Tensor, b: dict[str, Any], ndim: int) 
         return None
     ties = b.get("ties")
     if ties is not None:
-        segments = tuple(Segment(ties[i], ties[i + 1]) for i in range(0, len(ties), 2))
-        ties = Ties(ndim, b["groups"], segments)
+        ties = decode(ndim, b["groups"], ties)
         weight = ties.expand(weight, 1 if transposed else 0)
     activation = b.get("activation")
     stride, padding, dilation, extra = (

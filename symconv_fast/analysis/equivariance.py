@@ -221,7 +221,7 @@ def equivariance_report(
     check_values(inputs, ndim, names)
     size = tuple(next(x for x in inputs if isinstance(x, Tensor)).shape[2:])
     try:
-        twin = _copied(model).eval().double()
+        twin = copied(model).eval().double()
     except Exception as failure:
         raise TypeError(f"{type(model).__name__} cannot be copied to float64: {failure}") from failure
     device = device_of(model)
@@ -239,8 +239,8 @@ def equivariance_report(
     return EquivarianceReport(size, names, layers, found.total, nearest, shifted, reach, tuple(notes))
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """torch copies no tensor that a forward pass computed, such as the `weight` of torch.nn.utils.spectral_norm."""
+def copied(model: nn.Module) -> nn.Module:
+    """torch itself copies no tensor that a forward pass computed, such as the `weight` of its older spectral_norm."""
     computed = [
         value
         for module in model.modules()

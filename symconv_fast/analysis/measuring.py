@@ -149,19 +149,20 @@ def _keep(what: str, way: Comparison, references: Iterator[Tensor] | None = None
         plain = row.output if references is None else next(references)
         found = way.error(output, plain, row.jump)
         if what == "model" and row.ties is not None and way.dims:
-            exchanged = output.index_select(-way.ndim - 1, _partners(row.ties, way, output))
+            exchanged = _exchange(row.ties, way, output)
             found = min(found, way.error(exchanged, plain, row.jump))
         getattr(row, what)[way.transform] = found
 
     return keep
 
 
-def _partners(ties: Ties, way: Comparison, output: Tensor) -> Tensor:
-    """The channel that a mirror of the input takes each channel of a tied layer to."""
-    bit = BIT[way.transform]
-    places = {place: i for i, place in enumerate(ties.channel_map)}
-    partners = [places.get((row, member ^ bit), i) for i, (row, member) in enumerate(ties.channel_map)]
-    return torch.tensor(partners, device=output.device)
+def _exchange(ties: Ties, way: Comparison, output: Tensor) -> Tensor:
+    """The output with its channels where a mirror of the input takes them, and with the signs that it gives them."""
+    bit, shape = BIT[way.transform], [-1, *[1] * way.ndim]
+    partners, signs = ties.partners(bit), ties.signs(bit)
+    if partners is not None:
+        output = output.index_select(-way.ndim - 1, torch.tensor(partners, device=output.device))
+    return output if signs is None else output * torch.tensor(signs, device=output.device).view(shape)
 
 
 def _record(

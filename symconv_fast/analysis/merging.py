@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..channels import Spaces
 from ..channels.trace import shared_tensors
 from ..modules import _Symmetric
-from ..ties import mirror
+from ..ties import mirror, mirrored_dims
 from .moments import Moments, channel_dim, rows_of
 
 Batches = Callable[[], Iterator[Tensor]]
@@ -92,7 +92,7 @@ def _mirror_columns(model: nn.Module, mask: int, spaces: Spaces, x: Tensor) -> N
                 "flatten them with torch.flatten(x, 1)"
             )
         shape = shapes.pop()
-        dims = [dim + len(shape) - bit for bit in range(3) if mask >> bit & 1]
+        dims = [dim + 1 + len(shape) + d for d in mirrored_dims(mask)]
         value.copy_(value.unflatten(dim, (channels, *shape)).flip(dims).reshape(value.shape))
 
 

@@ -16,6 +16,7 @@ from ..channels import Space, Spaces, find_spaces
 from ..conversion import to_torch
 from ..extras import need
 from ..tables import Report, Table
+from ..ties import mirrored_dims
 from .arguments import axis_mask
 from .merging import (
     Goals,
@@ -361,7 +362,7 @@ def _tensors(output: Any) -> list[Tensor]:
 
 def _mirror_error(original: nn.Module, mirrored: nn.Module, mask: int, x: Tensor) -> float:
     """How far the mirrored network is from the network of mirrored inputs, its maps mirrored back."""
-    dims = [-1 - bit for bit in range(3) if mask >> bit & 1]
+    dims = mirrored_dims(mask)
     spatial = x.dim() - 2
     worst = 0.0
     with torch.no_grad():

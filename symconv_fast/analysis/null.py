@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import ShapeError, check_bool, ints
+from ..ties import mirrored_dims
 from .arguments import axis_mask, integer
 
 _MOST_SAMPLES, _FEWEST_SAMPLES = 20_000, 1_000
@@ -157,7 +158,7 @@ def mirrored_taps(shape: tuple[int, ...], mask: int) -> NDArray[np.intp]:
     Raises:
         ValueError: the kernel has one tap along all of these axes, so that nothing moves.
     """
-    axes = tuple(len(shape) - 1 - bit for bit in range(len(shape)) if mask >> bit & 1)
+    axes = mirrored_dims(mask)
     if all(shape[axis] == 1 for axis in axes):
         raise ShapeError(f"a kernel {shape} has one tap along this axis: there is nothing to mirror")
     return np.flip(np.arange(math.prod(shape)).reshape(shape), axes).ravel()

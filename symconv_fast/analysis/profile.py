@@ -141,7 +141,7 @@ def _layer(name: str, conv: Any, options: dict[str, Any]) -> LayerSymmetry:
         reason = getattr(error, "brief", "")
         if not reason:
             raise
-    tied = isinstance(conv, _Symmetric) and conv.ties.unique < conv.ties.out_channels
+    tied = isinstance(conv, _Symmetric) and not conv.ties.holds_filters
     kernel, stride = tuple(conv.kernel_size), tuple(conv.stride)
     tie = str(conv.symmetry).strip("'") if tied else None
     return LayerSymmetry(name, type(conv).__name__, kernel, stride, tie, found, reason)

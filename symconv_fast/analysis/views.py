@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import ShapeError, ints
+from ..ties import mirrored_dims
 from .arguments import axis_mask, integer
 
 Chunks = Iterable[tuple[Tensor, Tensor]]
@@ -59,7 +60,7 @@ class Mirror:
         """The input itself and its mirror image."""
         self._ndim = x.dim() - 2
         mask = axis_mask(self._axis, self._ndim)
-        self._dims = [-1 - bit for bit in range(self._ndim) if mask >> bit & 1]
+        self._dims = mirrored_dims(mask)
         return x, x.flip(self._dims)
 
     def align(self, first: Tensor, second: Tensor) -> tuple[Chunks, int | None]:

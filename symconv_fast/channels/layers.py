@@ -133,6 +133,8 @@ class Layers(Constraints):
             self.follow(module, value)
         if tied:
             self.partition.fix(block.space, "tied already")
+            if module.ties.sides and isinstance(value, Maps):
+                self.fix([value], f"mirrors move the input channels of {name}")
         return Maps((block,), len(module.kernel_size), origin=value.origin)
 
 

@@ -124,7 +124,7 @@ def _share(
     cls, source = type(layer), layer._parameters.get(name)
     makers = cls.to_conv, cls.expanded_weight, cls.expanded_bias
     plain = makers == (_Symmetric.to_conv, _Symmetric.expanded_weight, _Symmetric.expanded_bias)
-    whole = not layer.share_bias if name == "bias" else layer.ties.unique == layer.ties.out_channels
+    whole = not layer.share_bias if name == "bias" else layer.ties.holds_filters
     if whole and plain and source is not None:
         return keep(source)
     tie = None if whole else (layer.ties, layer.transposed)

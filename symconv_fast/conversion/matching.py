@@ -121,8 +121,7 @@ def match_filters(distances: Distances, ties: Ties) -> Tensor:
         raise TypeError(
             f"distances must be of mirror_distances(filters, ndim), got {type(distances).__name__}"
         )
-    if not isinstance(ties, Ties):
-        raise TypeError(f"ties must be the Ties of a tied layer, such as layer.ties, got {ties!r}")
+    _check_ties(ties)
     groups, each = distances.energies.shape
     masks = (1 << ties.ndim) - 1
     if (groups, groups * each, len(distances.products)) != (ties.groups, ties.out_channels, masks):
@@ -200,8 +199,7 @@ def random_loss(
     Raises:
         ValueError: `shape` does not fit `ties`, or `draws` is below 1.
     """
-    if not isinstance(ties, Ties):
-        raise TypeError(f"ties must be the Ties of a tied layer, such as layer.ties, got {ties!r}")
+    _check_ties(ties)
     sizes = ints(shape, "shape")
     expected = (ties.out_channels, ties.out_channels // ties.groups)[dim] if dim in (0, 1) else None
     if len(sizes) != ties.ndim + 2 or sizes[dim] != expected or min(sizes) < 0 or sizes[0] % ties.groups:
@@ -212,6 +210,16 @@ def random_loss(
     if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 1):
         raise ValueError(f"draws={draws!r} must be an int of at least 1, such as 5")
     return _random_loss(sizes, ties, dim, seed, draws)
+
+
+def _check_ties(ties: Any) -> None:
+    if not isinstance(ties, Ties):
+        raise TypeError(f"ties must be the Ties of a tied layer, such as layer.ties, got {ties!r}")
+    if ties.sides:
+        raise ValueError(
+            f"ties have orbits of filters alone to be matched, but {ties.sides.why_not}; give those of a layer without "
+            "input_symmetry and self-symmetric filters"
+        )
 
 
 @lru_cache(maxsize=1024)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..extras import need
-from ..ties import COPIES, Ties, parity_sign
+from ..ties import Ties, members, orbit_size, parity_sign
 from .pairing import Array, cheapest_pairs
 
 _SMALL = 1e-12
@@ -58,11 +58,11 @@ class Bank:
         self.segments, self.row, start = [], np.array([row for row, _ in places]), 0
         self.member = np.array([member for _, member in places])
         for mask, rows in ties.segments:
-            members, rows = (0, *COPIES[mask]), rows // ties.groups
-            table = [[where[start + row, g] for g in members] for row in range(rows)]
+            rows //= ties.groups
+            table = [[where[start + row, g] for g in members(mask)] for row in range(rows)]
             start += rows
             if rows:
-                self.segments.append(_Segment(mask, members, np.array(table).reshape(rows, len(members))))
+                self.segments.append(_Segment(mask, members(mask), np.array(table)))
         self.tied = [segment for segment in self.segments if segment.mask]
         self.free = np.concatenate([s.places[:, 0] for s in self.segments if not s.mask] or [np.arange(0)])
 
@@ -104,14 +104,13 @@ class Bank:
 
 def _flags(mask: int) -> Iterator[tuple[tuple[int, ...], ...]]:
     """Chains of subgroups of the mirrors in `mask`, each twice as large as the one before: 1, 3 or 21 of them."""
-    members = (0, *COPIES[mask])
 
     def grow(chain: tuple[tuple[int, ...], ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
         last = chain[-1]
-        if len(last) == len(members):
+        if len(last) == orbit_size(mask):
             yield chain
             return
-        wider = {tuple(sorted({*last, *(g ^ h for h in last)})) for g in members if g not in last}
+        wider = {tuple(sorted({*last, *(g ^ h for h in last)})) for g in members(mask) if g not in last}
         for group in sorted(wider):
             yield from grow((*chain, group))
 
@@ -289,9 +288,9 @@ def _rejoin(bank: Bank, order: Array) -> Array:
 
 def _halves(mask: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Each subgroup of half of the mirrors in `mask`, with the whole group."""
-    members = (0, *COPIES[mask])
-    for parity in members[1:]:
-        yield tuple(g for g in members if parity_sign(parity, g) == 1), members
+    whole = members(mask)
+    for parity in whole[1:]:
+        yield tuple(g for g in whole if parity_sign(parity, g) == 1), whole
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------

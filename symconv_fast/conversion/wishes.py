@@ -22,8 +22,10 @@ def check_wish(symmetry: Any) -> None:
         raise TypeError(
             "symmetry=None ties nothing; give a key such as 'hv', a dict, a function of name and layer, or 'auto'"
         )
-    if not Symmetry(symmetry).counts:
+    given = Symmetry(symmetry)
+    if not given.counts:
         raise ValueError(f"symmetry={symmetry!r} ties nothing; give a key such as 'hv' or {{'h': '50%'}}")
+    _refuse_signed(given)
 
 
 def wanted(symmetry: Wish, site: Site) -> tuple[Symmetry, Ties] | str:
@@ -78,7 +80,16 @@ def keys_of(conv: _ConvNd) -> list[str]:
     return [key for key in KEYS[len(kernel)] if all(has_axis(kernel, BIT[letter]) for letter in key)]
 
 
+def _refuse_signed(symmetry: Symmetry) -> None:
+    if symmetry.is_signed:
+        raise ValueError(
+            f"symmetry={symmetry} is of self-symmetric filters, but convert finds orbits of filters; give a key such "
+            "as 'h', or make single layers with from_conv(conv, symmetry)"
+        )
+
+
 def _resolve(symmetry: Symmetry, conv: _ConvNd) -> tuple[Symmetry, Ties] | str:
+    _refuse_signed(symmetry)
     ties = symmetry.resolve(len(conv.kernel_size), conv.out_channels, conv.groups)
     if any(mask and rows for mask, rows in ties.segments):
         return symmetry, ties
