@@ -46,10 +46,10 @@ class _Package(_ModuleType):
 
     @property
     def benchmark(self) -> str | bool:
-        """Are the candidates for a layer on a GPU timed at its first call, as `torch.backends.cudnn.benchmark` does?
+        """Are the candidates for a layer timed at its first call, as `torch.backends.cudnn.benchmark` does?
 
-        "auto" (the default) times where a candidate's kernels were never measured on that model of GPU, True on every
-        GPU, False nowhere: estimates choose. Nothing is timed on a CPU. See docs/trust.md.
+        "auto" (the default) times where nothing was measured: on models of GPU, and for types on CPUs, without rates.
+        True times everywhere, False nowhere: estimates choose. See docs/trust.md.
         """
         return settings.benchmark()
 

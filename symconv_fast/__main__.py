@@ -1,5 +1,7 @@
 """`python -m symconv_fast`: versions, native modules, and a numeric self-check of every backend present.
 
+`python -m symconv_fast calibrate` measures the rates of this machine instead: symconv_fast.calibration.
+
 One line a backend, algorithm, pass and dtype; `--verbose` prints every single check as well. Then one line for each
 kernel of the GPU backends: what came of its known answers, or why none was asked for.
 """
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, dispatch, native, trial
+from .binding import bind
 from .problem import OPS, Problem
 from .symmetry import Symmetry
 
@@ -74,8 +77,14 @@ _TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, t
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Print the report; 0 if every check passed, else 1."""
+    if arguments and arguments[0] == "calibrate":
+        from .calibration import command
+
+        return command.main(arguments[1:])
     parser = argparse.ArgumentParser(
-        prog="python -m symconv_fast", description="Versions and a numeric self-check."
+        prog="python -m symconv_fast",
+        description="Versions and a numeric self-check.",
+        epilog="python -m symconv_fast calibrate --help: measure the rates of this machine",
     )
     parser.add_argument("--verbose", action="store_true", help="print every single check")
     verbose = parser.parse_args(arguments).verbose
@@ -281,11 +290,8 @@ def _tensors(problem: Problem) -> dict[str, Tensor]:
 
 
 def _run(module: dispatch.Backend, problem: Problem, op: str, algorithm: str, t: dict[str, Tensor]) -> Tensor:
-    if op == "fprop":
-        return module.fprop(problem, algorithm, t["x"], t["w"], t["b"])
-    if op == "dgrad":
-        return module.dgrad(problem, algorithm, t["gy"], t["w"])
-    return module.wgrad(problem, algorithm, t["gy"], t["x"])
+    names = {"fprop": ("x", "w", "b"), "dgrad": ("gy", "w"), "wgrad": ("gy", "x")}[op]
+    return bind(module, problem, op, algorithm)(*(t[name] for name in names))
 
 
 def _expected(problem: Problem, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
 import warnings
 from types import FrameType
@@ -31,9 +33,9 @@ def warn_of_loss(layer: _Symmetric, filters: Tensor, dim: int, kept_norm: bool) 
     """Warn if these filters, of an ordinary layer, were far from any that the ties of `layer` allow."""
     if filters.is_meta or detect_fake_mode([filters]) is not None:
         return  # there are no values
-    lost, ties = layer.ties.lost_energy(filters, dim), layer.ties
+    lost = layer.ties.lost_energy(filters, dim)
     if lost > WORTH_A_WARNING:
-        random = 1 - ties.unique / ties.out_channels
+        random = 1 - layer.weight.numel() / max(1, filters.numel())
         ways = "train the tied layer, or tie fewer filters"
         if not kept_norm:
             ways += "; keep_norm=True keeps the size of activations"
@@ -63,8 +65,8 @@ def _outside() -> int:
 
 def _untied(layer: _Symmetric, symmetry: Symmetry, ties: Ties) -> str | None:
     """Ties that were asked for, of which no filter is left."""
-    tied = {mask for mask, rows in ties.segments if rows}
-    lost = [mask for mask, _ in symmetry.counts if mask not in tied]
+    tied = {key for key, filters in ties.keys if filters}
+    lost = [mask for mask, _ in symmetry.counts if mask_name(mask) not in tied]
     if not lost or not layer.out_channels:
         return None
     mask, count = next((m, c) for m, c in symmetry.counts if m == lost[0])
@@ -84,11 +86,13 @@ def _untied(layer: _Symmetric, symmetry: Symmetry, ties: Ties) -> str | None:
 def _identical(layer: _Symmetric, ties: Ties) -> str | None:
     """Ties that mirror an axis along which the kernel has one tap."""
     once = ties.one_tap_axes(layer.kernel_size)
+    if ties.sides:  # members may differ in their channels, and self-symmetric filters have none
+        return None
     masks = [mask for mask, _ in ties.segments if mask & once]
     if not masks:
         return None
     copies = ties.out_channels - ties.distinct(layer.kernel_size).out_channels
-    axes = ", ".join(repr(mask_name(1 << bit)) for bit in range(3) if any(once & m & 1 << bit for m in masks))
+    axes = ", ".join(map(repr, mask_name(once & functools.reduce(operator.or_, masks))))
     alike = "differ in nothing" if layer.bias is None or layer.share_bias else "differ in their bias alone"
     return (
         f"the kernel has one tap along {axes}, so that the tie {', '.join(repr(mask_name(m)) for m in masks)} repeats "

@@ -17,13 +17,11 @@ def bind(
 ) -> Callable[..., Tensor]:
     """All but the tensors of an operator bound: (input, weight, bias) for fprop, two tensors else.
 
-    A backend may have a `bind` of its own, where it can prepare more than the arguments, and an `fprop_activated` of
-    its own, where its kernels can apply an activation.
+    A backend has a `bind` of its own where it can prepare more than the arguments. With ACTIVATES its kernels apply
+    activations, whose name is then the last argument of its `bind`.
     """
-    if activation is not None and hasattr(module, "fprop_activated"):
-        return partial(module.fprop_activated, problem, algorithm, activation)
-    own = getattr(module, "bind", None)
-    run: Callable[..., Tensor] = (
-        own(problem, op, algorithm) if own else partial(getattr(module, op), problem, algorithm)
-    )
+    own: Callable[..., Callable[..., Tensor]] | None = getattr(module, "bind", None)
+    if own is not None and activation is not None and getattr(module, "ACTIVATES", False):
+        return own(problem, op, algorithm, activation)
+    run = own(problem, op, algorithm) if own else partial(getattr(module, op), problem, algorithm)
     return run if activation is None else lambda *tensors: activate(run(*tensors), activation)

@@ -12,24 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .ties import Ties, mask_name, orbit_size
+from .both_sides import involutions
+from .ties import Ties
 
 if TYPE_CHECKING:
     from .modules import _Symmetric
 
-KEY = "symmetry"
+KEY, INPUT = "symmetry", "input_symmetry"
 
 
 def describe(ties: Ties) -> dict[str, int]:
     """The filters of each tie: {"h": 4, "hv": 8}; {} where nothing is tied."""
-    return {mask_name(mask): rows * orbit_size(mask) for mask, rows in ties.segments if mask}
+    return dict(ties.keys)
+
+
+def describe_input(ties: Ties) -> dict[str, list[int]]:
+    """The input channel that each one changes places with, by letters; {} where mirrors move none."""
+    inputs = ties.sides.inputs if ties.sides else None
+    return {} if inputs is None else {letter: list(table) for letter, table in involutions(inputs).items()}
 
 
 def record(layer: _Symmetric[Any], destination: Any, prefix: str) -> None:
     """Note the tie in the metadata of a state_dict that is being made; nothing where it has none."""
     metadata = getattr(destination, "_metadata", None)
     if metadata is not None:
-        metadata.setdefault(prefix[:-1], {})[KEY] = describe(layer.ties)
+        entry = metadata.setdefault(prefix[:-1], {})
+        entry[KEY], moves = describe(layer.ties), describe_input(layer.ties)
+        if moves:
+            entry[INPUT] = moves
 
 
 def load(layer: _Symmetric[Any], torchs: Any, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
@@ -38,11 +48,12 @@ def load(layer: _Symmetric[Any], torchs: Any, state: Any, prefix: str, metadata:
     `rest` are torch's strict, missing_keys, unexpected_keys and error_msgs.
     """
     error_msgs: list[str] = rest[-1]
-    recorded, own = metadata.get(KEY), describe(layer.ties)
-    other = recorded is not None and recorded != own
+    recorded, moves = metadata.get(KEY), metadata.get(INPUT, {})
+    other = recorded is not None and (recorded, moves) != (describe(layer.ties), describe_input(layer.ties))
+    recorded = _show(recorded, moves)
     if other and _has_weight(state, prefix) and not _find_misfits(layer, state, prefix):
         error_msgs.append(
-            f"{_introduce(layer, prefix)}, but the checkpoint is of a layer with symmetry={recorded}, whose weight has "
+            f"{_introduce(layer, prefix)}, but the checkpoint is of a layer with {recorded}, whose weight has "
             "the same shape: make the layer with that symmetry, or, to load the numbers all the same (where they were "
             "put into the checkpoint later, say), pass a plain dict, which has no record of ties: "
             "load_state_dict(dict(state))"
@@ -59,15 +70,20 @@ def load(layer: _Symmetric[Any], torchs: Any, state: Any, prefix: str, metadata:
 def _introduce(layer: _Symmetric[Any], prefix: str) -> str:
     rows, filters = layer.ties.unique, layer.ties.out_channels
     return (
-        f"{prefix[:-1] or 'this'} is a {type(layer).__name__} with symmetry={describe(layer.ties)} "
+        f"{prefix[:-1] or 'this'} is a {type(layer).__name__} with "
+        f"{_show(describe(layer.ties), describe_input(layer.ties))} "
         f"({rows} rows of weight for {filters} filters, share_bias={layer.share_bias})"
     )
+
+
+def _show(symmetry: Any, moves: Any) -> str:
+    return f"symmetry={symmetry}" + (f" and input_symmetry={moves}" if moves else "")
 
 
 def _explain(layer: _Symmetric[Any], misfits: dict[str, tuple[int, ...]], recorded: Any) -> str:
     """Why these shapes of a checkpoint do not fit, as far as can be told."""
     if recorded is not None:
-        return f"the checkpoint is of a layer with symmetry={recorded}: make the layer with that symmetry"
+        return f"the checkpoint is of a layer with {recorded}: make the layer with that symmetry"
     if misfits.get("weight") == _expanded_shape(layer):
         return (
             "the checkpoint is of an ordinary layer: load it into one, and make this layer from it with "
@@ -103,7 +119,6 @@ def _find_misfits(
 
 
 def _expanded_shape(layer: _Symmetric[Any]) -> tuple[int, ...]:
-    dim = 1 if layer.transposed else 0
-    shape = list(layer.weight.shape)
-    shape[dim] = layer.ties.out_channels // (layer.groups if dim else 1)
-    return tuple(shape)
+    filters, channels = layer.out_channels, layer.in_channels
+    sizes = (channels, filters // layer.groups) if layer.transposed else (filters, channels // layer.groups)
+    return (*sizes, *layer.kernel_size)

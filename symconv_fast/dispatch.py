@@ -16,8 +16,9 @@ from torch import Tensor
 from . import binding, native, settings, trial
 from .problem import FAR, Problem
 
-BACKENDS: tuple[str, ...] = ("cpu", "cuda", "triton", "composed", "distinct", "reference")
-"""Modules under symconv_fast.backends. To add a backend, add its name here and nowhere else."""
+BACKENDS: tuple[str, ...] = ("cpu", "cuda", "triton", "distinct", "reference")
+"""Modules under symconv_fast.backends. To add a backend, add its name here and nowhere else. The last one runs every
+problem, by the first of its algorithms."""
 
 ENV_BACKEND = "SYMCONV_FAST_BACKEND"
 ENV_ALGORITHM = "SYMCONV_FAST_ALGORITHM"
@@ -35,17 +36,13 @@ class Backend(Protocol):
     def estimate(self, problem: Problem, op: str, algorithm: str) -> float:
         """Seconds, the smaller the better."""
 
-    def fprop(
-        self, problem: Problem, algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        """The layer's output."""
-
-    def dgrad(self, problem: Problem, algorithm: str, grad_output: Tensor, weight: Tensor) -> Tensor:
-        """The gradient of the layer's input."""
-
-    def wgrad(self, problem: Problem, algorithm: str, grad_output: Tensor, input: Tensor) -> Tensor:
-        """The gradient of the reduced weight."""
-
+    # Its passes are three functions, or one that returns them, with ACTIVATES activations and all (`binding`):
+    #
+    #     fprop(problem, algorithm, input, weight, bias)         the layer's output
+    #     dgrad(problem, algorithm, grad_output, weight)         the gradient of its input
+    #     wgrad(problem, algorithm, grad_output, input)          the gradient of the reduced weight
+    #     bind(problem, op, algorithm)                           the pass `op`, all but its tensors bound
+    #
     # One with kernels of this package for a GPU has more, by which `trial` knows them:
     #
     #     kernels(problem, op, algorithm) -> tuple[str, ...]     names of what would be launched, tiles included
@@ -119,6 +116,14 @@ def _missing(module: Any) -> str | None:
     return reason
 
 
+def lacking(device: str) -> list[str]:
+    """Why backends with kernels for a type of device are not available here; nothing where one of them is."""
+    packages = {name: _import(name) for name in BACKENDS}
+    own = [n for n, p in packages.items() if hasattr(p, "misplaced") and p.misplaced(device) is None]
+    reasons = [found for found in map(load, own) if isinstance(found, str)]
+    return reasons if len(reasons) == len(own) else []
+
+
 def available() -> dict[str, Any]:
     """Modules of the backends that can be imported here, by name."""
     loaded = {name: load(name) for name in BACKENDS}
@@ -175,12 +180,14 @@ def rounding(device: str) -> bool:
 def bind(problem: Problem, op: str, activation: str | None = None) -> Callable[..., Tensor]:
     """The function that `choose` finds, all but its tensors bound: (input, weight, bias) for fprop, two tensors else.
 
-    On a GPU one that chooses when it is called, after it has proven kernels and timed candidates: see `trial`.
+    Where more is to be learnt it is one that chooses when it is called, after it has proven kernels and timed
+    candidates: see `trial`.
     """
-    if trial.tried(problem.device) and not settled(problem):
-        pin = pinned()
+    pin = pinned()
+    insisted = bool(pin.name or pin.algorithm)
+    if trial.undecided(problem, op, insisted) and not settled(problem):
         _check_names(pin)
-        return _try(problem, op, activation, lambda: _able(problem, op, pin), bool(pin.name or pin.algorithm))
+        return _try(problem, op, activation, lambda: _able(problem, op, pin), insisted)
     choice = choose(problem, op)
     return binding.bind(choice.backend, problem, op, choice.algorithm, activation)
 
@@ -197,8 +204,15 @@ def _try(
 
 
 def _quickest(problem: Problem, op: str) -> Candidate:
-    """The lowest estimate of those that run a problem themselves, whatever is pinned."""
-    return min(_themselves(problem, op), key=lambda c: c.seconds or 0.0)
+    """The quickest of those that run a problem themselves, whatever is pinned."""
+    return _best(problem, op, _themselves(problem, op))
+
+
+def _best(problem: Problem, op: str, able: list[Candidate]) -> Candidate:
+    """The lowest measured time, or the lowest estimate where none was measured."""
+    times = trial.times(problem, op)
+    measured = [c for c in able if (c.backend, c.algorithm) in times]
+    return min(measured or able, key=lambda c: times.get((c.backend, c.algorithm), c.seconds or 0.0))
 
 
 def _themselves(problem: Problem, op: str) -> list[Candidate]:
@@ -211,11 +225,11 @@ def _themselves(problem: Problem, op: str) -> list[Candidate]:
 
 
 def _seconds(problem: Problem, op: str) -> float:
-    return _quickest(problem, op).seconds or 0.0
+    return min(c.seconds or 0.0 for c in _themselves(problem, op))
 
 
 def _bind_quickest(problem: Problem, op: str) -> Callable[..., Tensor]:
-    if trial.tried(problem.device) and not settled(problem):
+    if trial.undecided(problem, op, False) and not settled(problem):
         return _try(problem, op, None, lambda: _themselves(problem, op), False)
     best = _quickest(problem, op)
     return binding.bind(load(best.backend), problem, op, best.algorithm)
@@ -230,10 +244,9 @@ def _choose(
     if problem.device == "cpu":
         native.say_if_missing()
     if settled(problem):
-        return Choice(load("reference"), "expand")
-    able, times = _able(problem, op, pin), trial.times(problem, op)
-    measured = [c for c in able if (c.backend, c.algorithm) in times]
-    best = min(measured or able, key=lambda c: times.get((c.backend, c.algorithm), c.seconds or 0.0))
+        last: Any = load(BACKENDS[-1])
+        return Choice(last, last.ALGORITHMS[0])
+    best = _best(problem, op, _able(problem, op, pin))
     return Choice(load(best.backend), best.algorithm)
 
 
@@ -254,7 +267,7 @@ def _able(problem: Problem, op: str, pin: Pin) -> list[Candidate]:
 def candidates(problem: Problem, op: str, pin: Pin | None = None) -> list[Candidate]:
     """Every backend and algorithm with its reason or its estimate; with a pin, those that it allows.
 
-    One alone needs no estimate. What is settled is the reference's, and nothing is asked of the others.
+    One alone needs no estimate. What is settled is the last backend's, and nothing is asked of the others.
     """
     found, taken = [], settled(problem)
     for name in BACKENDS:
@@ -267,7 +280,7 @@ def candidates(problem: Problem, op: str, pin: Pin | None = None) -> list[Candid
         for algorithm in module.ALGORITHMS:
             if pin and pin.algorithm not in (None, algorithm):
                 continue
-            if taken is not None and name != "reference":
+            if taken is not None and name != BACKENDS[-1]:
                 found.append(Candidate(name, algorithm, taken, None))
                 continue
             reason = module.can_run(problem, op, algorithm)
@@ -279,7 +292,7 @@ def candidates(problem: Problem, op: str, pin: Pin | None = None) -> list[Candid
 
 
 def evidence(problem: Problem, op: str, candidate: Candidate) -> trial.Evidence:
-    """What is known of one of the `candidates` on the current GPU: its time, and whether its kernels are right."""
+    """What is known of one of the `candidates`: its time, and on a GPU whether its kernels are right."""
     if candidate.reason is not None:
         return trial.Evidence()
     return trial.evidence(load(candidate.backend), problem, op, candidate.algorithm)

@@ -1,9 +1,9 @@
 """Calls that were seen before, in one native call: neither checks nor the choice of kernels are made twice.
 
-Python's way from a layer to a kernel takes some 15 us, and with autograd 25 us: as long as a tiny convolution. Native
-code (csrc/cpu/eager.cpp) remembers calls by the identity of the arguments that cannot change and by what the tensors
-are like, and records a node of C++ where a gradient is wanted. Whatever the dispatcher has work with (modes,
-subclasses, transforms, autocast, a profiler, torch.compile) is left to the operators.
+Python's way from a layer to its operator takes as long as a tiny convolution. Native code
+(csrc/cpu/python/layer_calls.cpp) remembers what the checks made of calls, by the identity of the arguments that
+cannot change and by the shapes of the tensors, and goes on as the operator does. Whatever the dispatcher has work
+with (modes, subclasses, transforms, a profiler, torch.compile) is left to the operators.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, ops, settings
+from . import dispatch, ops
 from .native import module as _cpu
 from .symmetry import Symmetry
 from .ties import Ties
@@ -25,7 +25,7 @@ _CONSTANT = (int, str, type(None), Symmetry, Ties)  # what can be told apart by 
 _specs: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
 if _cpu is not None:
-    _cpu.connect(torch.nn.Parameter, dispatch.PINNED, ops.plan, ops.dgrad, ops.wgrad)
+    _cpu.connect(Tensor, torch.nn.Parameter, dispatch.PINNED, ops.plan)
 
 
 recall_layer: Callable[[torch.nn.Module, Tensor], Tensor | None] | None = getattr(_cpu, "recall_layer", None)
@@ -51,19 +51,12 @@ def recall(input: Tensor, weight: Tensor, bias: Tensor | None, *spec: Any) -> Te
 def remember(
     input: Tensor, weight: Tensor, bias: Tensor | None, spec: tuple[Any, ...], static: tuple[Any, ...]
 ) -> None:
-    """Have `recall` run what the operator with `static` runs on such tensors; nothing where `spec` could change.
+    """Have `recall` call the operator with `static` for such tensors; nothing where `spec` could change.
 
     `takes` is true of the input.
     """
-    if not all(map(_is_constant, spec)):
-        return
-    weight_last = ops.suggests_channels_last(weight)
-    if _cpu.recallable(input, weight, bias):
-        version = settings.version()
-        function = ops.plan("fprop", input, weight, bias, static)
-        _cpu.remember(input, weight, bias, spec, static, (*static[:7], weight_last), function)
-        if settings.version() != version:  # what was remembered may be a choice by the old ones
-            _cpu.forget()
+    if all(map(_is_constant, spec)):
+        _cpu.remember(input, weight, bias, spec, static)
 
 
 def fprop(input: Tensor, weight: Tensor, bias: Tensor | None, static: tuple[Any, ...]) -> Tensor:

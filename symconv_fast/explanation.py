@@ -17,8 +17,6 @@ PASSES = {"fprop": "forward", "dgrad": "input gradient", "wgrad": "weight gradie
 """The three passes in words."""
 
 _TORCHS = "torch's convolution"
-# The backend with the kernels of a device, and what it needs.
-_KERNELS = {"cpu": ("cpu", "native module"), "cuda": ("triton", "Triton kernels")}
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,16 @@ class Explanation:
 
     @property
     def limit(self) -> float:
-        """Filters for each row of the weight: how much faster the ties alone can make a pass."""
-        return self.problem.out_channels / self.problem.unique
+        """Numbers of the filters for each one of the weight: how much faster the ties alone can make a pass.
+
+        1 where mirrors exchange groups: each filter of an orbit then reads other channels.
+        """
+        p = self.problem
+        if p.sides and p.sides.across:
+            return 1.0
+        return (
+            math.prod(p.expanded_shape) / math.prod(p.weight_shape) if p.sides else p.out_channels / p.unique
+        )
 
     @property
     def verdict(self) -> str:
@@ -100,12 +106,20 @@ class Explanation:
             return f"; {settled}" + (f", whatever {pin.origin} asks for" if overruled else "")
         if pin.name == "reference" or pin.algorithm == "expand":
             return f" ({pin.origin} asks for it)"
-        backend, kernels = _KERNELS.get(self.problem.device, (None, ""))
-        for candidate in self.passes[0].candidates:
-            if candidate.algorithm == "-" and candidate.backend == backend:
-                how = f"; {native.HOW_TO_BUILD}" if native.missing() and backend == "cpu" else ""
-                return f"; {kernels} missing: {candidate.reason}{how}"
+        missing = native.missing() if self.problem.device == "cpu" else None
+        if missing is not None:
+            return f"; native module missing: {missing}; {native.HOW_TO_BUILD}"
+        lacking = dispatch.lacking(self.problem.device)
+        if lacking:
+            return f"; kernels missing: {'; '.join(lacking)}"
+        if self.problem.sides and all(c.reason for c in self.passes[0].candidates if c.algorithm != "expand"):
+            return f" (no kernel runs these ties yet: {self._refusal()})"
         return " (nothing is tied)" if self.problem.unique == self.problem.out_channels else ""
+
+    def _refusal(self) -> str:
+        """Why no kernel runs ties on both sides: what the fold says, or all that know nothing of them."""
+        folds = [c.reason for c in self.passes[0].candidates if c.algorithm == "fold"]
+        return next(filter(None, folds), "") or (self.problem.sides.why_not if self.problem.sides else "")
 
     def _ways(self) -> str:
         forward, *backward = (report.way for report in self.passes)
@@ -252,7 +266,7 @@ def _report(problem: Problem, op: str) -> PassReport:
     except RuntimeError as error:
         return PassReport(op, None, None, found, str(error))
     evidence = tuple(dispatch.evidence(problem, op, candidate) for candidate in found)
-    evidence = evidence if trial.tried(problem.device) else ()
+    evidence = evidence if trial.known(problem) else ()
     return PassReport(
         op, choice.backend.NAME, choice.algorithm, found, None, _torch_seconds(problem, op), evidence
     )

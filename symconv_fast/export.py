@@ -15,7 +15,7 @@ from torch._decomp import register_decomposition
 
 from . import activation as activations
 from . import ops
-from .ties import Segment, Ties
+from .ties import decode
 
 
 def is_scripting_onnx() -> bool:
@@ -37,8 +37,7 @@ def expand_and_convolve(
     channels_last: bool,
 ) -> Tensor:
     """`symconv_fast::fprop` as the expansion of the filters and torch's convolution."""
-    segments = tuple(Segment(mask, rows) for mask, rows in zip(ties[::2], ties[1::2]))
-    filters = Ties(len(stride), groups, segments).expand(weight, 1 if transposed else 0)
+    filters = decode(len(stride), groups, ties).expand(weight, 1 if transposed else 0)
     return torch.convolution(
         input, filters, bias, stride, padding, dilation, transposed, output_padding, groups
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Union
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from . import activation as activations
 from . import eager, export, ops
+from .both_sides import Asked, InputSymmetryLike, parse_input, resolve_asked
 from .checks import LIMIT, ShapeError, check_is_tensor, check_tensors, ints
-from .native import suggests_channels_last
+from .native import autocast_to, suggests_channels_last
 from .problem import Problem
 from .symmetry import Symmetry, SymmetryLike, compute_rows, resolve_rows
 from .ties import Ties
@@ -31,13 +33,18 @@ _AUTOCAST_DEVICES = frozenset(
 
 
 class Call(NamedTuple):
-    """The arguments of one fprop, and whether the input came without a batch dimension."""
+    """The arguments of one fprop, and what was made of those of the layer.
+
+    `unbatched`: the input came without a batch dimension. `as_given`: tensors are those that were given, or their casts
+    by autocast.
+    """
 
     input: Tensor
     weight: Tensor
     bias: Tensor | None
     static: tuple[Any, ...]
     unbatched: bool
+    as_given: bool
 
     def run(self) -> Tensor:
         """The layer's output."""
@@ -70,11 +77,13 @@ def symmetric_conv1d(
     groups: int = 1,
     *,
     symmetry: TiesLike,
+    input_symmetry: InputSymmetryLike = None,
+    kernel_size: IntOrInts | None = None,
     activation: str | None = None,
 ) -> Tensor:
     """`symmetric_conv2d` in one dimension: input (N, C, L) or (C, L), weight (U, C/groups, K)."""
-    args = (1, input, weight, bias, stride, padding, dilation, groups, symmetry)
-    return run(*args, activation=activation)
+    ties = _both(1, symmetry, input_symmetry, kernel_size)
+    return run(1, input, weight, bias, stride, padding, dilation, groups, ties, activation=activation)
 
 
 def symmetric_conv2d(
@@ -87,6 +96,8 @@ def symmetric_conv2d(
     groups: int = 1,
     *,
     symmetry: TiesLike,
+    input_symmetry: InputSymmetryLike = None,
+    kernel_size: IntOrInts | None = None,
     activation: str | None = None,
 ) -> Tensor:
     """`F.conv2d(input, expanded weight, bias, stride, padding, dilation, groups)` from the reduced weight.
@@ -98,6 +109,8 @@ def symmetric_conv2d(
         stride, padding, dilation, groups: as for `torch.nn.functional.conv2d`, "same" and "valid" included.
         symmetry: which rows are tied. Counts fix out_channels; a string or a percentage is taken for the largest
             out_channels that U rows can have (a string ties every row); the `ties` of a layer are exact.
+        input_symmetry: what mirrors do to the input channels, as for `SymmetricConv2d`; the `ties` of a layer have it.
+        kernel_size: of self-symmetric filters ("h+", "h-"), of which the weight keeps about half of the taps.
         activation: "relu", "silu", "gelu" (the exact one) or None. What torch's function of that name makes of the
             output, in the kernel that writes it where there is one (Triton, where no gradient is wanted; then before
             the output is rounded), else in place after it, or out of place where a gradient is wanted.
@@ -109,8 +122,8 @@ def symmetric_conv2d(
         ValueError: weight, bias or symmetry do not fit each other, or there is no such activation. RuntimeError:
         dtypes or devices differ, or the kernel is larger than the padded input. TypeError: unsupported dtype.
     """
-    args = (2, input, weight, bias, stride, padding, dilation, groups, symmetry)
-    return run(*args, activation=activation)
+    ties = _both(2, symmetry, input_symmetry, kernel_size)
+    return run(2, input, weight, bias, stride, padding, dilation, groups, ties, activation=activation)
 
 
 def symmetric_conv3d(
@@ -123,11 +136,13 @@ def symmetric_conv3d(
     groups: int = 1,
     *,
     symmetry: TiesLike,
+    input_symmetry: InputSymmetryLike = None,
+    kernel_size: IntOrInts | None = None,
     activation: str | None = None,
 ) -> Tensor:
     """`symmetric_conv2d` in three dimensions: input ([N,] C, D, H, W), weight (U, C/groups, KD, KH, KW)."""
-    args = (3, input, weight, bias, stride, padding, dilation, groups, symmetry)
-    return run(*args, activation=activation)
+    ties = _both(3, symmetry, input_symmetry, kernel_size)
+    return run(3, input, weight, bias, stride, padding, dilation, groups, ties, activation=activation)
 
 
 def symmetric_conv_transpose1d(
@@ -141,11 +156,14 @@ def symmetric_conv_transpose1d(
     dilation: IntOrInts = 1,
     *,
     symmetry: TiesLike,
+    input_symmetry: InputSymmetryLike = None,
+    kernel_size: IntOrInts | None = None,
     activation: str | None = None,
 ) -> Tensor:
     """`symmetric_conv_transpose2d` in one dimension: input (N, C, L) or (C, L), weight (C, U/groups, K)."""
-    args = (1, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
-    return run(*args, transposed=True, activation=activation)
+    ties = _both(1, symmetry, input_symmetry, kernel_size)
+    sizes = (stride, padding, dilation, groups, ties, output_padding)
+    return run(1, input, weight, bias, *sizes, transposed=True, activation=activation)
 
 
 def symmetric_conv_transpose2d(
@@ -159,14 +177,17 @@ def symmetric_conv_transpose2d(
     dilation: IntOrInts = 1,
     *,
     symmetry: TiesLike,
+    input_symmetry: InputSymmetryLike = None,
+    kernel_size: IntOrInts | None = None,
     activation: str | None = None,
 ) -> Tensor:
     """`F.conv_transpose2d` with the weight (C, U/groups, KH, KW) expanded along dim 1.
 
     Arguments in the order of `torch.nn.functional.conv_transpose2d`; otherwise as `symmetric_conv2d`.
     """
-    args = (2, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
-    return run(*args, transposed=True, activation=activation)
+    ties = _both(2, symmetry, input_symmetry, kernel_size)
+    sizes = (stride, padding, dilation, groups, ties, output_padding)
+    return run(2, input, weight, bias, *sizes, transposed=True, activation=activation)
 
 
 def symmetric_conv_transpose3d(
@@ -180,11 +201,14 @@ def symmetric_conv_transpose3d(
     dilation: IntOrInts = 1,
     *,
     symmetry: TiesLike,
+    input_symmetry: InputSymmetryLike = None,
+    kernel_size: IntOrInts | None = None,
     activation: str | None = None,
 ) -> Tensor:
     """`symmetric_conv_transpose2d` in three dimensions: weight (C, U/groups, KD, KH, KW)."""
-    args = (3, input, weight, bias, stride, padding, dilation, groups, symmetry, output_padding)
-    return run(*args, transposed=True, activation=activation)
+    ties = _both(3, symmetry, input_symmetry, kernel_size)
+    sizes = (stride, padding, dilation, groups, ties, output_padding)
+    return run(3, input, weight, bias, *sizes, transposed=True, activation=activation)
 
 
 def run(
@@ -210,7 +234,7 @@ def run(
     if output is None:
         call = prepare(ndim, input, weight, bias, *arguments, transposed=transposed)
         output = call.run()
-        if taken and call.input is input and call.weight is weight and call.bias is bias:
+        if taken and call.as_given:
             eager.remember(input, weight, bias, spec, call.static)
     return output if activation is None else activations.activate(output, activation)
 
@@ -225,6 +249,30 @@ _PUBLIC: dict[tuple[int, bool], Callable[..., Tensor]] = {
 }
 
 
+def _both(
+    ndim: int, symmetry: TiesLike, input_symmetry: InputSymmetryLike, kernel_size: IntOrInts | None
+) -> Any:
+    """What `run` takes as the symmetry: it as it is, or all three together."""
+    if input_symmetry is None and kernel_size is None:
+        return symmetry
+    if isinstance(symmetry, Ties):
+        raise TypeError(
+            "symmetry is the ties of a layer, which say what mirrors do to its input and how large its kernel is; "
+            "leave input_symmetry and kernel_size out"
+        )
+    kernel = None if kernel_size is None else _tuple(kernel_size, ndim, "kernel_size")
+    make = _make_asked if torch.compiler.is_compiling() else _asked
+    return make(Symmetry(symmetry, ndim=ndim), parse_input(input_symmetry, ndim), kernel)
+
+
+def _make_asked(symmetry: Symmetry, inputs: Any, kernel: tuple[int, ...] | None) -> Asked:
+    return Asked(symmetry, inputs, kernel)
+
+
+_asked = functools.lru_cache(maxsize=1024)(_make_asked)
+"""One object for equal arguments, since calls are remembered by identity."""
+
+
 def _trace(
     ndim: int,
     input: Tensor,
@@ -234,7 +282,7 @@ def _trace(
     padding: IntOrInts | str,
     dilation: IntOrInts,
     groups: int,
-    symmetry: TiesLike,
+    symmetry: TiesLike | Asked,
     output_padding: IntOrInts = 0,
     *,
     transposed: bool,
@@ -242,8 +290,9 @@ def _trace(
 ) -> Any:
     """The node of torch.fx that calls the public function with these arguments."""
     sizes = (output_padding, groups, dilation) if transposed else (dilation, groups)
-    options: dict[str, Any] = {"symmetry": symmetry} | ({"activation": activation} if activation else {})
-    return record_call(_PUBLIC[ndim, transposed], input, weight, bias, stride, padding, *sizes, **options)
+    options: dict[str, Any] = {"activation": activation} if activation else {}
+    arguments = (input, weight, bias, stride, padding, *sizes)
+    return record_call(_PUBLIC[ndim, transposed], symmetry, *arguments, **options)
 
 
 def prepare(
@@ -255,7 +304,7 @@ def prepare(
     padding: IntOrInts | str,
     dilation: IntOrInts,
     groups: int,
-    symmetry: TiesLike,
+    symmetry: TiesLike | Asked,
     output_padding: IntOrInts = 0,
     *,
     transposed: bool = False,
@@ -264,32 +313,39 @@ def prepare(
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None or name != "bias":
             check_is_tensor(tensor, name)
-    groups = _positive(groups)
+    groups, given = _positive(groups), (input, bias)
     unbatched = input.dim() == ndim + 1
     _check_dims(ndim, input, weight, unbatched)
     if unbatched:
-        _check_unbatched(input, weight, groups, transposed)
         input = input.unsqueeze(0)
-    ties = symmetry if isinstance(symmetry, Ties) else _resolve(symmetry, ndim, weight, groups, transposed)
+    ties = (
+        symmetry
+        if isinstance(symmetry, Ties)
+        else _resolve(symmetry, ndim, weight, input, groups, transposed)
+    )
     _check_weight(ties, weight, groups, transposed)
+    if unbatched:
+        _check_unbatched(input[0], weight, ties, transposed)
     stride, dilation = _tuple(stride, ndim, "stride"), _tuple(dilation, ndim, "dilation")
     if isinstance(padding, str):
         if transposed:
             raise TypeError(
                 f"padding={padding!r} must be an int or a tuple of ints in a transposed convolution"
             )
-        input, padding = _named_padding(input, padding, weight.shape[2:], stride, dilation)
+        input, padding = _named_padding(input, padding, ties.kernel(weight.shape[2:]), stride, dilation)
     else:
         padding = _tuple(padding, ndim, "padding")
     if bias is not None:
+        check_bias(ties)
         bias = _full_bias(bias, ties)
+    as_given = input is given[0] and bias is given[1]
     device = input.device.type
     if device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
         input, weight, bias = _autocast(input, weight, bias)
     channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
     extra = _tuple(output_padding, ndim, "output_padding")
     static = (ties.flat, stride, padding, dilation, extra, transposed, groups, channels_last)
-    return Call(input, weight, bias, static, unbatched)
+    return Call(input, weight, bias, static, unbatched, as_given)
 
 
 def _check_dims(ndim: int, input: Tensor, weight: Tensor, unbatched: bool) -> None:
@@ -304,9 +360,10 @@ def _check_dims(ndim: int, input: Tensor, weight: Tensor, unbatched: bool) -> No
         )
 
 
-def _check_unbatched(input: Tensor, weight: Tensor, groups: int, transposed: bool) -> None:
+def _check_unbatched(input: Tensor, weight: Tensor, ties: Ties, transposed: bool) -> None:
     """The operator checks channels too, but would name a shape with a batch dimension that nobody gave."""
-    channels = weight.shape[0] if transposed else weight.shape[1] * groups
+    groups = ties.layer_groups
+    channels = ties.in_channels(weight.shape, transposed)
     if input.shape[0] != channels:
         raise ShapeError(
             f"given groups={groups} and weight of shape {list(weight.shape)}, expected unbatched input of shape "
@@ -316,8 +373,10 @@ def _check_unbatched(input: Tensor, weight: Tensor, groups: int, transposed: boo
 
 def _check_weight(ties: Ties, weight: Tensor, groups: int, transposed: bool) -> None:
     """The operator checks sizes; ties made for another layer are caught here, where symmetry can be named."""
-    if ties.groups != groups:
-        raise ValueError(f"symmetry was resolved for groups={ties.groups}, but groups={groups} was given")
+    if ties.layer_groups != groups:
+        raise ValueError(
+            f"symmetry was resolved for groups={ties.layer_groups}, but groups={groups} was given"
+        )
     if ties.ndim != weight.dim() - 2:
         raise ValueError(
             f"symmetry was resolved for {ties.ndim} dims, but weight has shape {list(weight.shape)}"
@@ -330,12 +389,28 @@ def _check_weight(ties: Ties, weight: Tensor, groups: int, transposed: bool) -> 
         )
 
 
-def _resolve(symmetry: SymmetryLike, ndim: int, weight: Tensor, groups: int, transposed: bool) -> Ties:
+def check_bias(ties: Ties) -> None:
+    """Raises ShapeError where a mirror negates filters: what a bias adds is not negated."""
+    if ties.sides and ties.sides.odd:
+        keys = ", ".join(repr(key) for key, _ in ties.keys if "-" in key)
+        raise ShapeError(
+            f"a mirror negates the outputs of the filters {keys}, and no bias but 0 goes with that; use bias=False"
+        )
+
+
+def _resolve(
+    symmetry: SymmetryLike | Asked, ndim: int, weight: Tensor, input: Tensor, groups: int, transposed: bool
+) -> Ties:
     rows = weight.shape[1] * groups if transposed else weight.shape[0]
+    given = Symmetry(symmetry, ndim=ndim) if not isinstance(symmetry, Asked) else symmetry
+    if isinstance(given, Symmetry) and given.is_signed:
+        given = Asked(given, None, None)
+    if isinstance(given, Asked):
+        return resolve_asked(given, ndim, weight.shape, input.shape[1], groups, transposed)
     if rows % groups:
         raise ShapeError(f"weight has {rows} rows, which must be divisible by groups={groups}")
     resolve = compute_rows if torch.compiler.is_compiling() else resolve_rows
-    return resolve(Symmetry(symmetry, ndim=ndim).counts, ndim, rows, groups)
+    return resolve(given.counts, ndim, rows, groups)
 
 
 def _positive(groups: Any) -> int:
@@ -391,9 +466,8 @@ def _full_bias(bias: Tensor, ties: Ties) -> Tensor:
 def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What autocast does for convolutions: floating tensors but float64 go to the autocast dtype."""
     dtype = torch.get_autocast_dtype(input.device.type)
-
-    def cast(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
-
-    return cast(input), cast(weight), None if bias is None else cast(bias)
+    return (
+        autocast_to(input, dtype),
+        autocast_to(weight, dtype),
+        None if bias is None else autocast_to(bias, dtype),
+    )

@@ -43,11 +43,17 @@ that it does not matter when the tool itself was imported."""
 
 def check(tool: str, value: object) -> None:
     """Raises TypeError where `value` is a layer with tied filters."""
-    if isinstance(value, _Symmetric) and value.ties.unique < value.ties.out_channels:
+    if isinstance(value, _Symmetric) and not value.ties.holds_filters:
         raise TypeError(
-            f"{tool} reads weight of a convolution as its filters, but {type(value).__name__} has {value.ties.unique} "
-            f"rows for {value.ties.out_channels} filters; use symconv_fast.to_torch(model), whose layers are torch's"
+            f"{tool} reads weight of a convolution as its filters, but {type(value).__name__} has {_held(value)}; "
+            f"use symconv_fast.to_torch(model), whose layers are torch's"
         )
+
+
+def _held(layer: _Symmetric[Any]) -> str:
+    if layer.ties.unique == layer.ties.out_channels:
+        return f"a part of each of its {layer.ties.unique} filters"
+    return f"{layer.ties.unique} rows for {layer.ties.out_channels} filters"
 
 
 def install() -> None:

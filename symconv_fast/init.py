@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .modules import _Symmetric
-from .ties import COPIES, Ties, parity_parts
+from .ties import Ties, orbit_size, parity_parts
 
 
 def calculate_fans(layer: nn.Module) -> tuple[int, int]:
@@ -37,9 +37,12 @@ def calculate_fans(layer: nn.Module) -> tuple[int, int]:
         raise ValueError(f"fans need a weight with 2 dims or more, got shape {tuple(weight.shape)}")
     rows, columns = weight.shape[:2]
     if isinstance(layer, _Symmetric):
-        dim = 1 if layer.transposed else 0
-        filters = layer.out_channels // (layer.groups if dim else 1)
-        rows, columns = (rows, filters) if dim else (filters, columns)
+        rows, columns = (
+            (layer.in_channels, layer.out_channels // layer.groups)
+            if layer.transposed
+            else (layer.out_channels, layer.in_channels // layer.groups)
+        )
+        return columns * math.prod(layer.kernel_size), rows * math.prod(layer.kernel_size)
     taps = math.prod(weight.shape[2:])
     return columns * taps, rows * taps
 
@@ -114,6 +117,12 @@ def orthogonal_(layer: nn.Module, gain: float = 1.0, generator: torch.Generator 
         TypeError: `layer` is no module with a weight. ValueError: the layer has several ties, or some free filters:
         orthogonal to each other these can be only where no mirrored copy leaves its own space.
     """
+    if isinstance(layer, _Symmetric) and layer.ties.sides:
+        raise ValueError(
+            "orthogonal_ is for layers whose mirrors move no input channels and whose filters are not self-symmetric, "
+            f"got symmetry={layer.symmetry}, input_symmetry={layer.input_symmetry}; use kaiming_normal_ or "
+            "xavier_normal_"
+        )
     if not isinstance(layer, _Symmetric) or not any(mask for mask, _ in layer.ties.segments):
         return _fill(layer, lambda weight: nn.init.orthogonal_(weight, gain, generator=generator))
     if len(layer.ties.segments) > 1:
@@ -141,7 +150,7 @@ def _orthogonal_rows(
         # The nearest semi-orthogonal matrix inside of the space of this parity, which the others do not touch.
         kept = sizes > sizes.max() * 1e-4
         total += ((left * kept) @ right).view_as(part)
-    return (total / math.sqrt(1 + len(COPIES[mask]))).movedim(0, dim)
+    return (total / math.sqrt(orbit_size(mask))).movedim(0, dim)
 
 
 def _kaiming_std(layer: nn.Module, a: float, mode: str, nonlinearity: str) -> float:

@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from . import advice, checkpoint
+from .both_sides import (
+    InputSymmetry,
+    InputSymmetryLike,
+    parse_input,
+    resolve_both,
+    resolve_inputs,
+    show_input,
+)
 from .checks import ShapeError, ints
 from .eager import recall_layer
-from .functional import IntOrInts, prepare, run
+from .functional import IntOrInts, check_bias, prepare, run
 from .problem import Problem
 from .symmetry import Symmetry, SymmetryLike
 from .ties import Ties
@@ -57,30 +65,50 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
         super().__init_subclass__(**arguments)
         cls._is_own = cls.__module__ == __name__
 
-    def _tie(self, symmetry: SymmetryLike, share_bias: bool, device: Any, dtype: Any) -> None:
+    def _tie(
+        self,
+        symmetry: SymmetryLike,
+        input_symmetry: InputSymmetryLike,
+        share_bias: bool,
+        device: Any,
+        dtype: Any,
+    ) -> None:
         """Turn a torch layer that was built on the meta device into a tied layer with real parameters."""
         ndim = len(self.kernel_size)
         if ndim not in (1, 2, 3):
             raise ShapeError(
                 f"kernel_size={self.kernel_size} must be an int, or an int for each of 1 to 3 dims"
             )
-        given = Symmetry(symmetry, ndim=ndim)
-        ties = given.resolve(ndim, self.out_channels, self.groups)
-        self.__dict__.update(symmetry=given, ties=ties)
+        given, moves = Symmetry(symmetry, ndim=ndim), parse_input(input_symmetry, ndim)
+        ties = self._resolve(given, moves, ndim)
+        self.__dict__.update(symmetry=given, input_symmetry=moves, ties=ties)
         self.share_bias = share_bias
+        if self.bias is not None:
+            check_bias(ties)
         advice.warn_of_ties(self, given, ties)
         rows = ties.unique
-        if self.transposed:
-            shape = (self.in_channels, rows // self.groups, *self.kernel_size)
-        else:
-            shape = (rows, self.in_channels // self.groups, *self.kernel_size)
+        shape = ties.weight_shape(self.in_channels // self.groups, self.kernel_size, self.transposed)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         if self.bias is not None:
             length = rows if share_bias else self.out_channels
             self.bias = nn.Parameter(torch.empty(length, device=device, dtype=dtype))
         self.reset_parameters()
 
-    # Both are in the instance's `__dict__`, where pickling, `deepcopy` and native code find them.
+    def _resolve(self, symmetry: Symmetry, moves: InputSymmetry, ndim: int) -> Ties:
+        """The ties of the filters, with what mirrors do to the input."""
+        if moves is None and not symmetry.is_signed:
+            return symmetry.resolve(ndim, self.out_channels, self.groups)
+        inputs = resolve_inputs(moves, ndim, self.in_channels)
+        return resolve_both(
+            symmetry.counts,
+            inputs,
+            self.groups,
+            self.kernel_size,
+            self.transposed,
+            lambda order: symmetry.resolve(ndim, self.out_channels, order),
+        )
+
+    # They are in the instance's `__dict__`, where pickling, `deepcopy` and native code find them.
 
     @property
     def symmetry(self) -> Symmetry:
@@ -90,6 +118,15 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
     @symmetry.setter
     def symmetry(self, value: object) -> None:
         self._refuse("symmetry")
+
+    @property
+    def input_symmetry(self) -> InputSymmetry:
+        """What mirrors do to the input channels, as it was given; None where they stay."""
+        return self.__dict__.get("input_symmetry")  # files of layers made before there was one have none
+
+    @input_symmetry.setter
+    def input_symmetry(self, value: object) -> None:
+        self._refuse("input_symmetry")
 
     @property
     def ties(self) -> Ties:
@@ -181,6 +218,7 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
         conv: nn.modules.conv._ConvNd,
         symmetry: SymmetryLike,
         *,
+        input_symmetry: InputSymmetryLike = None,
         share_bias: bool = False,
         keep_norm: bool = False,
     ) -> _Layer:
@@ -207,6 +245,8 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
             )
         settings = _settings(conv) | {"bias": conv.bias is not None}
         settings |= {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        if input_symmetry is not None:
+            settings["input_symmetry"] = input_symmetry
         layer = cls(**settings, symmetry=symmetry, share_bias=share_bias)  # type: ignore[call-arg]
         filters, dim = conv.weight.detach(), 1 if layer.transposed else 0
         weight = layer.ties.project(filters, dim, keep_norm=keep_norm)
@@ -263,11 +303,63 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
         """torch's own fields, then the symmetry as it was given and the number of free filters."""
         shared = ", share_bias=True" if self.share_bias else ""
         rows = f"unique_out_channels={self.unique_out_channels}"
-        return f"{super().extra_repr()}, symmetry={self.symmetry}, {rows}{shared}"
+        moves = "" if self.input_symmetry is None else f", input_symmetry={show_input(self.input_symmetry)}"
+        return f"{super().extra_repr()}, symmetry={self.symmetry}{moves}, {rows}{shared}"
+
+
+class _SymmetricOrdinary(_Symmetric[_Conv]):
+    """The constructor of the layers that are not transposed; torch's own comes after it in each of them."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: IntOrInts | str = 0,
+        dilation: IntOrInts = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        symmetry: SymmetryLike = None,
+        input_symmetry: InputSymmetryLike = None,
+        share_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        _check_sizes(_SIZES, sizes)
+        super().__init__(*sizes, bias, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type,call-arg]
+        self._tie(symmetry, input_symmetry, share_bias, device, dtype)
 
 
 class _SymmetricTransposed(_Symmetric[_Conv]):
     """The transposed layers: the weight (C_in, U/groups, *K) is expanded along dim 1."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: IntOrInts = 0,
+        output_padding: IntOrInts = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: IntOrInts = 1,
+        padding_mode: str = "zeros",
+        *,
+        symmetry: SymmetryLike = None,
+        input_symmetry: InputSymmetryLike = None,
+        share_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
+        _check_sizes(_TRANSPOSED_SIZES, (*sizes, dilation))
+        super().__init__(*sizes, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type,call-arg]
+        self._tie(symmetry, input_symmetry, share_bias, device, dtype)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As torch's transposed layer; `output_size` picks among the sizes that the stride leaves open."""
@@ -291,45 +383,27 @@ class _SymmetricTransposed(_Symmetric[_Conv]):
         return prepare(*self._transposed_arguments(x, None), transposed=True).problem()
 
 
-class SymmetricConv1d(_Symmetric[nn.Conv1d], nn.Conv1d):
+class SymmetricConv1d(_SymmetricOrdinary[nn.Conv1d], nn.Conv1d):
     """`SymmetricConv2d` in one dimension: weight (U, C/groups, K), symmetry key h."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: IntOrInts,
-        stride: IntOrInts = 1,
-        padding: IntOrInts | str = 0,
-        dilation: IntOrInts = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
-        symmetry: SymmetryLike = None,
-        share_bias: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        _check_sizes(_SIZES, size)
-        nn.Conv1d.__init__(self, *size, bias, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
-        self._tie(symmetry, share_bias, device, dtype)
 
-
-class SymmetricConv2d(_Symmetric[nn.Conv2d], nn.Conv2d):
+class SymmetricConv2d(_SymmetricOrdinary[nn.Conv2d], nn.Conv2d):
     """`nn.Conv2d` whose filters are tied by reflection: `F.conv2d(x, layer.expanded_weight(), layer.bias, ...)`.
 
     Arguments as for `torch.nn.Conv2d`, and:
-        symmetry: {"h": 2, ...} with numbers of output channels or percentages, a key such as "h", or None.
+        symmetry: {"h": 2, ...} with numbers of output channels or percentages, a key such as "h", or None. Keys with
+            signs, "h+" or "h+v-", are of self-symmetric filters, each its own mirror image (+) or the negative (-).
+        input_symmetry: what mirrors do to the input channels. None: nothing. "h", {"hv": 8, ...} as `symmetry` of the
+            ungrouped layer that makes the input, or `layer.ties` of whatever layer: they exchange the members of its
+            orbits. {"h": (3, 2, 1, 0)}: an involution of the channels, which for h is that of A, C, G, T here.
         share_bias: the members of an orbit share one bias; `bias` is then (U,).
 
     torch's initialisers that count fans (kaiming_*, xavier_*) read the reduced shape of `weight`; with mode="fan_out"
     and xavier they make it too large ("hv": 2 and up to 1.6 times). Use those of `symconv_fast.init`, with the layer.
 
-    `weight` has shape (U, C/groups, KH, KW); that and `bias` are the only parameters. Equivariant as a lift only:
-    mirror the input, and the outputs come mirrored with the members of each orbit exchanged; a stack of two such
-    layers is not equivariant.
+    `weight` has shape (U, C/groups, KH, KW), of self-symmetric filters fewer taps or channels; that and `bias` are the
+    only parameters. Mirror the input, and the outputs come mirrored with the members of each orbit exchanged. A stack
+    of such layers does the same where each is told so of its input, with `input_symmetry`; else it does not.
 
     Warns:
         SymmetryWarning: a tie does nothing, or not what was meant; see there.
@@ -338,80 +412,13 @@ class SymmetricConv2d(_Symmetric[nn.Conv2d], nn.Conv2d):
         ValueError, TypeError: `symmetry` does not fit the layer; the message names valid values.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: IntOrInts,
-        stride: IntOrInts = 1,
-        padding: IntOrInts | str = 0,
-        dilation: IntOrInts = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
-        symmetry: SymmetryLike = None,
-        share_bias: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        _check_sizes(_SIZES, size)
-        nn.Conv2d.__init__(self, *size, bias, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
-        self._tie(symmetry, share_bias, device, dtype)
 
-
-class SymmetricConv3d(_Symmetric[nn.Conv3d], nn.Conv3d):
+class SymmetricConv3d(_SymmetricOrdinary[nn.Conv3d], nn.Conv3d):
     """`SymmetricConv2d` in three dimensions: weight (U, C/groups, KD, KH, KW), keys h to hvz."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: IntOrInts,
-        stride: IntOrInts = 1,
-        padding: IntOrInts | str = 0,
-        dilation: IntOrInts = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
-        symmetry: SymmetryLike = None,
-        share_bias: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        _check_sizes(_SIZES, size)
-        nn.Conv3d.__init__(self, *size, bias, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
-        self._tie(symmetry, share_bias, device, dtype)
 
 
 class SymmetricConvTranspose1d(_SymmetricTransposed[nn.ConvTranspose1d], nn.ConvTranspose1d):
     """`SymmetricConvTranspose2d` in one dimension: weight (C_in, U/groups, K), symmetry key h."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: IntOrInts,
-        stride: IntOrInts = 1,
-        padding: IntOrInts = 0,
-        output_padding: IntOrInts = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: IntOrInts = 1,
-        padding_mode: str = "zeros",
-        *,
-        symmetry: SymmetryLike = None,
-        share_bias: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        size = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
-        _check_sizes(_TRANSPOSED_SIZES, (*size, dilation))
-        nn.ConvTranspose1d.__init__(self, *size, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
-        self._tie(symmetry, share_bias, device, dtype)
 
 
 class SymmetricConvTranspose2d(_SymmetricTransposed[nn.ConvTranspose2d], nn.ConvTranspose2d):
@@ -421,55 +428,9 @@ class SymmetricConvTranspose2d(_SymmetricTransposed[nn.ConvTranspose2d], nn.Conv
     said there of `torch.nn.init` included.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: IntOrInts,
-        stride: IntOrInts = 1,
-        padding: IntOrInts = 0,
-        output_padding: IntOrInts = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: IntOrInts = 1,
-        padding_mode: str = "zeros",
-        *,
-        symmetry: SymmetryLike = None,
-        share_bias: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        size = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
-        _check_sizes(_TRANSPOSED_SIZES, (*size, dilation))
-        nn.ConvTranspose2d.__init__(self, *size, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
-        self._tie(symmetry, share_bias, device, dtype)
-
 
 class SymmetricConvTranspose3d(_SymmetricTransposed[nn.ConvTranspose3d], nn.ConvTranspose3d):
     """`SymmetricConvTranspose2d` in three dimensions: weight (C_in, U/groups, KD, KH, KW), keys h to hvz."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: IntOrInts,
-        stride: IntOrInts = 1,
-        padding: IntOrInts = 0,
-        output_padding: IntOrInts = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: IntOrInts = 1,
-        padding_mode: str = "zeros",
-        *,
-        symmetry: SymmetryLike = None,
-        share_bias: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        size = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
-        _check_sizes(_TRANSPOSED_SIZES, (*size, dilation))
-        nn.ConvTranspose3d.__init__(self, *size, bias, dilation, padding_mode, device="meta", dtype=dtype)  # type: ignore[arg-type]
-        self._tie(symmetry, share_bias, device, dtype)
 
 
 @contextmanager

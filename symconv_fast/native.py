@@ -6,6 +6,7 @@ import os
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +21,35 @@ except ImportError as _error:
     module, _failure = None, str(_error)
 
 ENV_ISA = "SYMCONV_FAST_ISA"
-ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
-"""What that variable may name, as in csrc/cpu/kernels.cpp: the best instructions that kernels may use."""
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+"""What that variable may name, as in csrc/cpu/microkernels/kernels.cpp: the best instructions that kernels may use."""
 
 
 HOW_TO_BUILD = "build it, where a C++ compiler is, with pip install --no-build-isolation . (or make build)"
 """What to do about `missing`: in the folder of the sources, with the torch that is used."""
+
+NAMES = frozenset(
+    """
+    Algorithm Isa Op Pass Problem Selection UNITS autocast_to build_info clear_workspace connect count_kernels
+    counters forget isa recall recall_layer remember remembered reset_counters select suggests_channels_last take_done
+    """.split()  # noqa: SIM905 (a column of quoted names is longer)
+)
+"""What the native module has; another set is that of other sources."""
+
+
+def check_age(found: Any) -> None:
+    """Refuse a native module `found` beside Python files of another version: calls would fail somewhere later.
+
+    Raises:
+        ImportError: its names differ from `NAMES`.
+    """
+    names = {name for name in vars(found) if not name.startswith("__")}
+    if names != NAMES:
+        other = sorted(names ^ NAMES)[0]
+        raise ImportError(
+            f"{found.__file__} was built from other sources than the Python files beside it ({other!r} is "
+            f"{'missing' if other in NAMES else 'unknown'}): {HOW_TO_BUILD}"
+        )
 
 
 def missing() -> str | None:
@@ -60,6 +84,7 @@ def _check_isa() -> None:
 
 
 if module is not None:
+    check_age(module)
     _check_isa()
 
 
@@ -68,3 +93,15 @@ def suggests_channels_last(tensor: Tensor) -> bool:
     if module is None or torch.compiler.is_compiling():
         return problem.suggests_channels_last(tensor)
     return bool(module.suggests_channels_last(tensor))
+
+
+def autocast_to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """What autocast makes of an argument: floating types but float64 go to `dtype`.
+
+    Native code uses autocast's cache, so that a weight is cast once for as long as autocast is on.
+    """
+    if module is not None and not torch.compiler.is_compiling():
+        cast: Tensor = module.autocast_to(tensor, dtype)
+        return cast
+    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if eligible else tensor

@@ -1,22 +1,23 @@
-"""Every torch.library schema, fake, autograd formula, vmap rule and FLOP count. The only file that has them.
+"""The operators: their fakes, vmap rules, FLOP counts, and the choice of who runs them.
 
 Convolution is bilinear, so three functional operators close under differentiation:
     fprop(x, w) = y        dgrad(gy, w) = gx        wgrad(gy, x) = gw
 The derivative of each is made of the other two, and every order of derivative is there without another kernel.
-fprop_activated is fprop with an activation in the same kernel where a backend has that; where a gradient is wanted it
-is two operations.
+wgrad_bias is wgrad with the gradient of the bias, in one pass over gy where a backend has that. fprop_activated is
+fprop with an activation in the same kernel where a backend has that; where a gradient is wanted it is two operations.
+
+operators.inc has the schemas and the derivatives. The native module registers both, with kernels for the CPU that
+remember what `plan` chose; where it is missing, derivatives.py registers them.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
-from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 from torch.utils.flop_counter import register_flop_formula
 
 from . import activation as activations
@@ -25,22 +26,17 @@ from .checks import ShapeError, check_tensors
 from .native import suggests_channels_last
 from .problem import Problem, allocate, macs, output_size
 
-_GEOMETRY = (
-    "int[] ties, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] output_padding, "
-    "bool transposed, int groups, bool channels_last"
-)
-_LIBRARY = torch.library.Library("symconv_fast", "DEF")
-_LIBRARY.define(f"fprop(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor")
-_LIBRARY.define(
-    f"fprop_activated(Tensor input, Tensor weight, Tensor? bias, str activation, {_GEOMETRY}) -> Tensor"
-)
-_LIBRARY.define(f"dgrad(Tensor grad_output, Tensor weight, SymInt[] input_size, {_GEOMETRY}) -> Tensor")
-_LIBRARY.define(f"wgrad(Tensor grad_output, Tensor input, SymInt[] weight_size, {_GEOMETRY}) -> Tensor")
+_LIBRARY = torch.library.Library("symconv_fast", "FRAGMENT" if native.module else "DEF")
+if native.module is None:
+    from . import derivatives
+
+    derivatives.define(_LIBRARY)
 
 fprop: Any = torch.ops.symconv_fast.fprop.default
 fprop_activated: Any = torch.ops.symconv_fast.fprop_activated.default
 dgrad: Any = torch.ops.symconv_fast.dgrad.default
 wgrad: Any = torch.ops.symconv_fast.wgrad.default
+wgrad_bias: Any = torch.ops.symconv_fast.wgrad_bias.default
 
 # --- shapes: one check for fake and real -------------------------------------------------------------------------
 
@@ -58,8 +54,21 @@ def _sizes(
     return input_size, weight_size, out
 
 
+def _stay_whole_in_inductor(op: Any) -> None:
+    """Inductor calls `op`, though export.py gives it a decomposition, without complaint.
+
+    Where the environment has `CI`, inductor refuses to compile an operator that it does not list and that has an
+    entry in torch's table of decompositions. An operator that was made a fallback is listed.
+    """
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if lowering is not None and op not in lowering.lowerings:
+        constraint = lowering.tag_to_layout_constraint(lowering.get_layout_constraint_tag(op))
+        lowering.make_fallback(op, layout_constraint=constraint, warn=False)
+
+
 def fake_fprop(input: Tensor, weight: Tensor, bias: Tensor | None, *static: Any) -> Tensor:
     """An empty output of `fprop`, in its shape and strides."""
+    _stay_whole_in_inductor(fprop)
     return allocate(_sizes("fprop", input, weight, bias, static[:7])[2], input, static[7])
 
 
@@ -68,6 +77,7 @@ def fake_fprop_activated(
 ) -> Tensor:
     """An empty output of `fprop_activated`."""
     activations.check(activation)
+    _stay_whole_in_inductor(fprop_activated)
     return fake_fprop(input, weight, bias, *static)
 
 
@@ -77,6 +87,13 @@ def _fake_dgrad(grad_output: Tensor, weight: Tensor, input_size: Any, *static: A
 
 def _fake_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: Any) -> Tensor:
     return allocate(_sizes("wgrad", grad_output, input, weight_size, static[:7])[1], grad_output, static[7])
+
+
+def _fake_wgrad_bias(
+    grad_output: Tensor, input: Tensor, weight_size: Any, *static: Any
+) -> tuple[Tensor, Tensor]:
+    weight = _fake_wgrad(grad_output, input, weight_size, *static)
+    return weight, grad_output.new_empty(grad_output.shape[1])
 
 
 # --- real kernels: through dispatch, with the choice remembered ----------------------------------------------------
@@ -109,6 +126,7 @@ def plan(
     key = (
         op, first.shape, second.shape, extra, first.dtype, second.dtype, first.device, second.device, static, last,
         dispatch.pinned(), torch.get_num_threads(), settings.version(), activation,
+        torch.are_deterministic_algorithms_enabled(),
         first.is_cuda and dispatch.rounding("cuda"),
     )  # fmt: skip
     found = _plans.get(key)
@@ -148,176 +166,17 @@ def _real_wgrad(grad_output: Tensor, input: Tensor, weight_size: Any, *static: A
     return run(grad_output, input)
 
 
-# --- derivatives ---------------------------------------------------------------------------------------------------
-# Not torch.library.register_autograd: that cannot be reached under torch.func.grad, and forward-mode AD over it
-# silently gives zeros. ctx holds no tensors but those of save_for_backward, only sizes and flags.
-
-
-def _wanted(ctx: Any, place: int) -> bool:
-    """Does the running backward pass ask for the gradient of the tensor argument at `place`?
-
-    needs_input_grad says what was wanted when the graph was built; torch.autograd.grad may ask for less.
-    """
-    try:
-        node = ctx.next_functions[place][0]
-        return node is not None and bool(torch._C._will_engine_execute_node(node))
-    except (
-        AttributeError,
-        IndexError,
-        RuntimeError,
-    ):  # a leaf that torch.autograd.grad asks for, or no engine
-        return True
-
-
-class SymconvFprop(_SingleLevelFunction):
-    """y = fprop(x, w, b): gx = dgrad(gy, w), gw = wgrad(gy, x), gb = sum of gy over all but the channels."""
-
-    @staticmethod
-    def forward(ctx: Any, keyset: Any, input: Tensor, weight: Tensor, bias: Any, *static: Any) -> Tensor:
-        """The output; saves what the wanted gradients need."""
-        _, need_input, need_weight = ctx.needs_input_grad[:3]
-        ctx.save_for_backward(input if need_weight else None, weight if need_input else None)
-        ctx.sizes, ctx.static = (input.shape, weight.shape), static
-        ctx.weight_last = suggests_channels_last(weight)
-        ctx.set_materialize_grads(False)
-        return _record(fprop, keyset, input, weight, bias, static)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        """Gradients of the tensor arguments, those that are wanted."""
-        _, need_input, need_weight, need_bias = ctx.needs_input_grad[:4]
-        grads: list[Any] = [None, None, None]
-        if grad is not None:
-            input, weight = ctx.saved_tensors
-            geometry = ctx.static[:7]
-            if need_input and _wanted(ctx, 0):
-                grads[0] = dgrad(grad, weight, ctx.sizes[0], *ctx.static)
-            if need_weight and _wanted(ctx, 1):
-                grads[1] = wgrad(grad, input, ctx.sizes[1], *geometry, ctx.weight_last)
-            if need_bias and _wanted(ctx, 2):
-                grads[2] = grad.sum([d for d in range(grad.dim()) if d != 1])
-        return (None, *grads, *[None] * 8)
-
-
-class SymconvDgrad(_SingleLevelFunction):
-    """gx = dgrad(gy, w): for the upstream gradient g, ggy = fprop(g, w) and gw = wgrad(gy, g)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, keyset: Any, grad_output: Tensor, weight: Tensor, size: Any, *static: Any
-    ) -> Tensor:
-        """The gradient; saves what its own wanted gradients need."""
-        _, need_grad, need_weight = ctx.needs_input_grad[:3]
-        ctx.save_for_backward(grad_output if need_weight else None, weight if need_grad else None)
-        ctx.weight_size, ctx.static = weight.shape, static
-        ctx.weight_last = suggests_channels_last(weight)
-        ctx.set_materialize_grads(False)
-        return _record(dgrad, keyset, grad_output, weight, size, static)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        """Gradients of the tensor arguments, those that are wanted."""
-        _, need_grad, need_weight = ctx.needs_input_grad[:3]
-        grads: list[Any] = [None, None]
-        if grad is not None:
-            grad_output, weight = ctx.saved_tensors
-            geometry = ctx.static[:7]
-            if need_grad:
-                grads[0] = fprop(
-                    grad, weight, None, *geometry, suggests_channels_last(grad) or ctx.weight_last
-                )
-            if need_weight:
-                grads[1] = wgrad(grad_output, grad, ctx.weight_size, *geometry, ctx.weight_last)
-        return (None, *grads, *[None] * 9)
-
-
-class SymconvWgrad(_SingleLevelFunction):
-    """gw = wgrad(gy, x): for the upstream gradient g, ggy = fprop(x, g) and gx = dgrad(gy, g)."""
-
-    @staticmethod
-    def forward(ctx: Any, keyset: Any, grad_output: Tensor, input: Tensor, size: Any, *static: Any) -> Tensor:
-        """The gradient; saves what its own wanted gradients need."""
-        _, need_grad, need_input = ctx.needs_input_grad[:3]
-        ctx.save_for_backward(grad_output if need_input else None, input if need_grad else None)
-        ctx.input_size, ctx.static = input.shape, static
-        ctx.input_last = suggests_channels_last(input)
-        ctx.set_materialize_grads(False)
-        return _record(wgrad, keyset, grad_output, input, size, static)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        """Gradients of the tensor arguments, those that are wanted."""
-        _, need_grad, need_input = ctx.needs_input_grad[:3]
-        grads: list[Any] = [None, None]
-        if grad is not None:
-            grad_output, input = ctx.saved_tensors
-            geometry = ctx.static[:7]
-            last = ctx.input_last or suggests_channels_last(grad)
-            if need_grad:
-                grads[0] = fprop(input, grad, None, *geometry, last)
-            if need_input:
-                grads[1] = dgrad(grad_output, grad, ctx.input_size, *geometry, last)
-        return (None, *grads, *[None] * 9)
-
-
-def _below(op: Any, keyset: Any, first: Tensor, second: Tensor, third: Any, static: Sequence[Any]) -> Tensor:
-    """Call `op` again beneath autograd."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return op.redispatch(keyset & torch._C._after_autograd_keyset, first, second, third, *static)
-
-
-def _record(op: Any, keyset: Any, first: Tensor, second: Tensor, third: Any, static: Sequence[Any]) -> Tensor:
-    """`_below` from the forward of an autograd.Function, which has turned both modes of differentiation off."""
-    if not torch._C._are_functorch_transforms_active():
-        return _below(op, keyset, first, second, third, static)
-    # Beneath this level of the transforms there may be another one that differentiates.
-    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-        return _below(op, keyset, first, second, third, static)
-
-
-def _autograd_kernel(op: Any, function: Any) -> Callable[..., Tensor]:
-    """The Autograd kernel of `op`: refuses forward mode, records `function` only where a gradient is wanted."""
-
-    def kernel(keyset: Any, first: Tensor, second: Tensor, third: Any, *static: Any) -> Tensor:
-        if forward_ad._current_level >= 0:
-            _refuse_tangents(first, second, third)
-        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(first, second, third)):
-            return _below(op, keyset, first, second, third, static)
-        if not torch._C._are_functorch_transforms_active():
-            return function.apply(keyset, first, second, third, *static)
-        # Under torch.func.grad this kernel already runs at one level of the transforms, where an autograd.Function
-        # of a single level is what is needed; torch wants to be told that this is so.
-        with enable_single_level_autograd_function():
-            return function.apply(keyset, first, second, third, *static)
-
-    return kernel
-
-
-def _activated_autograd_kernel(
-    keyset: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, *static: Any
-) -> Tensor:
-    """Two operations with derivatives of their own, or the one operator where none is wanted."""
-    grad = torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias)
-    if grad or forward_ad._current_level >= 0:
-        activations.check(activation)
-        return activations.activate(fprop(input, weight, bias, *static), activation)
-    return _below(fprop_activated, keyset, input, weight, bias, (activation, *static))
-
-
-def _refuse_tangents(*tensors: Any) -> None:
-    """Forward mode over operators in Python would give zeros without a word."""
-    for tensor in tensors:
-        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                "symconv_fast does not implement forward-mode automatic differentiation (torch.func.jvp, jacfwd, "
-                "dual tensors); use reverse mode: torch.autograd.grad, torch.func.vjp or jacrev"
-            )
+def _real_wgrad_bias(
+    grad_output: Tensor, input: Tensor, weight_size: Any, *static: Any
+) -> tuple[Tensor, Tensor]:
+    weight = _real_wgrad(grad_output, input, weight_size, *static)
+    return weight, grad_output.sum([d for d in range(grad_output.dim()) if d != 1])
 
 
 # --- torch.vmap ----------------------------------------------------------------------------------------------------
 
 
-def _vmap_rule(op: Any) -> Callable[..., tuple[Tensor, int]]:
+def _vmap_rule(op: Any) -> Callable[..., Any]:
     """Batch over the first tensor alone folds into N (one call); any other batch is a loop of calls."""
 
     def rule(
@@ -330,7 +189,12 @@ def _vmap_rule(op: Any) -> Callable[..., tuple[Tensor, int]]:
         info: Any, in_dims: Sequence[Any], first: Tensor, second: Tensor, third: Any, *static: Any
     ) -> Any:
         tensors, dims = (first, second, third), in_dims[:3]
-        if op is not wgrad and dims[0] is not None and dims[1] is None and not isinstance(dims[2], int):
+        if (
+            op not in (wgrad, wgrad_bias)
+            and dims[0] is not None
+            and dims[1] is None
+            and not isinstance(dims[2], int)
+        ):
             folded = first.movedim(dims[0], 0).flatten(0, 1)
             if op is dgrad:
                 third = [third[0] * info.batch_size, *third[1:]]
@@ -339,6 +203,8 @@ def _vmap_rule(op: Any) -> Callable[..., tuple[Tensor, int]]:
         for i in range(info.batch_size):
             args = (t.select(d, i) if isinstance(d, int) else t for t, d in zip(tensors, dims))
             results.append(op(*args, *static))
+        if op is wgrad_bias:
+            return tuple(map(torch.stack, zip(*results))), (0, 0)
         return torch.stack(results), 0
 
     return rule
@@ -373,20 +239,20 @@ def _flops_wgrad(grad_output: Any, input: Any, weight_size: Any, *static: Any, *
 
 def _register() -> None:
     rows = (
-        (fprop, _real_fprop, fake_fprop, _autograd_kernel(fprop, SymconvFprop), _flops_fprop),
-        (
-            fprop_activated, _real_fprop_activated, fake_fprop_activated, _activated_autograd_kernel,
-            _flops_fprop_activated,
-        ),
-        (dgrad, _real_dgrad, _fake_dgrad, _autograd_kernel(dgrad, SymconvDgrad), _flops_dgrad),
-        (wgrad, _real_wgrad, _fake_wgrad, _autograd_kernel(wgrad, SymconvWgrad), _flops_wgrad),
-    )  # fmt: skip
-    for op, real, fake, differentiable, flops in rows:
+        (fprop, _real_fprop, fake_fprop, _flops_fprop),
+        (fprop_activated, _real_fprop_activated, fake_fprop_activated, _flops_fprop_activated),
+        (dgrad, _real_dgrad, _fake_dgrad, _flops_dgrad),
+        (wgrad, _real_wgrad, _fake_wgrad, _flops_wgrad),
+        (wgrad_bias, _real_wgrad_bias, _fake_wgrad_bias, _flops_wgrad),
+    )
+    for op, real, fake, flops in rows:
         qualified = op._schema.name
         name = qualified.split("::")[1]
-        # Any device that torch has: the choice of backend, the reference included, is made inside.
+        # Any device that torch has, but for the CPU where native code has it: the choice of backend, the reference
+        # included, is made inside.
         _LIBRARY.impl(name, real, "CompositeExplicitAutograd")
-        _LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
+        if native.module is None:
+            _LIBRARY.impl(name, derivatives.kernel(op), "Autograd", with_keyset=True)
         torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         torch.library.register_vmap(qualified, _vmap_rule(op), lib=_LIBRARY)
         register_flop_formula(getattr(torch.ops.symconv_fast, name))(flops)

@@ -16,9 +16,13 @@ import torch
 from torch import Tensor
 
 from .checks import ShapeError
-from .ties import COPIES, Segment, Ties, orbit_size
+from .flat_ties import is_sided
+from .sides import Sides
+from .ties import COPIES, Segment, Ties, decode, orbit_size
 
-OPS = ("fprop", "dgrad", "wgrad")
+OPERANDS = {"fprop": ("x", "w", "y"), "dgrad": ("y", "w", "x"), "wgrad": ("y", "x", "w")}
+"""Both arguments and the result of each pass, by the names of the layer's tensors, which their gradients have too."""
+OPS = tuple(OPERANDS)
 FAR = 1 << 14
 """Strides (those of all axes multiplied), paddings and dilations above this are another kind of problem: see
 `Problem.is_far`."""
@@ -114,34 +118,60 @@ def output_size(
 
     Args:
         input_size: (N, C, *spatial) of the layer's input.
-        weight_size: (U, C/groups, *K) of the reduced weight, (C, U/groups, *K) if transposed.
-        ties: [mask, rows, ...] as in `Ties.flat`.
+        weight_size: (U, C/groups, *K) of the reduced weight, (C, U/groups, *K) if transposed; of self-symmetric filters
+            fewer taps and channels.
+        ties: as in `Ties.flat`.
 
     Raises:
         ShapeError: (a ValueError and a RuntimeError) naming the expected and the given shape.
     """
     ndim = len(weight_size) - 2
     _check_geometry(ndim, stride, padding, dilation, output_padding, groups)
-    unique = _check_ties(ndim, ties, groups)
+    sided = decode(ndim, groups, ties) if is_sided(ties) else None
+    unique = sided.unique if sided else _check_ties(ndim, ties, groups)
     if len(input_size) != ndim + 2:
         raise ShapeError(f"expected input of shape (N, C, {ndim} spatial sizes), got {list(input_size)}")
     rows = weight_size[1] * groups if transposed else weight_size[0]
     if rows != unique:
         raise ShapeError(f"symmetry needs {unique} rows of weight, got weight of shape {list(weight_size)}")
     channels = weight_size[0] if transposed else weight_size[1] * groups
+    if sided:
+        channels = sided.in_channels(weight_size, transposed)
     if input_size[1] != channels:
         raise ShapeError(
             f"given groups={groups} and weight of shape {list(weight_size)}, expected input of shape "
             f"(N, {channels}, ...), but got {list(input_size)} with {input_size[1]} channels instead"
         )
-    if weight_size[0] < groups:
+    if weight_size[0] < groups and (sided is None or sided.groups == groups):
         raise ShapeError(
             f"given groups={groups}, expected weight with at least {groups} along dim 0, got {list(weight_size)}"
         )
-    kernel, spatial = weight_size[2:], input_size[2:]
+    if sided:
+        _check_sides(sided, channels, weight_size, transposed)
+    kernel, spatial = sided.kernel(weight_size[2:]) if sided else weight_size[2:], input_size[2:]
     out = out_spatial(spatial, kernel, stride, padding, dilation, output_padding, transposed)
     _check_extent(input_size[0], spatial, kernel, padding, dilation, out, transposed)
-    return [input_size[0], sum(r * orbit_size(m) for m, r in zip(ties[::2], ties[1::2])), *out]
+    filters = sided.out_channels if sided else sum(r * orbit_size(m) for m, r in zip(ties[::2], ties[1::2]))
+    return [input_size[0], filters, *out]
+
+
+def _check_sides(ties: Ties, channels: int, weight_size: Sequence[int], transposed: bool) -> None:
+    """The channels that mirrors move must be those of the layer, and the weight what is kept of its filters."""
+    sides = ties.sides
+    assert sides is not None
+    if sides.inputs is not None and sides.inputs.out_channels != channels:
+        raise ShapeError(
+            f"input_symmetry is of {sides.inputs.out_channels} channels, but weight of shape {list(weight_size)} is "
+            f"for {channels} input channels"
+        )
+    if transposed and ties.groups != ties.layer_groups:
+        raise ShapeError(f"mirrors exchange the groups of a transposed layer with groups={ties.layer_groups}")
+    kept = ties.weight_shape(channels // ties.layer_groups, ties.kernel(weight_size[2:]), transposed)
+    if list(weight_size) != list(kept) or (sides.is_packed and not sides.kernel):
+        raise ShapeError(
+            f"self-symmetric filters of kernel {list(sides.kernel)} with {channels} input channels keep a weight of "
+            f"shape {list(kept)}, got {list(weight_size)}"
+        )
 
 
 def _bounded_stride(
@@ -246,7 +276,8 @@ class Problem:
 
     `spatial` are the sizes of the layer's input, `kernel` those of a filter, `ties` is ((mask, rows), ...) with rows
     counted over all groups. `channels_last` is the memory format of the result, `input_channels_last` that of the
-    operator's first tensor argument (the input for fprop, the output gradient for dgrad and wgrad).
+    operator's first tensor argument (the input for fprop, the output gradient for dgrad and wgrad). `sides` are
+    those of the ties; where there are any, a backend whose kernels know nothing of them says so in `can_run`.
     """
 
     batch: int
@@ -266,6 +297,7 @@ class Problem:
     device: str
     channels_last: bool
     input_channels_last: bool
+    sides: Sides | None = None
     out_spatial: tuple[int, ...] = field(init=False, compare=False, repr=False)
     """Spatial sizes of the layer's output; kept, since estimates ask for them dozens of times."""
 
@@ -289,24 +321,27 @@ class Problem:
         input_size, weight_size = sizes
         ties, _, padding, dilation, output_padding, transposed, groups, channels_last = static
         out = output_size(input_size, weight_size, *static[:7])
+        own = decode(len(weight_size) - 2, groups, ties)
+        kernel = own.kernel(weight_size[2:])
         return cls(
             batch=input_size[0],
             in_channels=input_size[1],
             spatial=tuple(input_size[2:]),
-            unique=sum(ties[1::2]),
+            unique=own.unique,
             out_channels=out[1],
-            kernel=tuple(weight_size[2:]),
-            stride=_bounded_stride(input_size[2:], out[2:], weight_size[2:], *static[1:6]),
+            kernel=kernel,
+            stride=_bounded_stride(input_size[2:], out[2:], kernel, *static[1:6]),
             padding=tuple(padding),
             dilation=tuple(dilation),
             output_padding=tuple(output_padding),
             transposed=transposed,
             groups=groups,
-            ties=tuple(zip(ties[::2], ties[1::2])),
+            ties=tuple((mask, rows) for mask, rows in own.segments),
             dtype=dtype,
             device=device,
             channels_last=channels_last,
             input_channels_last=input_channels_last,
+            sides=own.sides,
         )
 
     @property
@@ -326,7 +361,9 @@ class Problem:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Of the reduced weight: (U, C/groups, *K), or (C, U/groups, *K) if transposed."""
+        """Of the reduced weight: (U, C/groups, *K), or (C, U/groups, *K) if transposed; `Ties.weight_shape`."""
+        if self.sides:
+            return self.layer_ties.weight_shape(self.in_channels // self.groups, self.kernel, self.transposed)
         return self._filters_shape(self.unique)
 
     @property
@@ -355,11 +392,16 @@ class Problem:
     @property
     def layer_ties(self) -> Ties:
         """The ties with the methods that expand and reduce filters."""
-        return _layer_ties(len(self.kernel), self.groups, self.ties)
+        return _layer_ties(len(self.kernel), self.groups, self.ties, self.sides)
 
     @property
     def macs_folded(self) -> int:
-        """Multiply-accumulates of one pass with the fold: those of the reduced weight (any of the three passes)."""
+        """Multiply-accumulates of one pass with the fold: those of the reduced weight (any of the three passes).
+
+        Where mirrors exchange groups every filter reads channels of its own, and none is saved.
+        """
+        if self.sides and self.sides.across:
+            return self.macs_dense
         return macs(self.input_shape, self.weight_shape, self.out_spatial, self.transposed)
 
     @property
@@ -383,8 +425,9 @@ class Problem:
 
 
 @lru_cache(maxsize=1024)
-def _layer_ties(ndim: int, groups: int, ties: tuple[tuple[int, int], ...]) -> Ties:
-    return Ties(ndim, groups, tuple(Segment(*segment) for segment in ties))
+def _layer_ties(ndim: int, groups: int, ties: tuple[tuple[int, int], ...], sides: Sides | None) -> Ties:
+    segments = tuple(Segment(*segment) for segment in ties)
+    return Ties(ndim, 1 if sides and sides.across else groups, segments, sides)
 
 
 def macs(input_size: Sequence[int], weight_size: Sequence[int], out: Sequence[int], transposed: bool) -> int:

@@ -59,11 +59,11 @@ def set_winograd(level: str | bool) -> None:
     if not _is_one_of(level, WINOGRAD_LEVELS):
         raise ValueError(f'allow_winograd={level!r} is not a level; give "f2" (the default), "f4" or False')
     _winograd = level
-    _changed()
+    changed()
 
 
 def benchmark() -> str | bool:
-    """Are candidates on a GPU timed: True, False or "auto"; see `symconv_fast.benchmark`.
+    """Are candidates timed: True, False or "auto"; see `symconv_fast.benchmark`.
 
     Raises:
         ValueError: the environment variable says none of these.
@@ -84,7 +84,7 @@ def set_benchmark(level: str | bool) -> None:
     if not _is_one_of(level, BENCHMARK_LEVELS):
         raise ValueError(f'benchmark={level!r} is not a level; give True, False or "auto" (the default)')
     _benchmark = level
-    _changed()
+    changed()
 
 
 @contextmanager
@@ -104,12 +104,12 @@ def known_answers() -> bool:
 
 
 def on_change(forget: Callable[[], object]) -> None:
-    """Have `forget` called whenever a switch changed: frees caches of choices, whose keys have a `version`."""
+    """Have `forget` called whenever choices are to be made anew: it frees caches, whose keys have a `version`."""
     _on_change.append(forget)
 
 
-def _changed() -> None:
-    """Called after a switch was set: who reads the new number reads the new level too."""
+def changed() -> None:
+    """Have choices made anew: called after a switch was set or times were measured, which a reader then sees."""
     global _version
     _version = next(_numbers)
     for forget in _on_change:

@@ -16,7 +16,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Union
 
-from .problem import ShapeError
+from .checks import ShapeError
+from .sides import Own, Sides, own_kind
 from .ties import BIT, COPIES, Segment, Ties, mask_name, orbit_size
 
 # Canonical order of the segments, and which of them a layer of 1, 2 or 3 dims can have.
@@ -28,6 +29,7 @@ KEYS: dict[int, tuple[str, ...]] = {
 _MASKS: dict[str, int] = {key: sum(BIT[c] for c in key) for key in KEYS[3]}
 _ORDER: tuple[int, ...] = tuple(_MASKS.values())
 
+_SIGNED = re.compile(r"(?:[hvz][+-])+")
 _PERCENT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*")
 
 SymmetryLike = Union[str, Mapping[str, Union[int, str]], "Symmetry", None]
@@ -54,7 +56,8 @@ class Symmetry:
 
     Args:
         spec: a dict {key: count} with counts of output channels (int, or "50%" of them), a key such as "hv"
-            (as many filters as fit), another Symmetry, or None (an ordinary convolution).
+            (as many filters as fit), another Symmetry, or None (an ordinary convolution). A key with signs, such as
+            "h+" or "h+v-", is of self-symmetric filters: each its own mirror image (+) or the negative of it (-).
         ndim: spatial dims of the layer that it is meant for; limits the keys. None allows all.
 
     Raises:
@@ -68,7 +71,10 @@ class Symmetry:
     _hash: int
     _spec: str | dict[str, int | str] | None
     counts: tuple[tuple[int, int | str], ...]
-    """(mask, count) in canonical order; a percentage is kept as its text without the sign."""
+    """(mask, count) in canonical order; a percentage is kept as its text without the sign.
+
+    In place of a mask, a self-symmetric kind has its code (`sides.Own`).
+    """
 
     def __init__(self, spec: SymmetryLike = None, *, ndim: int | None = None) -> None:
         given: object = spec
@@ -94,7 +100,7 @@ class Symmetry:
                 )
             counts[mask] = _parse_count(key, value)
         _check_shares(counts, spec)
-        canonical = tuple((m, counts[m]) for m in _ORDER if m in counts and counts[m] != 0)
+        canonical = tuple((m, counts[m]) for m in sorted(counts, key=_place) if counts[m] != 0)
         object.__setattr__(self, "_spec", given)
         object.__setattr__(self, "counts", canonical)
         object.__setattr__(self, "_hash", hash(canonical))
@@ -120,6 +126,11 @@ class Symmetry:
     def __repr__(self) -> str:
         return f"Symmetry({self._spec!r})"
 
+    @property
+    def is_signed(self) -> bool:
+        """Are there self-symmetric filters in it?"""
+        return any(own_kind(code) for code, _ in self.counts)
+
     def resolve(self, ndim: int, out_channels: int, groups: int = 1) -> Ties:
         """The ties of a layer with `ndim` spatial dims, `out_channels` filters and `groups` groups.
 
@@ -141,10 +152,18 @@ class Symmetry:
         return resolve_rows(self.counts, ndim, rows, groups)
 
 
+def _place(code: int) -> tuple[int, int]:
+    """Where a tie stands among the segments: by its letters, self-symmetric kinds after all orbits."""
+    own = own_kind(code)
+    return (len(_ORDER) + _ORDER.index(own.mask), own.parity) if own else (_ORDER.index(code), 0)
+
+
 def _parse_key(key: object, ndim: int | None) -> int:
     keys = KEYS[ndim or 3]
     if not isinstance(key, str):
         raise TypeError(f"symmetry keys must be strings, got {key!r}; valid keys: {', '.join(keys)}")
+    if "+" in key or "-" in key:
+        return _parse_signed(key, ndim)
     mask = sum({BIT.get(c, 8) for c in key})
     if mask not in COPIES or mask == 0 or len(set(key)) != len(key):
         raise ValueError(
@@ -154,8 +173,24 @@ def _parse_key(key: object, ndim: int | None) -> int:
     return mask
 
 
+def _parse_signed(key: str, ndim: int | None) -> int:
+    """The code of a self-symmetric kind: letters with a sign each."""
+    letters, signs = key[::2], key[1::2]
+    if _SIGNED.fullmatch(key) is None or len(set(letters)) != len(letters):
+        raise ValueError(
+            f"symmetry key {key!r} is not valid: self-symmetric filters need a sign after each letter, such as 'h+' or "
+            "'h+v-', and no letter twice; keys of orbits have no signs"
+        )
+    code = Own(
+        sum(map(BIT.__getitem__, letters)), sum(BIT[c] for c, sign in zip(letters, signs) if sign == "-")
+    ).code
+    _check_dims(code, ndim)
+    return code
+
+
 def _check_dims(mask: int, ndim: int | None) -> None:
-    if ndim is not None and mask >> ndim:
+    own = own_kind(mask)
+    if ndim is not None and (own.mask if own else mask) >> ndim:
         raise ValueError(
             f"symmetry key {mask_name(mask)!r} needs more dimensions than a {ndim}-D layer has; "
             f"valid keys: {', '.join(KEYS[ndim])}"
@@ -229,7 +264,9 @@ def _compute(counts: tuple[tuple[int, int | str], ...], ndim: int, out_channels:
         raise ValueError(f"ndim={ndim} is not supported; a layer has 1, 2 or 3 spatial dims")
     if groups < 1 or out_channels < 0 or out_channels % groups:
         raise ValueError(f"out_channels={out_channels} must be divisible by groups={groups} (both positive)")
-    segments, total = [], 0
+    segments: list[Segment] = []
+    own: list[Own | None] = []
+    total = 0
     for mask, count in counts:
         _check_dims(mask, ndim)
         filters = _filters(mask, count, out_channels, groups)
@@ -237,7 +274,8 @@ def _compute(counts: tuple[tuple[int, int | str], ...], ndim: int, out_channels:
             _check_count(mask, filters, out_channels, groups)
         total += filters
         if filters:
-            segments.append(Segment(mask, filters // orbit_size(mask)))
+            own.append(own_kind(mask))
+            segments.append(Segment(0 if own[-1] else mask, filters // orbit_size(mask)))
     if total > out_channels or _asked(counts, out_channels) > out_channels:
         spec = {mask_name(m): _filters(m, c, out_channels, groups) for m, c in counts}
         asked = float(max(Fraction(total), _asked(counts, out_channels)))
@@ -247,7 +285,8 @@ def _compute(counts: tuple[tuple[int, int | str], ...], ndim: int, out_channels:
         )
     if total < out_channels or not segments:
         segments.append(Segment(0, out_channels - total))
-    return Ties(ndim, groups, tuple(segments))
+        own.append(None)
+    return Ties(ndim, groups, tuple(segments), Sides(groups, None, tuple(own)) if any(own) else None)
 
 
 _resolve = lru_cache(maxsize=4096)(_compute)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from .both_sides import Asked, InputSymmetry, involutions
 from .symmetry import Symmetry
-from .ties import Ties, mask_name, orbit_size
+from .ties import Ties
 
 if TYPE_CHECKING:
     from .modules import _Symmetric
@@ -25,11 +26,10 @@ def is_traced(input: Any, weight: Any = None) -> bool:
     return isinstance(input, Proxy) or isinstance(weight, Proxy)
 
 
-def record_call(function: Callable[..., Tensor], *arguments: Any, **options: Any) -> Any:
+def record_call(function: Callable[..., Tensor], symmetry: Any, *arguments: Any, **options: Any) -> Any:
     """The `Proxy` of a node that calls one of the functions of `symconv_fast.functional`."""
     tracer = next(value.tracer for value in arguments if isinstance(value, Proxy))
-    options["symmetry"] = _plain(options["symmetry"])
-    return tracer.create_proxy("call_function", function, arguments, options)
+    return tracer.create_proxy("call_function", function, arguments, _plain(symmetry) | options)
 
 
 def record_layer(layer: _Symmetric[Any], input: Any, *arguments: Any) -> Any:
@@ -60,8 +60,23 @@ def _path(layer: nn.Module, input: Any) -> str:
         return ""
 
 
-def _plain(symmetry: Any) -> Any:
-    """The same tie in types that torch.fx can write into code."""
-    if isinstance(symmetry, Ties):
-        return {mask_name(m): rows * orbit_size(m) for m, rows in symmetry.segments if m}
-    return symmetry._spec if isinstance(symmetry, Symmetry) else symmetry
+def _plain(symmetry: Any) -> dict[str, Any]:
+    """The same tie, and that of the input, in types that torch.fx can write into code."""
+    if isinstance(symmetry, Asked):
+        both = {"symmetry": symmetry.symmetry._spec, "input_symmetry": _plain_input(symmetry.inputs)}
+        return both | {"kernel_size": symmetry.kernel}
+    if not isinstance(symmetry, Ties):
+        return {"symmetry": symmetry._spec if isinstance(symmetry, Symmetry) else symmetry}
+    plain: dict[str, Any] = {"symmetry": dict(symmetry.keys)}
+    if symmetry.sides:
+        plain |= {
+            "input_symmetry": _plain_input(symmetry.sides.inputs),
+            "kernel_size": symmetry.sides.kernel or None,
+        }
+    return plain
+
+
+def _plain_input(inputs: InputSymmetry) -> Any:
+    if isinstance(inputs, Symmetry):
+        return inputs._spec
+    return None if inputs is None else involutions(inputs)
