@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import symconv_fast
-from bench.case import Case
+from bench.case import STEPS, Case
 from bench.device import device
 from bench.measure import Comparison, Verdict, measure
 from symconv_fast import settings
 from symconv_fast.backends import torch_conv
+from symconv_fast.nn import rc_symmetry
 from symconv_fast.problem import memory_format
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -37,7 +38,8 @@ SYMMETRIC = {
     2: symconv_fast.SymmetricConv2d,
     3: symconv_fast.SymmetricConv3d,
 }
-OPS = {"fwd": ("fprop",), "dgrad": ("dgrad",), "wgrad": ("wgrad",), "step": ("fprop", "dgrad", "wgrad")}
+OPS = {"fwd": ("fprop",), "dgrad": ("dgrad",), "wgrad": ("wgrad",)}
+OPS |= dict.fromkeys(STEPS, ("fprop", "dgrad", "wgrad"))
 # Times the error of torch's own convolution of the same dtype, both against float64 (root mean square). Above it a
 # result is wrong and is not timed; what is merely less exact than the project allows is timed and listed.
 WRONG = 10.0
@@ -62,7 +64,7 @@ class Row:
         """A function without arguments for one pass; gradients are taken by autograd, as in training."""
         if direction == "fwd":
             return self._forward
-        if direction == "step":
+        if direction in STEPS:
             return self._step
         weights = tuple(p for p in self.parameters if p.ndim > 1)
         wanted = (self.input,) if direction == "dgrad" else weights
@@ -85,24 +87,26 @@ class Bench:
     def __init__(self, case: Case) -> None:
         self.case, shape = case, case.shape
         self.ndim = len(shape.spatial)
-        self.orbit = 2 ** len(case.tie)
+        self.orbit = case.orbit
         self.filters = shape.out_channels(self.orbit)
         drawn = {"generator": torch.Generator(case.device).manual_seed(0), "device": case.device}
         layer = SYMMETRIC[self.ndim](
-            shape.channels, self.filters, shape.kernel, shape.stride, shape.padding,
-            groups=shape.groups, symmetry=case.tie,
+            shape.channels, self.filters, shape.taps, shape.stride, shape.padding, dilation=shape.dilation,
+            groups=shape.groups, symmetry=case.tie, input_symmetry=input_symmetry(case), bias="-" not in case.tie,
         )  # fmt: skip
         x = torch.randn(shape.batch, shape.channels, *shape.spatial, **drawn)
         self.layer = self._laid_out(layer.to(case.device, case.dtype), case.channels_last)
         self.x = self._laid_out(x.to(case.dtype), case.channels_last)
-        self.conv_args = {"stride": shape.stride, "padding": shape.padding, "groups": shape.groups}
-        self.ties = layer.symmetry.resolve(self.ndim, self.filters, shape.groups)
+        self.conv_args = {
+            "stride": shape.stride, "padding": shape.padding, "dilation": shape.dilation, "groups": shape.groups,
+        }  # fmt: skip
+        self.biases = () if self.layer.bias is None else (self.layer.bias,)
         self.expanded = layer.expanded_weight().detach()
         with torch.no_grad():
             like = CONV[self.ndim](self.x, self.expanded, **self.conv_args)
         self.upstream = torch.randn(like.shape, **drawn).to(case.dtype)
         self.macs_dense = like.numel() * self.expanded[0].numel()
-        self.macs_folded = self.macs_dense * layer.unique_out_channels // self.filters
+        self.macs_folded = self.macs_dense * layer.weight.numel() // self.expanded.numel()
 
     def _laid_out(self, it, channels_last: bool):
         """A tensor or module in a memory format; where it has it already, the same object."""
@@ -114,20 +118,26 @@ class Bench:
         tensor = self._laid_out(tensor, channels_last) if tensor.ndim > 1 else tensor
         return tensor.requires_grad_(self.case.direction != "fwd")
 
+    def _upstream(self, gradient: Tensor, channels_last: bool) -> Tensor:
+        """The gradient of an output, in the layout of the output or as the pass says."""
+        if self.case.direction == "step_of_sum":
+            return torch.ones((), dtype=gradient.dtype, device=gradient.device).expand(gradient.shape)
+        return self._laid_out(gradient, channels_last and self.case.direction != "step_contiguous")
+
     def _row(
         self, run: Callable[..., Tensor], parameters: Sequence[Tensor], channels_last: bool | None = None
     ) -> Row:
         """`run` on parameters of its own; in the layout of the case unless another one is given."""
         last = self.case.channels_last if channels_last is None else channels_last
         leaves = tuple(self._leaf(parameter, last) for parameter in parameters)
-        upstream = (self._laid_out(self.upstream, last),)
+        upstream = (self._upstream(self.upstream, last),)
         return Row(lambda *a: (run(*a),), self._leaf(self.x, last), leaves, upstream)
 
-    def _conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return CONV[self.ndim](x, weight, bias, **self.conv_args)
 
-    def _expand_inside(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return CONV[self.ndim](x, self.ties.expand(weight), bias, **self.conv_args)
+    def _expand_inside(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return CONV[self.ndim](x, self.layer.ties.expand(weight), bias, **self.conv_args)
 
     def _separate(self) -> Row:
         """Each member of the orbits as a convolution of its own; the outputs are not brought together."""
@@ -138,8 +148,8 @@ class Bench:
             return [part.contiguous() for part in parts]
 
         weights = [self._leaf(w, last) for w in members(self.expanded, 0)]
-        biases = [self._leaf(b, last) for b in members(self.layer.bias, 0)]
-        upstream = tuple(self._laid_out(g, last) for g in members(self.upstream, 1))
+        biases = [self._leaf(b, last) for bias in self.biases for b in members(bias, 0)]
+        upstream = tuple(self._upstream(g, last) for g in members(self.upstream, 1))
         n = self.orbit
 
         def run(x: Tensor, *parameters: Tensor) -> list[Tensor]:
@@ -151,27 +161,27 @@ class Bench:
     def ours(self) -> Row:
         """The symmetric layer itself, called as a user calls it."""
         row = self._row(lambda x, *_: self.layer(x), ())
-        return Row(row.run, row.input, (self.layer.weight, self.layer.bias), row.upstream)
+        return Row(row.run, row.input, (self.layer.weight, *self.biases), row.upstream)
 
     def _ordinary(self) -> Row:
         """torch's own layer of the same shape, with weights of its own."""
         shape = self.case.shape
         layer = ORDINARY[self.ndim](
-            shape.channels, self.filters, shape.kernel, shape.stride, shape.padding, groups=shape.groups
+            shape.channels, self.filters, shape.taps, **self.conv_args, bias=bool(self.biases)
         )
         layer = self._laid_out(layer.to(self.case.device, self.case.dtype), self.case.channels_last)
         row = self._row(lambda x, *_: layer(x), ())
-        return Row(row.run, row.input, (layer.weight, layer.bias), row.upstream)
+        return Row(row.run, row.input, tuple(layer.parameters()), row.upstream)
 
     def baselines(self, compiled: bool = False, rivals_only: bool = False) -> dict[str, Row]:
         """All baselines by name, or those alone that count for the ratio."""
-        expanded, reduced = (self.expanded, self.layer.bias), (self.layer.weight, self.layer.bias)
+        expanded, reduced = (self.expanded, *self.biases), (self.layer.weight, *self.biases)
         rows = {"expanded/contiguous": self._row(self._conv, expanded, False)}
         if self.ndim > 1:
             rows["expanded/channels_last"] = self._row(self._conv, expanded, True)
         if self._lacks_instructions():
             rows["expanded/widened"] = self._row(self._widened, expanded, self.ndim > 1)
-        if self.case.shape.depthwise:
+        if self.case.shape.depthwise and self.orbit > 1:
             rows["separate"] = self._separate()
         if rivals_only:
             return rows
@@ -192,9 +202,9 @@ class Bench:
     def _widened(self, *tensors: Tensor) -> Tensor:
         return self._conv(*(tensor.float() for tensor in tensors)).to(self.case.dtype)
 
-    def _onednn(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _onednn(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         shape, n = self.case.shape, self.ndim
-        sizes = ([value] * n for value in (shape.padding, shape.stride, 1))
+        sizes = (list(shape.padding), [shape.stride] * n, [shape.dilation] * n)
         return torch.mkldnn_convolution(x, weight, bias, *sizes, shape.groups)
 
     def _lacks_onednn(self, row: Row) -> bool:
@@ -233,7 +243,7 @@ class Bench:
 
     def _expanding(self, dtype: torch.dtype) -> Row:
         """Expansion and torch's convolution, from the same numbers, in any dtype."""
-        row = self._row(self._expand_inside, (self.layer.weight, self.layer.bias))
+        row = self._row(self._expand_inside, (self.layer.weight, *self.biases))
         leaves = [t.detach().to(dtype).requires_grad_(t.requires_grad) for t in (row.input, *row.parameters)]
         return Row(row.run, leaves[0], tuple(leaves[1:]), tuple(g.to(dtype) for g in row.upstream))
 
@@ -241,7 +251,7 @@ class Bench:
         """Expanded baselines whose forward result is not torch's in float64: cuDNN has had such kernels."""
         with torch.no_grad():
             with without_search():
-                true = self._conv(self.x.double(), self.expanded.double(), self.layer.bias.double())
+                true = self._conv(self.x.double(), self.expanded.double(), *(b.double() for b in self.biases))
             wrong = []
             for name, row in self.baselines(rivals_only=True).items():
                 if name.startswith("expanded/"):
@@ -264,7 +274,7 @@ class Bench:
             calls={name: row.call(case.direction) for name, row in rows.items()},
             rivals=tuple(filter(is_rival, rows)),
             check=self.check,
-            limit=self.orbit,
+            limit=self.expanded.numel() / self.layer.weight.numel(),
             macs_dense=work * self.macs_dense,
             macs_folded=work * self.macs_folded,
             bytes=work * (tensors + self.layer.weight.nbytes),
@@ -272,6 +282,11 @@ class Bench:
             device=case.device,
             dtype=case.dtype,
         )  # fmt: skip
+
+
+def input_symmetry(case: Case) -> dict[str, tuple[int, ...]] | str | None:
+    """What mirrors do to the input channels of a case, as layers take it."""
+    return rc_symmetry() if case.input_tie == "rc" else case.input_tie or None
 
 
 def is_rival(name: str) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from symconv_fast.backends.cuda import backend, families, limits, native, run
-from symconv_fast.problem import Problem
+from symconv_fast.problem import OPERANDS, Problem
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -129,16 +129,13 @@ def stand_in(module: Any, chip: Chip) -> Iterator[None]:
 
 def launches(module: Any, way: Way) -> list[dict[str, int]]:
     """What each kernel of a pass did in the CTAs that ran."""
-    x, w, y = (
-        torch.zeros(shape, dtype=torch.bfloat16).to(memory_format=torch.channels_last) for shape in way.sizes
-    )
+    tensors = {
+        name: torch.zeros(shape, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        for name, shape in zip("xwy", way.sizes)
+    }
     module.reset_counts()
-    if way.op == "fprop":
-        backend.fprop(way.problem, way.algorithm, x, w, None)
-    elif way.op == "dgrad":
-        backend.dgrad(way.problem, way.algorithm, y, w)
-    else:
-        backend.wgrad(way.problem, way.algorithm, y, x)
+    first, second, _ = OPERANDS[way.op]
+    run.bind(way.problem, way.op, way.algorithm)(tensors[first], tensors[second])
     return [dict(launch) for launch in module.launches()]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from symconv_fast import dispatch
+from symconv_fast import dispatch, settings
 from symconv_fast.backends.cuda import native
 
 Call = Callable[[], object]
@@ -143,7 +143,7 @@ class Cuda:
             "sms": properties.multi_processor_count,
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-            "tf32": torch.backends.cudnn.allow_tf32,
+            "tf32": settings.tf32_allowed(),
             "triton": _version("triton"),
             "cuda_kernels": native.architectures(),
             "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),

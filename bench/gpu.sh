@@ -10,7 +10,7 @@
 #   --rehearse    every step end to end on a CPU with tiny sizes, the Triton kernels interpreted: no GPU is needed,
 #                 and no number that comes out means anything
 #
-# Steps: facts cuda answers rivals memory smoke baseline fold rate tests composed tune models sanitize build full
+# Steps: facts cuda answers rivals memory smoke baseline fold rate tests tune models sanitize build full
 # In 10 minutes: whether each CUDA kernel is right, and how fast it is beside Triton and cuDNN.
 # Uses the current python3 with the torch, triton and pytest that it has. Ends with a table of the steps; the exit code
 # is 1 if one of them failed or measured nothing, 0 otherwise, also when time ran out; 2, at once, where there is no GPU.
@@ -201,7 +201,6 @@ step baseline 420 "$rows" measure 6 bench "${quick[@]}"
 step fold 420 "$rows" measure 6 bench "${quick[@]}" --backend triton --algorithm fold
 step rate 120 - rate
 step tests 600 - tests "not smoke"
-step composed 180 "$rows" measure 2 bench "${quick[@]}" --backend composed --passes fwd,dgrad
 step tune 900 "$out/tune.jsonl" tune
 step models 300 "$rows" measure 4 bench/bench_models.py --dtypes bfloat16
 step sanitize 600 - sanitize

@@ -60,7 +60,7 @@ class Comparison:
     calls: Mapping[str, Call]
     rivals: tuple[str, ...]
     check: Callable[[], Verdict]
-    limit: int
+    limit: float
     macs_dense: int
     macs_folded: int
     bytes: int

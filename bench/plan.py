@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bench import shapes, targets
-from bench.case import Case
+from bench.case import STEPS, Case, tie_name
 from bench.shapes import Shape
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -22,7 +22,10 @@ KINDS = {
     "step": ("step",),
     "depthwise": ("fwd", "dgrad", "wgrad", "step"),
     "small": ("fwd", "step"),
+    "network": ("fwd", *STEPS),
+    "equivariant": ("fwd", "dgrad", "wgrad", "step"),
 }
+APART = ("depthwise", "small", "network", "equivariant")  # families that have a file of their own
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Options:
     rehearsal: bool = False
 
     def __post_init__(self) -> None:
-        known = {"layouts": LAYOUTS, "dtypes": DTYPES, "passes": KINDS["depthwise"]}
+        known = {"layouts": LAYOUTS, "dtypes": DTYPES, "passes": (*KINDS["depthwise"], *STEPS[1:])}
         for name, valid in known.items():
             for value in getattr(self, name):
                 if value not in valid:
@@ -72,6 +75,15 @@ def cases(kind: str, options: Options) -> list[Case]:
             otherwise the product of what is asked for.
     """
     passes = [name for name in KINDS[kind] if not options.passes or name in options.passes]
+    if kind == "network" and not options.rehearsal:
+        some = shapes.NETWORK_LAYERS if options.device == "cpu" else ()
+        return _of_kinds(some, passes, options)
+    if kind == "equivariant":
+        some = shapes.REHEARSAL_EQUIVARIANT if options.rehearsal else shapes.EQUIVARIANT
+        quick = not options.full and not options.narrowed
+        return _of_kinds(
+            some, [name for name in passes if not (quick and name in KINDS["backward"])], options
+        )
     grid = [
         Case(shape, tie, direction, layout == "channels_last", getattr(torch, dtype),
              options.backend, options.algorithm, options.device)
@@ -86,9 +98,25 @@ def cases(kind: str, options: Options) -> list[Case]:
     return list(dict.fromkeys(grid))
 
 
+def _of_kinds(some: Iterable[shapes.Kind], passes: Sequence[str], options: Options) -> list[Case]:
+    """Of every kind of layer all sizes, or in the quick set the first one."""
+    return [
+        Case(shape.on(options.device), kind.tie, direction, layout == "channels_last", getattr(torch, dtype),
+             options.backend, options.algorithm, options.device, kind.input_tie)
+        for kind in some
+        if not options.ties or tie_name(kind.input_tie, kind.tie) in options.ties
+        for shape in (kind.shapes if options.full or options.narrowed else kind.shapes[:1])
+        if options.shapes in f"{kind.name} {shape.name}"
+        for direction in kind.passes
+        if direction in passes
+        for dtype in options.dtypes or ("float32",)
+        for layout in (options.layouts or LAYOUTS[:1] if len(shape.spatial) > 1 else LAYOUTS[:1])
+    ]  # fmt: skip
+
+
 def _belongs(case: Case, kind: str) -> bool:
-    family = case.shape.family if case.shape.family in ("depthwise", "small") else "layer"
-    return case.direction in KINDS[kind] and family == (kind if kind in ("depthwise", "small") else "layer")
+    family = case.family if case.family in APART else "layer"
+    return case.direction in KINDS[kind] and family == (kind if kind in APART else "layer")
 
 
 def _shapes(kind: str, options: Options) -> list[Shape]:

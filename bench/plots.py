@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 import matplotlib.pyplot as plt  # noqa: E402
 
-from bench.rows import Row  # noqa: E402
+from bench.rows import Row, limit  # noqa: E402
 
 TIE_COLOURS = {"h": "#1f6fb4", "v": "#0f8f9c", "hv": "#d9730d", "hvz": "#2e8540"}
 TIE_WORDS = {
@@ -46,7 +46,7 @@ BASELINE = "torch's convolution on filters expanded beforehand"
 def label(row: Row) -> str:
     """Network and shape. A tied depthwise layer has |G| filters a channel, those of the networks have one."""
     if row["family"] == "depthwise":
-        return f"{row['shape'].removesuffix(' depthwise')}  depthwise, {row['limit']} filters a channel"
+        return f"{row['shape'].removesuffix(' depthwise')}  depthwise, {limit(row)} filters a channel"
     return f"{row['model']}  {row['shape']}"
 
 
@@ -73,7 +73,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 
 def main_rows(rows: Iterable[Row]) -> list[Row]:
     """Single layers of the commonest dtype, in channels_last where there is a choice: what one scale can compare."""
-    layers = [row for row in rows if row["family"] != "model"]
+    layers = [row for row in rows if row["family"] not in ("model", "equivariant")]
     dtype = Counter(row["dtype"] for row in layers).most_common(1)[0][0]
     return [
         row
@@ -128,9 +128,9 @@ def bars(axis: Any, rows: list[Row]) -> None:
     )  # fmt: skip
     for place, row in enumerate(forward):
         axis.annotate(f"{row['ratio']:.1f}", (0.06, place), color="white", va="center", fontsize=8)
-    for limit in dict.fromkeys(row["limit"] for row in forward):
-        axis.axvline(limit, color="black", linewidth=1.3, linestyle=(0, (4, 2)), label="limit of the tie")
-        axis.annotate(f"limit {limit}", (limit, 0), (5, 0), textcoords="offset points", va="center")
+    for most in dict.fromkeys(row["limit"] for row in forward):
+        axis.axvline(most, color="black", linewidth=1.3, linestyle=(0, (4, 2)), label="limit of the tie")
+        axis.annotate(f"limit {most:.3g}", (most, 0), (5, 0), textcoords="offset points", va="center")
     axis.axvline(1.0, color="black", linewidth=0.8, label="1: as fast as torch")
     at = [(steps[row["shape"]], place) for place, row in enumerate(forward) if row["shape"] in steps]
     if at:
@@ -185,10 +185,10 @@ def channels(rows: list[Row]) -> Any:
                 [_channels(row) for row in some], [row["ratio"] for row in some], marker, label=layout,
                 color=TIE_COLOURS[tie], markersize=5, fillstyle="full" if marker == "o" else "none",
             )  # fmt: skip
-        for limit in dict.fromkeys(row["limit"] for row in mine):
-            axis.axhline(limit, color="black", linewidth=1.3, linestyle=(0, (4, 2)))
+        for most in dict.fromkeys(row["limit"] for row in mine):
+            axis.axhline(most, color="black", linewidth=1.3, linestyle=(0, (4, 2)))
             axis.annotate(
-                f"limit {limit}", (0.02, limit), (0, 3), xycoords=("axes fraction", "data"),
+                f"limit {most:.3g}", (0.02, most), (0, 3), xycoords=("axes fraction", "data"),
                 textcoords="offset points",
             )  # fmt: skip
         axis.axhline(1.0, color="black", linewidth=0.8)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import targets
 from bench.report import MEANS, TARGETS, means, slower, summary, target_lines
-from bench.rows import PASS_NAMES, Row, words
+from bench.rows import PASS_NAMES, Row, limit, words
 
 
 def _table(head: list[str], lines: Iterable[list[str]]) -> str:
@@ -56,7 +56,7 @@ def short_region(rows: list[Row]) -> str:
             what,
             f"`{tie}`",
             f"{group['mean']:.2f}",
-            str(group["limit"]),
+            group["limit"],
             f"{group['worst']:.2f}",
         ]
         for what, family, direction, tie in SHORT
@@ -67,7 +67,7 @@ def short_region(rows: list[Row]) -> str:
             f"{PASS_NAMES[row['pass']]}, {row['model']}",
             f"`{row['tie']}`",
             f"{row['ratio']:.2f}",
-            str(row["limit"]),
+            limit(row),
             "",
         ]
         for row in rows
@@ -97,15 +97,16 @@ def targets_region(rows: list[Row]) -> str:
 
 
 def shapes_region(rows: list[Row]) -> str:
-    """Every shape: a table a pass and dtype, a line a shape and layout, a column a tie."""
+    """Every shape: a table a pass and dtype, a line a shape and layout, a column a tie; equivariant layers apart."""
     parts = [origin(rows)]
     tables: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row["family"] != "model":
             pin = " ".join(filter(None, (row["backend_pin"], row["algorithm_pin"])))
-            tables.setdefault((row["pass"], row["dtype"], pin), []).append(row)
-    for (direction, dtype, pin), members in tables.items():
-        title = f"{PASS_NAMES[direction].capitalize()}, {dtype}" + (f", pinned to {pin}" if pin else "")
+            kind = "equivariant layers" if row["family"] == "equivariant" else ""
+            tables.setdefault((row["pass"], row["dtype"], kind, pin and f"pinned to {pin}"), []).append(row)
+    for (direction, *rest), members in tables.items():
+        title = ", ".join(filter(None, (PASS_NAMES[direction].capitalize(), *rest)))
         parts.append(f"\n{title}: ratio (milliseconds, algorithm)\n\n{_by_shape(members)}")
     return "".join(parts)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench import noise, shapes, targets
-from bench.rows import PASS_NAMES, Row, aligned, geometric_mean, latest, load, words
+from bench.rows import PASS_NAMES, Row, aligned, geometric_mean, latest, limit, load, words
 
 # Times the error of torch: the limit of the error rule for each dtype.
 LESS_EXACT = {"float64": 2.0, "float32": 2.0, "bfloat16": 2.5, "float16": 2.5}
@@ -36,10 +36,16 @@ def summary(rows: Iterable[Row]) -> list[Row]:
         worst = min(members, key=lambda row: row["ratio"])
         result.append({
             **dict(zip(GROUP, group, strict=True)), "shapes": len(counted),
-            "mean": geometric_mean(row["ratio"] for row in counted), "limit": members[0]["limit"],
+            "mean": geometric_mean(row["ratio"] for row in counted), "limit": limits(counted),
             "worst": worst["ratio"], "worst_shape": place(worst),
         })  # fmt: skip
     return result
+
+
+def limits(rows: list[Row]) -> str:
+    """Their common limit, or the least and the largest: that of self-symmetric filters depends on the kernel."""
+    ends = [limit(choose(rows, key=lambda row: row["limit"])) for choose in (min, max)]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def place(row: Row) -> str:
@@ -72,8 +78,9 @@ def _cells(row: Row) -> list[str]:
 
 LEGEND = (
     "4x64@56 is a batch of 4, 64 channels in and out, a map of 56 x 56; 3>64: 3 in, 64 out; ^3: a cube, L: a line;\n"
-    "k7: a 7 x 7 kernel (else 3 x 3), s2: stride 2. limit: filters in an orbit, the most that ties alone can gain;\n"
-    "minimal filtering, or a slow kernel of torch's, may carry a ratio beyond it.\n\n"
+    "k7: a 7 x 7 kernel (else 3 x 3), s2: stride 2. h>h: the input's tie, then that of the filters; h+: even filters.\n"
+    "limit: filters in an orbit, or taps over those that are kept, the most that ties alone can gain; minimal\n"
+    "filtering, or a slow kernel of torch's, may carry a ratio beyond it.\n\n"
 )
 
 
@@ -140,7 +147,7 @@ def means(rows: list[Row]) -> list[list[str]]:
         [
             g["family"], PASS_NAMES[g["pass"]], g["tie"], g["layout"], g["dtype"],
             " ".join(filter(None, (g["backend_pin"], g["algorithm_pin"]))) or "-",
-            f"{g['mean']:.2f}", str(g["shapes"]), str(g["limit"]), f"{g['worst']:.2f}", g["worst_shape"],
+            f"{g['mean']:.2f}", str(g["shapes"]), g["limit"], f"{g['worst']:.2f}", g["worst_shape"],
         ]
         for g in summary(rows)
     ]  # fmt: skip

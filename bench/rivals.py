@@ -33,7 +33,8 @@ from bench.device import Call, device
 from bench.measure import interleave, provenance
 from bench.shapes import DEPTHWISE, Shape
 from symconv_fast import dispatch, modules
-from symconv_fast.problem import OPS, Problem, memory_format
+from symconv_fast.binding import bind
+from symconv_fast.problem import OPERANDS, OPS, Problem, memory_format
 
 LIBRARY = "cuDNN"
 SAME = 1.5e-2  # relative root mean square that roundings of bfloat16 in another order may make
@@ -101,8 +102,8 @@ class Layer:
         shape, ndim = job.shape.on(job.where), len(job.shape.spatial)
         torch.manual_seed(0)
         layer = getattr(modules, f"SymmetricConv{ndim}d")(
-            shape.channels, shape.out_channels(1 << len(job.tie)), shape.kernel, stride=shape.stride,
-            padding=shape.padding, groups=shape.groups, bias=False, symmetry=job.tie,
+            shape.channels, shape.out_channels(1 << len(job.tie)), shape.taps, stride=shape.stride,
+            padding=shape.padding, dilation=shape.dilation, groups=shape.groups, bias=False, symmetry=job.tie,
         )  # fmt: skip
         layer = layer.to(job.where, job.dtype)
         kind = memory_format(ndim, job.last)
@@ -134,12 +135,11 @@ class Layer:
 
     def ours(self, backend: str, algorithm: str) -> Call:
         """A pass by a backend."""
-        module, p = dispatch.available()[backend], self.problem
-        if self.job.op == "fprop":
-            return lambda: module.fprop(p, algorithm, self.x, self.w, None)
-        if self.job.op == "dgrad":
-            return lambda: module.dgrad(p, algorithm, self.gy, self.w)
-        return lambda: module.wgrad(p, algorithm, self.gy, self.x)
+        run = bind(dispatch.available()[backend], self.problem, self.job.op, algorithm)
+        tensors = {"x": self.x, "w": self.w, "y": self.gy}
+        first, second, result = OPERANDS[self.job.op]
+        bias = [None] if result == "y" else []
+        return lambda: run(tensors[first], tensors[second], *bias)
 
     def kernels(self, backend: str, algorithm: str) -> tuple[str, ...]:
         """Names of what a backend would launch, where it tells."""

@@ -19,6 +19,8 @@ PASS_NAMES = {
     "dgrad": "input gradient",
     "wgrad": "weight gradient",
     "step": "training step",
+    "step_of_sum": "training step from an expanded gradient",
+    "step_contiguous": "training step from a contiguous gradient",
 }
 
 
@@ -61,6 +63,11 @@ def geometric_mean(values: Iterable[float]) -> float:
     """Geometric mean of positive numbers."""
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs))
+
+
+def limit(row: Row) -> str:
+    """The limit of a ratio: "2", "1.99"."""
+    return f"{row['limit']:.3g}"
 
 
 def words(row: Row) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bench import rows, shapes
-from bench.case import Case
+from bench.case import Case, tie_name
 from bench.shapes import Shape
 
 NOT_SLOWER = (
@@ -130,7 +130,53 @@ GPU = (
     _gpu("depthwise 7×7, hv", 1.5, 2.5, [s for s in GPU_DEPTHWISE if s.kernel == 7], "hv"),
     _gpu("depthwise 13×13 and 31×31, hv", 3.0, 10.0, [s for s in GPU_DEPTHWISE if s.kernel > 7], "hv"),
 )
-TARGETS = {"cpu": CPU, "cuda": GPU}
+
+
+def _network(kind: shapes.Kind) -> list[Target]:
+    """No pass of a layer of a real network is slower than torch's; in 3-D much is to be had."""
+    least = {"3-D, large maps": (3.5, 2.5), "3-D, stride 2": (2.0, 2.0)}.get(kind.name, (1.0, 1.0))
+    goals = {"3-D, large maps": (5.0, 4.0), "3-D, stride 2": (3.0, 3.0)}.get(kind.name, (1.5, 1.5))
+    return [
+        Target(f"{kind.name}, {rows.PASS_NAMES[direction]}, {kind.tie}", must, goal, cases)
+        for direction, must, goal in zip(kind.passes, least, goals, strict=True)
+        if (cases := _cases(kind.shapes, kind.tie, direction))
+    ]
+
+
+# Of a kind that ties both sides: what the forward pass and the training step must reach, and their goals.
+BOTH_SIDES = {
+    "h": ((1.8, 1.95), (1.8, 1.9)),
+    "hv": ((2.7, 3.4), (2.6, 3.2)),
+    "hvz": ((3.5, 5.0), (3.0, 4.5)),
+}
+ANY_GAIN = ((1.0, 1.5), (1.0, 1.5))  # of the reverse complement
+SHARES = (0.75, 0.9)  # of the limit, of self-symmetric filters
+
+
+def taps_limit(kind: shapes.Kind) -> float:
+    """All taps of self-symmetric filters of `h+` or `h-` over those that are kept."""
+    taps = kind.shapes[0].taps[-1]
+    return taps / (taps // 2 if kind.tie == "h-" else (taps + 1) // 2)
+
+
+def _equivariant(kind: shapes.Kind) -> list[Target]:
+    """The forward pass and the training step of a kind of layer of equivariant networks."""
+    if not kind.input_tie:
+        bounds = (tuple(round(share * taps_limit(kind), 2) for share in SHARES),) * 2
+    else:
+        bounds = BOTH_SIDES[kind.tie] if kind.input_tie == kind.tie and "DNA" not in kind.name else ANY_GAIN
+    return [
+        Target(
+            f"{kind.name}, {rows.PASS_NAMES[direction]}, {tie_name(kind.input_tie, kind.tie)}", must, goal,
+            _cases(kind.shapes, kind.tie, direction, input_tie=kind.input_tie),
+        )
+        for direction, (must, goal) in zip(("fwd", "step"), bounds, strict=True)
+    ]  # fmt: skip
+
+
+EQUIVARIANT = tuple(target for kind in shapes.EQUIVARIANT for target in _equivariant(kind))
+NETWORK = tuple(target for kind in shapes.NETWORK_LAYERS for target in _network(kind))
+TARGETS = {"cpu": (*CPU, *NETWORK, *EQUIVARIANT), "cuda": GPU}
 
 
 def cases(device: str) -> list[Case]:

@@ -32,7 +32,7 @@ from bench.measure import percentiles, provenance
 from bench.tiles import TABLE, Target, candidates, kernel_of, sizes, table, targets, write
 from symconv_fast.backends.triton import configs, run
 from symconv_fast.backends.triton.configs import Config
-from symconv_fast.problem import memory_format
+from symconv_fast.problem import OPERANDS, memory_format
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 7
@@ -54,31 +54,14 @@ class Layer:
             return drawn.to(target.dtype).contiguous(memory_format=last)
 
         p = self.problem
-        self.x, self.w, self.gy = map(values, (p.input_shape, p.weight_shape, p.output_shape))
+        shapes = {"x": p.input_shape, "w": p.weight_shape, "y": p.output_shape}
+        self.tensors = {name: values(shape) for name, shape in shapes.items()}
 
     def call(self, config: Config | None) -> Tensor:
         """The result of the operator by the kernels with this tile; None leaves it to the table."""
-        p, op = self.problem, self.target.op
-        with forced(config):
-            if op == "fprop":
-                return run.fprop(p, "fold", self.x, self.w, None)
-            if op == "dgrad":
-                return run.dgrad(p, "fold", self.gy, self.w)
-            return run.wgrad(p, "fold", self.gy, self.x)
-
-
-class forced:  # noqa: N801  (used like a function)
-    """Context in which every plan is made with one tile."""
-
-    def __init__(self, config: Config | None) -> None:
-        self.config, self.before = config, run.options_for
-
-    def __enter__(self) -> None:
-        if self.config is not None:
-            run.options_for = lambda tensor, **more: self.before(tensor, config=self.config, **more)
-
-    def __exit__(self, *_: object) -> None:
-        run.options_for = self.before
+        first, second, _ = OPERANDS[self.target.op]
+        function = run.bind(self.problem, self.target.op, "fold", config=config)
+        return function(self.tensors[first], self.tensors[second])
 
 
 def difference(a: Tensor, b: Tensor) -> float:
