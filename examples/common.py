@@ -19,10 +19,10 @@ import resource
 import statistics
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -143,13 +143,14 @@ def train(
 
     Args:
         learners: by name; one that is done with its epochs leaves the turns.
-        images: (N, 1, H, W).
+        images: (N, 1, H, W), which become channels_last; or (N, C, L).
         labels: (N,).
         seed: of the order of the images.
         bar: is moved by one for every step.
         after_epoch: is called with the number of epochs that are done.
     """
     generator = torch.Generator().manual_seed(seed)
+    layout = torch.channels_last if images.dim() == 4 else torch.contiguous_format
     for learner in learners.values():
         learner.start(-(-len(images) // BATCH))
     for epoch in range(max(learner.epochs for learner in learners.values())):
@@ -159,7 +160,7 @@ def train(
             learner.model.train()
         shuffled = torch.randperm(len(images), generator=generator).split(BATCH)
         for turn, chosen in enumerate(shuffled):
-            batch = images[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
+            batch = images[chosen].contiguous(memory_format=layout), labels[chosen]
             for place in range(len(running)):
                 which = (turn + place) % len(running)
                 totals[which] += running[which].step(*batch) * len(chosen)
@@ -169,9 +170,66 @@ def train(
         after_epoch(epoch + 1)
 
 
-def steps(learners: Sequence[Learner], images: Tensor) -> int:
-    """Training steps that `train` will do, for a progress bar."""
-    return sum(learner.epochs for learner in learners) * -(-len(images) // BATCH)
+def steps(epochs: Iterable[int], images: Tensor) -> int:
+    """Training steps of so many epochs, one number for each network: for a progress bar."""
+    return sum(epochs) * -(-len(images) // BATCH)
+
+
+@dataclass
+class Network:
+    """A network that is compared with others: how it is made and trained, and what its training took, seed by seed."""
+
+    tie: str
+    make: Callable[[], nn.Module]
+    epochs: int
+    learner: type[Learner] = Learner
+    steps: list[int] = field(default_factory=list)
+    """Nanoseconds of each training step."""
+    parameters: int = 0
+
+    @property
+    def milliseconds(self) -> float:
+        """The median of the training steps."""
+        return 1e-6 * statistics.median(self.steps)
+
+
+Compared = TypeVar("Compared", bound=Network)
+
+
+def compare(
+    nets: Mapping[str, Compared],
+    images: Tensor,
+    labels: Tensor,
+    seeds: int,
+    judge: Callable[[Compared, nn.Module], None],
+) -> dict[str, nn.Module]:
+    """Train all networks with each seed, step by step in turns.
+
+    Args:
+        nets: by name; times and numbers of parameters are filled in.
+        images: as for `train`.
+        labels: (N,).
+        seeds: how many; each network begins with the same.
+        judge: is called with each network and what it has learnt.
+
+    Returns:
+        The models of the last seed, by name.
+    """
+    models: dict[str, nn.Module] = {}
+    total = seeds * steps((net.epochs for net in nets.values()), images)
+    with tqdm(total=total, desc="training", unit="step", leave=False) as bar:
+        for seed in range(seeds):
+            learners = {}
+            for name, net in nets.items():
+                torch.manual_seed(seed)
+                learners[name] = net.learner(net.make(), net.epochs)
+            train(learners, images, labels, seed, bar)
+            for name, net in nets.items():
+                models[name] = learners[name].model
+                net.parameters = parameters(models[name])
+                net.steps += learners[name].nanoseconds[1:]  # the first one makes plans and buffers
+                judge(net, models[name])
+    return models
 
 
 @torch.no_grad()

