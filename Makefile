@@ -15,6 +15,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 AOT_ARGS ?=
 GPU_ARGS ?=
+MEMORY_ARGS ?=
 RESULTS ?= bench/results/reference-cpu.jsonl
 
 # Triton comes after torch, which tools/triton_version.py asks for the version: whether a tile spills depends on the compiler.
@@ -27,7 +28,7 @@ DEMO_TOOLS := scikit-learn mlxtend
 TRAINED_NETWORKS := facenet-pytorch==2.6.0
 LINT_TOOLS := ruff==0.17.5 clang-format==23.1.5 mypy==2.4.1
 
-NATIVE := $(wildcard csrc/cpu/*.cpp csrc/cpu/*.h)
+NATIVE := $(wildcard $(foreach end,cpp h inc,csrc/cpu/*.$(end) csrc/cpu/*/*.$(end)))
 CUDA_NATIVE := $(wildcard $(foreach end,cpp h cu cuh,csrc/cuda/*.$(end) csrc/cuda/*/*.$(end)))
 CUDA_BUILD := $(wildcard tools/native_build.py tools/cuda_*.py csrc/cuda/*/instances.txt) $(CUDA_NATIVE)
 CUDA_ARGS ?= --strict
@@ -62,13 +63,14 @@ test: build
 test-full: build
 	$(PY) -m pytest tests $(PYTEST_ARGS)
 
-# The native module with AddressSanitizer and UBSan, over SYMCONV_FAST_FUZZ (2000) random problems.
-sanitize: build/.python
-	$(PY) tools/sanitize.py
+# The native module with AddressSanitizer and UBSan, over SYMCONV_FAST_FUZZ (2000) random problems; MEMORY_ARGS="100
+# --dtypes float --kernels --turn own" takes minutes.
+sanitize: build/.built
+	$(PY) tools/sanitize.py $(MEMORY_ARGS)
 
 # The installed native module with every tensor between pages that cannot be touched, over as many problems.
 guard: build/.built
-	$(PY) tools/guard.py
+	$(PY) tools/guard.py $(MEMORY_ARGS)
 
 # Some layers of every kind and whole networks, in under 8 minutes on an otherwise idle machine.
 bench: build
@@ -105,6 +107,7 @@ gpu-rehearse: build
 bench-report: $(ENVIRONMENT)
 	$(PY) -m bench.report $(RESULTS) --into README.md docs/benchmark.md --plots docs/figures
 	$(PY) -m bench.report bench/results/reference-cpu-avx2.jsonl --into docs/benchmark-avx2.md
+	$(PY) -m bench.report bench/results/reference-cpu-zen4.jsonl --into docs/benchmark-zen4.md
 
 lint: $(LINT_ENVIRONMENT)
 	$(PY) -m ruff check .
@@ -125,8 +128,8 @@ build/.cuda: $(CUDA_BUILD) build/.python
 	@touch $@
 
 # The old module goes first: if it cannot be built again, no stale one must be tested.
-build/.built: setup.py tools/native_build.py $(NATIVE) build/.python
-	rm -f symconv_fast/_cpu*.so
+build/.built: setup.py tools/native_build.py symconv_fast/operators.inc $(NATIVE) build/.python
+	rm -f symconv_fast/_cpu*.so symconv_fast/libsymconv_fast.so
 	SYMCONV_FAST_NO_CUDA=1 $(PY) setup.py -q build_ext --inplace
 	@touch $@
 
@@ -160,5 +163,5 @@ $(VENV)/bin/python:
 	  || { echo "This Python cannot make environments (on Debian: the package python3-venv)." >&2; rm -rf $(VENV); exit 1; }
 
 clean:
-	rm -rf build dist *.egg-info symconv_fast/_c*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks demo_output
+	rm -rf build dist *.egg-info symconv_fast/_c*.so symconv_fast/lib*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks demo_output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
+os.environ["SYMCONV_FAST_CACHE"] = "0"  # what was measured on this machine changes what is chosen
+
+import setuptools  # noqa: F401, I001  before distutils, whose place it takes
 
 import background
 import hypothesis
@@ -44,11 +49,36 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none and it is not just rehearsed.
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--share`."""
+    parser.addoption(
+        "--share", type=_share, default=(1, 1), metavar="I/N",
+        help="of the tests marked full run the I-th of N shares alone, such as 2/5; each test is in one share",
+    )  # fmt: skip
+
+
+def _share(text: str) -> tuple[int, int]:
+    which, _, of = text.partition("/")
+    if not (which.isdigit() and of.isdigit() and 1 <= int(which) <= int(of)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, such as 2/5, got {text!r}")
+    return int(which), int(of)
+
+
+def _in_share(item: pytest.Item, share: tuple[int, int]) -> bool:
+    which, of = share
+    return not item.get_closest_marker("full") or zlib.crc32(item.nodeid.encode()) % of == which - 1
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none and it is not just rehearsed; leave out what is in other shares.
 
     First the file of the most tests, so that the percentage moves at once; last what waits for the interpreter.
     """
+    share = config.getoption("--share")
+    others = [item for item in items if not _in_share(item, share)]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if _in_share(item, share)]
     (largest, _), *_ = Counter(item.path for item in items).most_common(1) or [(None, 0)]
     items.sort(key=lambda item: (_waits(item), item.path != largest))
     if torch.cuda.is_available() or os.environ.get("SYMCONV_FAST_REHEARSE"):

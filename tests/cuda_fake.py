@@ -40,13 +40,10 @@ class Planner:
     def refusal(self, problem: Problem, op: str, limits: Limits) -> str | None:
         return self.refuses
 
-    def parameters(
-        self, problem: Problem, op: str, strides: Mapping[str, tuple[int, ...]], limits: Limits, activation: int,
-        bias: bool,
-    ) -> dict[str, int]:  # fmt: skip
-        self.problems.append((problem, op))
-        fields = {f"{t}_{a}": s for t in AXES for a, s in zip(AXES[t], strides[t])}
-        return {**fields, "number": len(self.problems) - 1, "activation": activation, "bias": bias}
+    def parameters(self, call: families.Request) -> dict[str, int]:
+        self.problems.append((call.problem, call.op))
+        fields = {f"{t}_{a}": s for t in AXES for a, s in zip(AXES[t], call.strides[t])}
+        return {**fields, "number": len(self.problems) - 1, "activation": call.activation, "bias": call.bias}
 
     def kernels(self, problem: Problem, op: str, limits: Limits) -> tuple[str, ...]:
         return (f"of {op}",)

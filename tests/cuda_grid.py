@@ -162,11 +162,24 @@ def _cut_rows(case: Case) -> bool:
     return any(rows // case.groups % 16 for _, rows in case.ties)
 
 
+MOST_CLASSES = 64
+"""Residues of pixels at a stride, each a launch of its own."""
+
+
+def most_taps(dtype: torch.dtype) -> int:
+    """Of a filter whose gradient has room in shared memory."""
+    return 256 if dtype == FP32 else 384
+
+
 def _tiles(case: Case, dtype: torch.dtype, op: str) -> bool:
     """Any geometry: whole vectors of channels of whatever is read."""
     channels = _vectors(case.channels // case.groups, dtype)
     rows = all(_vectors(rows // case.groups, dtype) for _, rows in case.ties)
-    return {"fprop": channels, "dgrad": rows, "wgrad": channels and rows and prod(case.kernel) <= 384}[op]
+    return {
+        "fprop": channels,
+        "dgrad": rows and prod(case.stride) <= MOST_CLASSES,
+        "wgrad": channels and rows and prod(case.kernel) <= most_taps(dtype),
+    }[op]
 
 
 def _channel_by_channel(case: Case, dtype: torch.dtype, op: str) -> bool:
@@ -251,6 +264,12 @@ MAY: dict[str, Callable[..., bool]] = {
     ),
     "a filter has more than 384 taps, or none": lambda case, dtype, op: (
         op == "wgrad" and prod(case.kernel) > 384
+    ),
+    "its strides make more than 64 classes of pixels": lambda case, dtype, op: (
+        op == "dgrad" and prod(case.stride) > MOST_CLASSES
+    ),
+    r"no tile fits the \d+ KB of shared memory(?: of sm_\w+)?": lambda case, dtype, op: (
+        op == "wgrad" and prod(case.kernel) > most_taps(dtype)
     ),
     # depthwise
     "it is for depthwise layers, of one input channel in each of several groups": lambda case, dtype, op: (

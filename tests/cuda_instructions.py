@@ -143,6 +143,23 @@ class Instructions:
         return to
 
 
+def faulty(build: Path, file: str, old: str, new: str) -> Instructions:
+    """Those of the machine with a change in one of its files."""
+    sources = changed(build / "sources", {file: (old, new)})
+    (wrong,) = compile_stand_in(build, sources, only=file)
+    objects = [wrong if o.name == wrong.name else o for o in machine_objects()]
+    return Instructions(objects, build, sources)
+
+
+def ptx_of(source: str, arch: str, build: Path) -> str:
+    """What nvcc makes of a source that includes headers of the kernels, in one line."""
+    code, target = build / "probe.cu", build / "ptx"
+    code.write_text(source)
+    command = ["nvcc", "-std=c++17", f"-arch={arch}", "-ptx", f"-I{CUDA}", str(code), "-o", str(target)]
+    subprocess.run(command, check=True, capture_output=True)
+    return " ".join(target.read_text().split())
+
+
 @cache
 def instructions() -> Instructions:
     """Those of the machine as it is, built once."""

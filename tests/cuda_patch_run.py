@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import cuda_host
 import torch
 from cuda_instructions import machine_objects
+from oracle import Case
 from torch import Tensor
 
 from symconv_fast.backends.cuda import hopperdgrad, patch
@@ -24,6 +26,18 @@ COMPILER = ("g++", "-std=c++20", "-O1", "-Wno-unknown-pragmas")
 
 Planner = ModuleType
 """symconv_fast.backends.cuda.patch, hopper or hopperdgrad."""
+
+
+def not_for_patches(good: Case) -> dict[str, list[Case]]:
+    """Cases that no kernel with patches of pixels takes, made of one that it takes, by what it says of them."""
+    ((mask, rows),) = good.ties
+    axes = {"kernel": (3, 5), "stride": (1, 2), "dilation": (2, 1), "padding": (0, 1)}
+    ties = (((mask, rows), (0, rows)), ((1, rows), (2, rows)), ((0, rows),))
+    return {
+        "its patches are for kernels of 3 x 3": [replace(good, **{name: axes[name]}) for name in axes],
+        "it is for layers with one tie": [replace(good, ties=several) for several in ties],
+        "8 does not divide the 12 input channels of a group": [replace(good, channels=12)],
+    }
 
 
 def parameters(planner: Planner, fields: Mapping[str, int]) -> Any:

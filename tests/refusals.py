@@ -82,7 +82,16 @@ def _scatters(a: Asked, mask: int) -> bool:
     tied = a.tied(mask)
     if not tied or a.source_last != a.result_last or not (a.result_last or tied[0] == a.case.ndim - 1):
         return False
+    if _crosses_tiles(a, tied[0]):
+        return False
     return prod(a.case.kernel[axis] for axis in tied[:2]) <= 49 and all(_shares(a, axis) for axis in tied[:2])
+
+
+def _crosses_tiles(a: Asked, axis: int) -> bool:
+    """Is a line cut into tiles, of which taps reach across more than one?"""
+    case = a.case
+    reach = case.dilation[axis] * (case.kernel[axis] - 1) // case.stride[axis]
+    return case.output_shape[2 + axis] > 160 and reach > 128
 
 
 def _filtered_panel(a: Asked, mask: int) -> bool:
@@ -115,17 +124,8 @@ MAY: dict[str, Callable[..., bool]] = {
     "a depthwise layer .* has kernels of its own": _depthwise,
     "a transposed layer( gathers forward)?": lambda a, *_: a.case.transposed,
     "more than 4 input channels in a group": lambda a: a.case.channels > 4 * a.case.groups,
-    "forward float32 and float64 alone, not .*": lambda a: a.op == "fprop" and a.dtype.itemsize == 2,
     r"the filters of a group do not fill vectors of (\d+)": _do_not_fill,
-    "the output is not channels_last": lambda a: a.op == "fprop" and not a.result_last,
-    "lines are not folded for this gradient": lambda a: (
-        a.op == "dgrad" or (a.op == "wgrad" and a.where == "cpu/direct_lines")
-    ),
-    "no orbit is tied along the width and along another axis": lambda a: (
-        not any(mask & 1 and mask > 1 for mask, _ in a.case.ties)
-    ),
-    "(no axis|nothing) is tied": lambda a, *_: not any(mask for mask, _ in a.case.ties),
-    "no tie has more than one axis": lambda a: all(mask.bit_count() < 2 for mask, _ in a.case.ties),
+    "no axis is tied": lambda a: not any(mask for mask, _ in a.case.ties),
     "a line has one layout": lambda a: a.case.ndim == 1,
     "it is channels_last already": lambda a: a.source_last or a.result_last,
     "input and output, more than 1 MiB and than the weight, would be copied": _one_image_is_large,
@@ -142,13 +142,15 @@ MAY: dict[str, Callable[..., bool]] = {
 """Conditions by reasons, which are regular expressions; groups of these are arguments."""
 
 NEVER = {
-    *((f"cpu/{way}", op) for way in ("scatter", "direct_lines") for op in ("dgrad", "wgrad")),
-    *((f"cpu/scatter_winograd {level}", op) for level in ("f2", "f4") for op in ("dgrad", "wgrad")),
-    ("cpu/direct_fold", "dgrad"),
+    *(
+        (f"cpu/{way}", op)
+        for way in ("scatter", "scatter_winograd f2", "scatter_winograd f4")
+        for op in ("dgrad", "wgrad")
+    ),
 }
 """Passes that an algorithm has not at all."""
 FLOAT32_ALONE = {f"cpu/{way} {level}" for way in ("winograd", "scatter_winograd") for level in ("f2", "f4")}
-FORWARD_32_BITS = {"cpu/direct", "distinct/copy"}
+FORWARD_32_BITS = {"distinct/copy"}
 """Algorithms whose forward pass is not for 16-bit types."""
 
 
@@ -159,6 +161,15 @@ def has_pass(where: str, op: str, dtype: torch.dtype) -> bool:
     return not (where in FORWARD_32_BITS and op == "fprop" and dtype.itemsize == 2)
 
 
+def has_layouts(where: str, op: str, source_last: bool, result_last: bool) -> bool:
+    """Does a pass of an algorithm go from one layout to another? Both are channels_last or not."""
+    if where.startswith("cpu/scatter"):
+        return source_last == result_last
+    if where == "cpu/relayout":
+        return not source_last and not result_last
+    return True
+
+
 def is_right(case: Case, dtype: torch.dtype, op: str, where: str, reason: str) -> bool:
     """May an algorithm refuse a case for that reason?"""
     for pattern, may in MAY.items():
@@ -166,3 +177,30 @@ def is_right(case: Case, dtype: torch.dtype, op: str, where: str, reason: str) -
         if found:
             return may(Asked(case, dtype, op, where), *found.groups())
     return False
+
+
+ON_A_GPU = (
+    # of a device
+    "its instructions are those of compute capability 9.0, not of sm_.*",
+    r"no tile fits the \d+ KB of shared memory of sm_.*",
+    r"its strips do not fit the \d+ KB of shared memory of sm_.*",
+    "no tile of 3 tied axes in float64 fits the registers of .*",
+    # of an installation
+    "the native CUDA module was not built(;| for sm_| without these kernels;).*",
+    "the cuda backend is not available .* [(](the native CUDA module was not built|this torch|torch finds no GPU).*",
+    "the triton backend is not available .* [(]No module named 'triton'.*",
+    "there is one CUDA device",
+    # of a layer: each algorithm of the CUDA kernels is for some
+    "it has the passes .* alone",
+    "it is for (layers with one tie, h, v or hv, and no free rows|depthwise layers, .*)",
+    "its patches are (of bfloat16 or float16|for kernels of 3 x 3 .*)",
+    "its maps have no planes",
+    "it has no kernels (in float64|of three dims)",
+    "its kernels round float32 to TF32, which .* does not allow",
+)
+"""Why a test on a GPU may have nothing to run, as regular expressions; with any other reason it fails."""
+
+
+def may_skip(reason: str) -> bool:
+    """May a test on a GPU be skipped for that reason?"""
+    return any(re.fullmatch(known, reason) for known in ON_A_GPU)

@@ -3,8 +3,8 @@
 
 With a number it checks that many seeded random problems of `cases.sample`, every operator, algorithm and dtype that the
 installation has (the reference left out; with --kernels all but our own kernels). With --turn own each operator of a
-problem meets one dtype, in turn, and with --turn others the rest. Exits with 1, and prints a line for each, if anything
-is wrong.
+problem meets one dtype, in turn, and with --turn others the rest. --sides adds that many random layers with ties on
+both sides, each in one dtype. Exits with 1, and prints a line for each, if anything is wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from operator import eq
 from pathlib import Path
 
 import cases
@@ -31,6 +32,11 @@ def checks(case: Case, reference: bool = False) -> list[Row]:
         for backend, algorithm, reason in candidates(case, dtype, op)
         if reason is None and (reference or backend != "reference")
     ]
+
+
+def names(row: Row) -> tuple[str, str, str, str]:
+    """As on the command line."""
+    return (str(row[0])[6:], *row[1:])
 
 
 def our_kernel(row: Row) -> bool:
@@ -56,7 +62,7 @@ def check_all(
             if not wanted(number, row):
                 continue
             if trace:
-                trace.write_text(" ".join((repr(repr(case)), str(row[0])[6:], *row[1:])) + "\n")
+                trace.write_text(" ".join((repr(repr(case)), *names(row))) + "\n")
             try:
                 check(case, *row)
                 passed += 1
@@ -65,6 +71,22 @@ def check_all(
                 failed += 1
             if failed == 10:
                 raise SystemExit(1)
+    if failed:
+        raise SystemExit(1)
+    return passed
+
+
+def check_sides(layers: int, start: int) -> int:
+    """The same of random layers with ties on both sides."""
+    from sides_problems import DTYPES, check  # needs the native module
+
+    passed = failed = 0
+    for number in range(start, start + layers):
+        try:
+            passed += check(number, DTYPES[number % len(DTYPES)])
+        except AssertionError as error:
+            print(f"FAIL {error}", flush=True)
+            failed += 1
     if failed:
         raise SystemExit(1)
     return passed
@@ -82,17 +104,18 @@ def main() -> None:
     parser.add_argument(
         "--turn", choices=("own", "others"), help="one dtype for each operator of a problem, or the rest"
     )
+    parser.add_argument("--sides", type=int, default=0, help="layers with ties on both sides, as many")
     parser.add_argument("--trace", type=Path, help="file for the check under way")
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)  # fresh memory is NaN
     if args.what.startswith("Case("):
         case = eval(args.what, {"Case": Case})
-        wanted = [str(value) for value in args.rest]
-        for row in checks(case, reference=True):
-            names = (str(row[0])[6:], *row[1:])
-            if all(a == b for a, b in zip(wanted, names)):
-                check(case, *row)
-                print("ok", *names)
+        rows = [row for row in checks(case, reference=True) if all(map(eq, args.rest, names(row)))]
+        for row in rows:
+            check(case, *row)
+            print("ok", *names(row))
+        if not rows:
+            raise SystemExit(f"nothing here runs that with {' '.join(args.rest)}")
         return
     start = int(args.rest[0]) if args.rest else 0
     problems = list(cases.SPECIAL.values()) if args.special else []
@@ -102,7 +125,14 @@ def main() -> None:
         now = args.turn is None or in_turn(number, row) == (args.turn == "own")
         return now and (our_kernel(row) or not args.kernels)
 
-    print(f"{check_all(problems, wanted, args.trace)} checks passed on {len(problems)} problems")
+    passed = check_all(problems, wanted, args.trace)
+    if not passed:
+        raise SystemExit("nothing was checked: is the native module there?")
+    print(f"{passed} checks passed on {len(problems)} problems")
+    if args.sides:
+        print(
+            f"{check_sides(args.sides, start)} checks passed on {args.sides} layers with ties on both sides"
+        )
 
 
 if __name__ == "__main__":

@@ -79,15 +79,16 @@ def test_a_backend_with_an_epilogue_gets_the_activation(monkeypatch):
     tensors, static = operator_arguments(False)
     seen = []
 
-    def fprop_activated(problem, algorithm, activation, *tensors):
-        seen.append((algorithm, activation))
-        return torch.full(problem.output_shape, -1.0, dtype=problem.dtype)
+    def bind(problem, op, algorithm, activation=None):
+        seen.append((op, algorithm, activation))
+        return lambda *tensors: torch.full(problem.output_shape, -1.0, dtype=problem.dtype)
 
-    monkeypatch.setattr(dispatch.load("reference"), "fprop_activated", fprop_activated, raising=False)
+    for name, value in {"bind": bind, "ACTIVATES": True}.items():
+        monkeypatch.setattr(dispatch.load("reference"), name, value, raising=False)
     ops.forget_plans()
     with dispatch.backend("reference"):
         assert bool((ops.fprop_activated(*tensors, "relu", *static) == -1).all())
-    assert seen == [("expand", "relu")]
+    assert seen[-1] == ("fprop", "expand", "relu")
     ops.forget_plans()
 
 

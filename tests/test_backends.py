@@ -38,7 +38,7 @@ SAMPLE = 64
 GRID: dict[str, Case] = cases.SPECIAL | {f"random {i}": case for i, case in enumerate(cases.sample(SAMPLE))}
 
 
-PLAIN = {"reference/expand", "cpu/expand", "composed/fold", "composed/partial"}
+PLAIN = {"reference/expand", "cpu/expand"}
 """torch's own kernels do the work in these, so a dtype is nothing new to them."""
 
 
@@ -180,11 +180,37 @@ def test_what_is_refused_may_be() -> None:
         ("h", "cpu/scatter", "no tie whose mirrored taps share their products in this layout, or more"),
         ("winograd, h", "cpu/winograd f2", "no axis is free of ties and has three taps, stride 1 and so on"),
         ("winograd, h", "cpu/scatter_winograd f2", "no axis is free of ties and has three taps, stride 1"),
-        ("mixed 2-D, channels last", "cpu/direct", "the output is not channels_last"),
     ],
 )
 def test_a_wrong_refusal_is_found(name: str, where: str, reason: str) -> None:
     assert not refusals.is_right(GRID[name], torch.float32, "fprop", where, reason)
+
+
+@pytest.mark.parametrize(
+    ("reason", "skipped"),
+    [
+        ("its instructions are those of compute capability 9.0, not of sm_80", True),
+        ("the native CUDA module was not built for sm_90; build it, where nvcc is", True),
+        (
+            "the cuda backend is not available in this installation (the native CUDA module was not built; b)",
+            True,
+        ),
+        (
+            "the cuda backend is not available in this installation (_cuda.so is of version 0; build it)",
+            False,
+        ),
+        (
+            "the cuda backend is not available in this installation (_cuda.so cannot be loaded: no cudart)",
+            False,
+        ),
+        ("the triton backend is not available in this installation (cannot import name 'jit')", False),
+        ("a tensor is too large for offsets of 32 bits", False),
+        ("no fold today", False),
+    ],
+)
+def test_no_test_is_skipped_for_a_reason_that_nobody_listed(reason: str, skipped: bool) -> None:
+    """Of those that only a GPU can run."""
+    assert refusals.may_skip(reason) == skipped
 
 
 def test_make_test_meets_every_algorithm_in_every_dtype_and_pass() -> None:
@@ -311,16 +337,30 @@ def test_same_arguments_give_the_same_bits(backend: str, algorithm: str, op: str
         assert torch.equal(run(case, dtype, op, backend, algorithm), first)
 
 
-@pytest.mark.parametrize(("ties", "size"), [(((1, 16),), 262), (((3, 16),), 184)])
+SIZES = {"kernel": 3, "stride": 1, "padding": 1, "dilation": 1, "output_padding": 0}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "ties", "channels", "spatial"),
+    [
+        ("direct_fold", ((1, 16),), 1, (262, 262)),
+        ("direct_fold", ((3, 16),), 1, (184, 184)),
+        ("scatter", ((7, 2),), 16, (36, 62, 62)),
+        ("scatter", ((7, 2),), 16, (13, 64, 171)),
+    ],
+)
 def test_results_that_are_stored_past_the_caches_are_right(
-    ties: tuple[tuple[int, int], ...], size: int
+    algorithm: str, ties: tuple[tuple[int, int], ...], channels: int, spatial: tuple[int, ...]
 ) -> None:
-    """`direct_fold` stores channels_last results of 8 MiB and more so."""
+    """Channels_last ones of 8 MiB and more. Scatters keep planes for the results beside, in parts, and in tiles."""
     last = ("channels_last",) * 3
     case = Case(
-        ties=ties, channels=1, spatial=(size, size), padding=(1, 1), batch=1, layouts=last, result_last=True, threads=2
+        ndim=len(spatial), ties=ties, channels=channels, spatial=spatial, batch=1, layouts=last, result_last=True,
+        threads=2, **{name: (size,) * len(spatial) for name, size in SIZES.items()},
     )  # fmt: skip
     assert 4 * math.prod(case.output_shape) >= 8 << 20
-    if native.module is None:
-        pytest.skip(str(native.missing()))
-    check(case, torch.float32, "fprop", "cpu", "direct_fold")
+    missing = native.missing()
+    if missing == "the native module was not built":
+        pytest.skip(missing)
+    assert missing is None
+    check(case, torch.float32, "fprop", "cpu", algorithm)

@@ -45,6 +45,11 @@ def show(name, run):
 for direction in ("fwd", "dgrad", "wgrad", "step"):
     show(direction, lambda: cases.run(Case(small, "hv", direction), 0.01))
     show(f"depthwise {direction}", lambda: cases.run(Case(deep, "h", direction), 0.01))
+    show(f"both sides {direction}", lambda: cases.run(Case(small, "hv", direction, input_tie="hv"), 0.01))
+    show(f"odd {direction}", lambda: cases.run(Case(small, "h-", direction), 0.01))
+show("even", lambda: cases.run(Case(Shape("test", 8, (6, 7), kernel=5), "h+"), 0.01))
+show("even depthwise", lambda: cases.run(Case(deep, "h+"), 0.01))
+show("other strand", lambda: cases.run(Case(Shape("test", 4, (20,), 8, kernel=7), "h", input_tie="rc"), 0.01))
 show("bfloat16", lambda: cases.run(Case(small, "h", dtype=torch.bfloat16), 0.01))
 show("rivals", lambda: cases.run(Case(small, "hv", "fwd"), 0.01, memory=False, rivals_only=True))
 show("pinned", lambda: cases.run(Case(small, "h", algorithm="expand"), 0.01))
@@ -70,6 +75,7 @@ def wrong(self):
 cases.Bench.ours = wrong
 for direction in ("fwd", "dgrad", "wgrad", "step"):
     show(f"wrong {direction}", lambda: cases.run(Case(small, "hv", direction), 0.01))
+    show(f"wrong odd {direction}", lambda: cases.run(Case(small, "h-", direction), 0.01))
 bench = models.ModelBench(models.ModelCase(tiny, "hv", "fwd"))
 with torch.no_grad():
     next(bench.ours.network.parameters()).mul_(1.01)
@@ -128,6 +134,26 @@ def test_measures_right_results(results, kind, direction):
     assert {"expand inside", "ordinary", "ours"} <= set(timings)
 
 
+@pytest.mark.parametrize("direction", ["fwd", "dgrad", "wgrad", "step"])
+@pytest.mark.parametrize(("kind", "limit"), [("both sides", 4), ("odd", 3)])
+def test_measures_equivariant_layers(results, kind, limit, direction):
+    row = results[f"{kind} {direction}"]
+    assert row["family"] == "equivariant"
+    assert row["tie"] == {"both sides": "hv>hv", "odd": "h-"}[kind]
+    assert row["limit"] == pytest.approx(limit)
+    assert row["gmacs_dense"] == pytest.approx(limit * row["gmacs_folded"])
+    assert row["baseline"].startswith("expanded/")
+
+
+def test_the_limit_of_self_symmetric_filters_is_that_of_their_taps(results):
+    assert results["even"]["limit"] == pytest.approx(5 / 3)
+    assert results["even depthwise"]["limit"] == pytest.approx(3 / 2)
+    assert (
+        "separate" not in results["even depthwise"]["timings"]
+    )  # torch is quick where each channel has one filter
+    assert (results["other strand"]["tie"], results["other strand"]["limit"]) == ("rc>h", 2)
+
+
 def test_extra_memory_is_what_is_held_beyond_the_result(results):
     assert results["memory"]["bytes"] == 1 << 20
 
@@ -142,9 +168,10 @@ def test_counts_multiplications_and_bytes(results):
 
 
 @pytest.mark.parametrize("direction", ["fwd", "dgrad", "wgrad", "step"])
-def test_refuses_wrong_results(results, direction):
-    assert results[f"wrong {direction}"]["error_type"] == "AssertionError"
-    assert "is not timed" in results[f"wrong {direction}"]["message"]
+@pytest.mark.parametrize("kind", ["", "odd "])
+def test_refuses_wrong_results(results, kind, direction):
+    assert results[f"wrong {kind}{direction}"]["error_type"] == "AssertionError"
+    assert "is not timed" in results[f"wrong {kind}{direction}"]["message"]
 
 
 def test_a_wrong_baseline_does_not_count(results):
@@ -276,6 +303,38 @@ def test_devices_that_are_not_there(name, error):
         device.device(name)
 
 
+# --- other packages --------------------------------------------------------------------------------------------------
+
+PEERS = """
+import sys, types
+from bench import peers
+import torch
+
+sys.argv = "peers --size 9 --batch 1 --widths 8,16 --seconds 0.01 --symmetry hv --markdown".split()
+for package in peers.SPACES:
+    sys.modules[package + ".nn"] = None
+peers.main()
+print(peers.Peer.places(types.SimpleNamespace(symmetry="hv"), 8).tolist())
+one = peers.tied("hv", [8, 16])
+x = torch.randn(1, 3, 9, 9)
+print(peers.difference(one, one, x), peers.difference(one, peers.tied("hv", [8, 16]), x) > 0.1)
+"""
+
+
+def test_peers_that_are_missing_are_named_and_the_others_measured():
+    done = run_python("-c", PEERS, **PINNED)
+    assert done.returncode == 0, done.stderr
+    *_, places, difference = lines = done.stdout.splitlines()
+    assert sum("does not run here: ModuleNotFoundError" in line for line in lines) == 2
+    measured = {line.split(" | ")[0]: line.split(" | ")[1] for line in lines if line.startswith("| ")}
+    linear, norm = 10 * 16 + 10, 2 * (8 + 16)
+    assert measured["| ordinary"] == f"{9 * (3 * 8 + 8 * 16) + norm + linear:,}"
+    assert measured["| symconv_fast"] == f"{(9 * (3 * 8 + 8 * 16) + norm + 10 * 16) // 4 + 10:,}"
+    # No mirror, left to right, top to bottom, both; there the rotation is second, that left to right third.
+    assert places == str([0, 4, 2, 6, 3, 7, 1, 5])
+    assert difference == "0.0 True"
+
+
 # --- networks --------------------------------------------------------------------------------------------------------
 
 
@@ -340,12 +399,43 @@ def test_every_set_is_part_of_the_full_one():
 
 @pytest.mark.parametrize("where", ["cpu", "cuda"])
 def test_quick_set_has_every_target(where):
-    quick = {wanted for kind in plan.KINDS for wanted in plan.cases(kind, plan.Options(device=where))}
-    assert set(targets.cases(where)) <= quick
+    quick, full = (
+        {wanted for kind in plan.KINDS for wanted in plan.cases(kind, plan.Options(device=where, full=full))}
+        for full in (False, True)
+    )
+    # Of these kinds the quick set has the first size.
+    kinds = {c for c in targets.cases(where) if c.family in ("network", "equivariant")}
+    assert set(targets.cases(where)) - kinds <= quick
+    assert kinds <= full
     assert {wanted.device for wanted in quick} == {where}
     assert all(target.cases and target.must <= target.goal for target in targets.TARGETS[where])
     names = [target.name for target in targets.TARGETS[where]]
     assert len(set(names)) == len(names)
+
+
+def test_equivariant_layers_are_those_that_were_named():
+    quick, full = (plan.cases("equivariant", plan.Options(full=full)) for full in (False, True))
+    assert {case.direction for case in quick} == {"fwd", "step"}
+    assert {case.direction for case in full} == {"fwd", "dgrad", "wgrad", "step"}
+    assert len(quick) == 2 * len(shapes.EQUIVARIANT)
+    by_tie = {
+        tie: {c.shape.name for c in full if c.ties == tie} for tie in ("hv>hv", "hvz>hvz", "rc>h", "h-")
+    }
+    assert by_tie["hv>hv"] == {shape.name for shape in shapes.MEAN}
+    assert by_tie["hvz>hvz"] == {"1x128@16^3", "2x64@16^3"}
+    assert (by_tie["rc>h"], by_tie["h-"]) == ({"32x4>64@L1000 k21"}, {"4x128@28"})
+    asked = plan.cases("equivariant", plan.Options(ties=("h>h",), shapes="d256", passes=("dgrad",)))
+    assert [(c.name, c.family) for c in asked] == [("32x64@L1000_d256-h>h-dgrad", "equivariant")]
+
+
+def test_targets_of_self_symmetric_filters_are_shares_of_the_limit_of_their_taps():
+    kinds = {kind.name: kind for kind in shapes.EQUIVARIANT}
+    limits = {name: targets.taps_limit(kinds[name]) for name in kinds if "even" in name or "odd" in name}
+    assert [round(limit, 2) for limit in limits.values()] == [1.5, 3.0, 1.67, 1.75, 1.99]
+    by_name = {target.name: (target.must, target.goal) for target in targets.EQUIVARIANT}
+    assert by_name["odd 3×3, training step, h-"] == (2.25, 2.7)
+    assert by_name["orbits to orbits, forward, hv>hv"] == (2.7, 3.4)
+    assert by_name["DNA, later layers, forward, h>h"] == (1.0, 1.5)
 
 
 def test_overhead_is_that_of_the_tiny_layer():

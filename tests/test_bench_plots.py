@@ -30,6 +30,8 @@ def drawn() -> list[rows.Row]:
         row("4x64@56", 1.1, tie="v"),
         row("4x64@56", 1.2, layout="contiguous"),
         row("4x64@56", 1.3, dtype="bfloat16"),
+        row("4x64@56", 9.0, family="equivariant", tie="h>h"),
+        row("4x64@56", 9.0, family="equivariant", tie="h+"),
     ]
 
 

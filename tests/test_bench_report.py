@@ -111,6 +111,26 @@ def test_memory_may_be_a_tenth_of_the_activations_or_torchs_or_caches_and_weight
     )  # a third of the filters, packed
 
 
+def test_equivariant_layers_have_a_table_of_their_own():
+    both = row("4x64@56", 1.9, family="equivariant", tie="h>h")
+    even = [
+        row(f"4x{c}@56", 1.4, family="equivariant", tie="h+", limit=limit)
+        for c, limit in ((8, 1.5), (9, 251 / 126))
+    ]
+    text = regions.shapes_region([*some_rows(), both, *even])
+    assert "\nForward, float32: ratio" in text
+    title, table = text.partition("\nForward, float32, equivariant layers: ratio")[1:]
+    assert title
+    assert "| shape | layout | h+ | h>h |" in table
+    assert "| 4x64@56 | channels_last |  | 1.90 (1.00, fold) |" in table
+    means = regions.means_region([both, *even])
+    assert (
+        "| equivariant | forward | h>h | channels_last | float32 | - | 1.90 | 1 | 2 | 1.90 | 4x64@56 |"
+        in means
+    )
+    assert "| equivariant | forward | h+ | channels_last | float32 | - | 1.40 | 2 | 1.5 to 1.99 |" in means
+
+
 def test_memory_table_has_what_exceeds_a_tenth_of_the_activations_and_torchs():
     one, two, three = (row | {"peak_extra_bytes": extra} for row, extra in zip(some_rows(), (10, 40, 60)))
     text = regions.memory_region([one, two, three | {"baseline_peak_extra_bytes": 70}])

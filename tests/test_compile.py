@@ -128,6 +128,27 @@ def test_autocast_inside_compile():
     assert torch.equal(y, function(x))
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_autograd_over_eager_layers(dynamic):
+    """It traces the nodes that native code left in the graph, once for graphs that are alike."""
+    net = nn.Sequential(
+        sf.SymmetricConv2d(2, 8, 3, padding=1, symmetry="hv"),
+        sf.SymmetricConvTranspose2d(8, 4, 3, stride=2, symmetry="h"),
+        sf.SymmetricConv2d(4, 4, 3, symmetry=None, bias=False),
+    )
+    counter = CompileCounterWithBackend("aot_eager")
+    for batch in (2, 2, 3, 5) if dynamic else (2, 2):
+        x = torch.randn(batch, 2, 6, 5)
+        expected = step(net, net, x)
+        x.requires_grad_()
+        y = net(x)
+        net.zero_grad()
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend=counter, dynamic=dynamic)):
+            y.sin().sum().backward()
+        assert_same([y.detach(), x.grad, *(p.grad for p in net.parameters())], expected)
+    assert counter.frame_count == 1 + dynamic  # a size that changes is a symbol from its second value on
+
+
 def test_inductor_trains_a_network():
     net = nn.Sequential(
         sf.SymmetricConv2d(1, 8, 3, padding=1, symmetry={"h": 4}),

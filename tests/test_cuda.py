@@ -226,8 +226,8 @@ def test_what_lies_outside_of_the_tensors_is_not_touched_unseen(
     family = families.planner(algorithm, op)
     right = family.parameters
 
-    def wrong(*arguments: Any) -> dict[str, int]:
-        fields: dict[str, int] = right(*arguments)
+    def wrong(call: families.Request) -> dict[str, int]:
+        fields: dict[str, int] = right(call)
         return fields | {"batch": fields["batch"] + 1}
 
     monkeypatch.setattr(family, "parameters", wrong)
@@ -304,7 +304,7 @@ def native_parameters(case: Case, op: str, algorithm: str, bias: bool) -> Any:
         "y": pixel_strides(problem.output_shape, last),
         "w": (g.rows * row, row, depth * height * width, height * width, width, 1),
     }
-    fields = planner.parameters(problem, op, strides, limits.of(), 0, bias)
+    fields = planner.parameters(families.Request(problem, op, strides, limits.of(), bias=bias))
     return families.native_class(algorithm, op)(**fields)
 
 

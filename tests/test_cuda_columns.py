@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 pytest.importorskip("triton.experimental.gluon.language", reason="needs Triton with Gluon")
 
 import gluon_kernels
-from cuda_instructions import CUDA, Instructions, changed, compile_stand_in, instructions, machine_objects
+from cuda_instructions import Instructions, faulty, instructions, ptx_of
 from layouts import to_bf16
 from test_cuda_layouts import HOPPER_PROBE, TRITON, needs_nvcc, pytestmark, run, run_threads
 
@@ -90,11 +89,8 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[Instructions], None]]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_bit_in_the_stand_in_is_seen(tmp_path: Path, fault: str) -> None:
-    file, old, new, check = FAULTS[fault]
-    sources = changed(tmp_path / "sources", {file: (old, new)})
-    (wrong,) = compile_stand_in(tmp_path, sources, only=file)
-    objects = [wrong if o.name == wrong.name else o for o in machine_objects()]
-    machine = Instructions(objects, tmp_path, sources)
+    *change, check = FAULTS[fault]
+    machine = faulty(tmp_path, *change)
     with pytest.raises((AssertionError, ValueError)):
         check(machine)
 
@@ -110,11 +106,7 @@ def test_transposed_products_of_device_hopper_h(
     machine: Instructions, tmp_path: Path, type_: str, kind: str
 ) -> None:
     """The same name with B marked as MN-major, and the descriptor that Triton gives such a B of 64 columns."""
-    source, target = tmp_path / "probe.cu", tmp_path / "ptx"
-    source.write_text(TRANSPOSED_PROBE % {"type": type_, "columns": 64})
-    command = ["nvcc", "-std=c++17", "-arch=sm_90a", "-ptx", f"-I{CUDA}", str(source), "-o", str(target)]
-    subprocess.run(command, check=True, capture_output=True)
-    text = re.sub(r"\s+", " ", target.read_text())
+    text = ptx_of(TRANSPOSED_PROBE % {"type": type_, "columns": 64}, "sm_90a", tmp_path)
     name = f"wgmma.mma_async.sync.aligned.m64n64k16.f32.{kind}.{kind}"
     sums, a = r"\{%\w+(?:, %\w+){31}\}", r"\{%r\d+, %r\d+, %r\d+, %r\d+\}"
     (descriptor,) = re.findall(rf"{re.escape(name)} {sums}, {a}, (%rd\d+), 1, 1, 1, 1;", text)

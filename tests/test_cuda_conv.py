@@ -16,7 +16,7 @@ import torch
 from oracle import Case, expected, make_tensors
 from torch import Tensor
 
-from symconv_fast.backends.cuda import conv, conv_tiles, limits, run
+from symconv_fast.backends.cuda import conv, conv_tiles, families, limits, run
 from symconv_fast.backends.triton.geometry import pixels_view, weight_view
 from symconv_fast.problem import Problem
 
@@ -51,7 +51,7 @@ def fields(
     p, w = problem_of(case, dtype), torch.empty(case.weight_shape, device="meta")
     strides = {name: run._plain(pixels_view(tensor), 1) for name, tensor in {"x": x, "y": y}.items()}
     strides["w"] = run._plain(weight_view(w, p), 2)
-    return conv.parameters(p, op, strides, device, activation, case.bias)
+    return conv.parameters(families.Request(p, op, strides, device, activation, case.bias))
 
 
 def launched(machine: Any, case: Case, dtype: torch.dtype, op: str, values: dict[str, int]) -> Tensor:

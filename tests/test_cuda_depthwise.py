@@ -17,7 +17,7 @@ import torch
 from oracle import OPS, Case
 
 from symconv_fast.activation import ACTIVATIONS
-from symconv_fast.backends.cuda import backend, depthwise, limits
+from symconv_fast.backends.cuda import backend, depthwise, families, limits
 from symconv_fast.backends.cuda import depthwise_tiles as tiles
 from symconv_fast.problem import Problem
 
@@ -140,7 +140,7 @@ def test_activations(name: str, dtype: torch.dtype) -> None:
     x = x.contiguous(memory_format=torch.channels_last)
     answer = ACTIVATIONS[name][0](oracle.expected(case, dtype)["fprop"])
     problem = oracle.problem_of(case, dtype, "fprop")
-    got = backend.fprop_activated(problem, "depthwise", name, x, w, b).double()
+    got = backend.bind(problem, "fprop", "depthwise", name)(x, w, b).double()
     assert float((got - answer).abs().max()) <= 2 * torch.finfo(dtype).eps * float(answer.abs().max())
 
 
@@ -160,7 +160,7 @@ def parameters(case: Case, op: str, device: limits.Limits) -> dict[str, int]:
     x, y = (pixels(shape, case.result_last) for shape in (problem.input_shape, problem.output_shape))
     taps = case.kernel[0] * case.kernel[1]
     strides = {"x": x, "y": y, "w": (taps, taps, taps, taps, case.kernel[1], 1)}
-    return depthwise.parameters(problem, op, strides, device, 0, False)
+    return depthwise.parameters(families.Request(problem, op, strides, device))
 
 
 def pixels(shape: tuple[int, ...], last: bool) -> tuple[int, ...]:

@@ -120,19 +120,7 @@ def test_the_tile_that_is_chosen(name: str) -> None:
 
 
 GOOD = three(1, 16)
-REFUSED = {
-    "its patches are for kernels of 3 x 3": [
-        replace(GOOD, kernel=(3, 5)),
-        replace(GOOD, stride=(1, 2)),
-        replace(GOOD, dilation=(2, 1)),
-        replace(GOOD, padding=(0, 1)),
-    ],
-    "it is for layers with one tie": [
-        replace(GOOD, ties=((1, 16), (0, 16))),
-        replace(GOOD, ties=((1, 16), (2, 16))),
-        replace(GOOD, ties=((0, 16),)),
-    ],
-    "8 does not divide the 12 input channels of a group": [replace(GOOD, channels=12)],
+REFUSED = cuda_patch_run.not_for_patches(GOOD) | {
     "16 does not divide the 24 rows of a group": [three(1, 24), three(2, 48, groups=2, channels=80)],
     "there are too many tiles, or weights": [
         three(1, 512, channels=1 << 22, spatial=(1, 1), batch=1),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -20,7 +19,7 @@ if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: nothing can be compiled", allow_module_level=True)
 
 import gluon_kernels  # noqa: E402
-from cuda_instructions import CUDA, Instructions, changed, compile_stand_in, instructions, machine_objects  # noqa: E402
+from cuda_instructions import Instructions, faulty, instructions, ptx_of  # noqa: E402
 from layouts import in_registers, to_bf16, triton_table  # noqa: E402
 from ptx_warp import Threads  # noqa: E402
 
@@ -214,11 +213,8 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[Instructions], None]]] = {
     [pytest.param(name, marks=[] if i % 4 == 0 else pytest.mark.full) for i, name in enumerate(FAULTS)],
 )
 def test_a_wrong_bit_in_the_stand_in_is_seen(tmp_path: Path, fault: str) -> None:
-    file, old, new, check = FAULTS[fault]
-    sources = changed(tmp_path / "sources", {file: (old, new)})
-    (wrong,) = compile_stand_in(tmp_path, sources, only=file)
-    objects = [wrong if o.name == wrong.name else o for o in machine_objects()]
-    machine = Instructions(objects, tmp_path, sources)
+    *change, check = FAULTS[fault]
+    machine = faulty(tmp_path, *change)
     with pytest.raises((AssertionError, ValueError)):
         check(machine)
 
@@ -260,20 +256,7 @@ template __global__ void probe<%s>(float*, const void*);
 )
 def test_instructions_of_device_h(tmp_path: Path, type_: str, product: str) -> None:
     """The very instructions that Triton uses, with their operands in the same order."""
-    source = tmp_path / "probe.cu"
-    source.write_text(PROBE % type_)
-    command = [
-        "nvcc",
-        "-std=c++17",
-        "-arch=sm_80",
-        "-ptx",
-        f"-I{CUDA}",
-        str(source),
-        "-o",
-        str(tmp_path / "ptx"),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    text = re.sub(r"\s+", " ", (tmp_path / "ptx").read_text())
+    text = ptx_of(PROBE % type_, "sm_80", tmp_path)
     four, two = (r"\{(%\w+(?:, %\w+){" + str(n - 1) + r"})\}" for n in (4, 2))
     products = re.findall(rf"{re.escape(product)} {four}, {four}, {two}, {four};", text)
     assert len(products) == text.count("mma.sync") == 2
@@ -325,20 +308,7 @@ def test_products_of_device_hopper_h(
     machine: Instructions, tmp_path: Path, type_: str, kind: str, columns: int, span: int
 ) -> None:
     """Names and operands; and the descriptor of the weights has the bits that Triton gives its own."""
-    source = tmp_path / "probe.cu"
-    source.write_text(HOPPER_PROBE % {"type": type_, "columns": columns, "span": span})
-    command = [
-        "nvcc",
-        "-std=c++17",
-        "-arch=sm_90a",
-        "-ptx",
-        f"-I{CUDA}",
-        str(source),
-        "-o",
-        str(tmp_path / "ptx"),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    text = re.sub(r"\s+", " ", (tmp_path / "ptx").read_text())
+    text = ptx_of(HOPPER_PROBE % {"type": type_, "columns": columns, "span": span}, "sm_90a", tmp_path)
     name = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind}"
     sums = r"\{%\w+(?:, %\w+){" + str(columns // 2 - 1) + r"}\}"
     a = r"\{%r\d+, %r\d+, %r\d+, %r\d+\}"  # then: adds to the sums, negates nothing, B is K-major

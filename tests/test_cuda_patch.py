@@ -185,19 +185,7 @@ def test_a_tile_fits_the_device() -> None:
 
 
 GOOD = three(((1, 8),))
-REFUSED = {
-    "its patches are for kernels of 3 x 3": [
-        replace(GOOD, kernel=(3, 5)),
-        replace(GOOD, stride=(1, 2)),
-        replace(GOOD, dilation=(2, 1)),
-        replace(GOOD, padding=(0, 1)),
-    ],
-    "it is for layers with one tie": [
-        replace(GOOD, ties=((1, 4), (0, 4))),
-        replace(GOOD, ties=((1, 4), (2, 4))),
-        replace(GOOD, ties=((0, 8),)),
-    ],
-    "8 does not divide the 12 input channels of a group": [replace(GOOD, channels=12)],
+REFUSED = cuda_patch_run.not_for_patches(GOOD) | {
     "there are too many tiles, or weights": [
         replace(GOOD, ties=((1, 512),), channels=8, spatial=(1, 1), batch=1 << 28)
     ],

@@ -61,11 +61,9 @@ def test_what_kernels_are_given_is_as_their_family_wants_it(layouts: Any, result
             seen = []
             wrapped = module.planner.parameters
 
-            def watch(
-                problem: Any, op: str, strides: Any, *more: Any, wrapped: Any = wrapped, seen: Any = seen
-            ) -> Any:
-                seen.append(strides)
-                return wrapped(problem, op, strides, *more)
+            def watch(call: families.Request, wrapped: Any = wrapped, seen: Any = seen) -> Any:
+                seen.append(call.strides)
+                return wrapped(call)
 
             module.planner.parameters = watch  # type: ignore[method-assign]
             for op in ("dgrad", "wgrad"):

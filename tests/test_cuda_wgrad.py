@@ -18,7 +18,7 @@ import torch
 from cuda_grid import BF16, DTYPES, FP16, FP32
 from oracle import Case
 
-from symconv_fast.backends.cuda import limits, wgrad
+from symconv_fast.backends.cuda import families, limits, wgrad
 from symconv_fast.backends.triton.geometry import geometry
 
 LAST = ("channels_last",) * 3
@@ -146,7 +146,9 @@ def test_numbers_that_fit_nothing_are_named(machine: Any) -> None:
     random.seed(0)
     problem = oracle.problem_of(PLAIN, FP16, "wgrad")
     x, y = (wgrad.pixel_strides(shape, True) for shape in (problem.input_shape, problem.output_shape))
-    given = wgrad.parameters(problem, "wgrad", {"x": x, "y": y, "w": (1, 1, 1, 1, 1, 1)}, MANY, 0, False)
+    given = wgrad.parameters(
+        families.Request(problem, "wgrad", {"x": x, "y": y, "w": (1, 1, 1, 1, 1, 1)}, MANY)
+    )
     assert set(given) == set(machine.WgradParams.FIELDS)
     odd = [-(2**63), -1, 0, 1, 2, 3, 7, 8, 9, 1023, 1024, 2**20, 2**30, 2**31, 2**40, 2**58, 2**63 - 1]
     refused = 0

@@ -50,7 +50,7 @@ def test_against_the_oracle(case):
         check(case, dtype, op, "distinct", "copy")
 
 
-@pytest.mark.parametrize("algorithm", ["fold", "direct", "scatter", "relayout", "composed"])
+@pytest.mark.parametrize("algorithm", ["fold", "direct", "scatter", "relayout"])
 def test_whatever_runs_the_distinct_filters(algorithm, monkeypatch):
     """Their ties come in an order of their own: free rows may lie before tied ones."""
 

@@ -95,7 +95,7 @@ def test_gives_what_the_operators_give(name: str, last: bool, monkeypatch: pytes
     gy = torch.randn_like(y)
     with Recorded() as seen:
         right = torch.autograd.grad(expected, inputs, gy)
-    assert seen.names == ["dgrad", "wgrad"]
+    assert seen.names == ["dgrad", "wgrad" if layer.bias is None else "wgrad_bias"]
     for mine, its in zip(torch.autograd.grad(y, inputs, gy), right, strict=True):
         assert torch.equal(mine, its)
         assert mine.stride() == its.stride()
@@ -114,7 +114,7 @@ def test_every_order_of_derivative() -> None:
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
 
     inputs = (x, layer.weight, layer.bias)
-    assert "Tied" in layer(x).grad_fn.name()
+    assert layer(x).grad_fn.name() == "SymconvFpropBackward"
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
     # gradgradcheck passes over gradients that have no graph.
@@ -125,20 +125,22 @@ def test_every_order_of_derivative() -> None:
     assert gw.requires_grad
 
 
-def asked_for(calls: list[str]) -> None:
-    """Record which gradients the native nodes have Python choose kernels for."""
+CLASSES = (Tensor, torch.nn.Parameter)
 
+
+def connect(request: pytest.FixtureRequest, plan: Callable[..., object]) -> None:
+    """Have native code ask `plan` for who runs a call, until the test ends."""
+    request.addfinalizer(lambda: _cpu.connect(*CLASSES, symconv_fast.dispatch.PINNED, ops.plan))
+    _cpu.connect(*CLASSES, symconv_fast.dispatch.PINNED, plan)
+
+
+def test_a_gradient_that_is_not_asked_for_is_not_computed(request: pytest.FixtureRequest) -> None:
     def plan(op: str, *arguments: object) -> object:
         calls.append(op)
         return ops.plan(op, *arguments)
 
-    _cpu.connect(torch.nn.Parameter, symconv_fast.dispatch.PINNED, plan, ops.dgrad, ops.wgrad)
-
-
-def test_a_gradient_that_is_not_asked_for_is_not_computed(request: pytest.FixtureRequest) -> None:
-    request.addfinalizer(
-        lambda: _cpu.connect(torch.nn.Parameter, symconv_fast.dispatch.PINNED, ops.plan, ops.dgrad, ops.wgrad)
-    )
+    calls: list[str] = []
+    connect(request, plan)
     layer, x = tied(), torch.randn(2, 2, 5, 6, requires_grad=True)
     tensors = {"x": x, "weight": layer.weight, "bias": layer.bias}
     layer(x)
@@ -151,16 +153,14 @@ def test_a_gradient_that_is_not_asked_for_is_not_computed(request: pytest.Fixtur
         ops.forget_plans()
         layer(x)
         y = layer(x * 1)
-        calls: list[str] = []
-        asked_for(calls)
+        calls.clear()
         grads = torch.autograd.grad(y.sum(), [tensors[name] for name in wanted.split()])
         assert calls == expected
         assert all(g is not None for g in grads)
-    frozen = tied().requires_grad_(False)
-    frozen(x)
+    ops.forget_plans()
     calls.clear()
-    frozen(x).sum().backward()
-    assert calls == ["dgrad"]
+    tied().requires_grad_(False)(x).sum().backward()
+    assert calls == ["fprop", "dgrad"]
 
 
 def test_changes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +253,24 @@ def test_pins_switches_and_threads_are_part_of_the_key(monkeypatch: pytest.Monke
         torch.set_num_threads(before)
 
 
+def test_a_choice_by_switches_that_changed_meanwhile_is_not_kept(request: pytest.FixtureRequest) -> None:
+    def forgotten(op: str, *arguments: object) -> object:
+        calls.append(op)
+        found = ops.plan(op, *arguments)
+        if len(calls) == 1:
+            other = threading.Thread(target=ops.forget_plans)
+            other.start()
+            other.join()
+        return found
+
+    calls: list[str] = []
+    connect(request, forgotten)
+    layer, x = tied(), torch.randn(1, 2, 5, 5)
+    for _ in range(3):
+        layer(x)
+    assert calls == ["fprop"] * 2
+
+
 def test_autograd_sees_a_node_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = tied(), torch.randn(1, 2, 5, 5, requires_grad=True)
     layer(x)
@@ -304,7 +322,7 @@ def test_what_others_listen_for_goes_to_the_operators() -> None:
     with torch.profiler.profile():
         assert not hit(x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not hit(x)
+        assert hit(x)
         assert layer(x).dtype == torch.bfloat16
     assert not torch.vmap(lambda t: t.sum() * 0 + hit(t))(x[None]).any()
     with torch.autograd.forward_ad.dual_level():
@@ -378,6 +396,50 @@ def test_nothing_grows_without_end() -> None:
     for _ in range(10):
         layer(x, output_size=[12, 12]), circular(x)
     assert _cpu.remembered() == before
+
+
+# --- the same bits, whoever remembers ---------------------------------------------------------------------------------
+
+
+ALGORITHMS = {"plain": None, "stem": "direct_fold", "fold": "fold", "expand": "expand"}
+
+
+def everything(layer: SymmetricConv2d, x: Tensor, gy: Tensor) -> list[Tensor]:
+    """Output and all gradients that are wanted."""
+    y, wanted = layer(x), [t for t in (x, *layer.parameters()) if t.requires_grad]
+    return [y.detach(), *torch.autograd.grad(y, wanted, gy)]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_call_gives_the_bits_of_the_first(name: str, last: bool) -> None:
+    """The bias's gradient too, which some kernels sum in a pass of their own and others with the weight's."""
+    fmt = torch.channels_last if last else torch.contiguous_format
+    layer = SymmetricConv2d(3, 32, 3, padding=1, symmetry="hv").to(memory_format=fmt)
+    x = torch.randn(2, 3, 23, 21).to(memory_format=fmt).requires_grad_(name != "stem")
+    gy = torch.randn(2, 32, 23, 21).to(memory_format=fmt)
+    with symconv_fast.backend("cpu" if ALGORITHMS[name] else None, ALGORITHMS[name]):
+        first, *others = (everything(layer, x, gy) for _ in range(3))
+        for _ in range(2):
+            ops.forget_plans()
+            others.append(everything(layer, x, gy))
+        with Recorded():
+            others.append(everything(layer, x, gy))
+        compiled = torch.compile(layer, backend="aot_eager")
+        others += [everything(compiled, x, gy) for _ in range(2)]
+    for other in others:
+        assert all(map(torch.equal, first, other))
+
+
+def test_operators_called_by_themselves_are_remembered() -> None:
+    x, w = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
+    static = ((3, 2), (1, 1), (0, 0), (1, 1), (0, 0), False, 1, False)
+    y = ops.fprop(x, w, None, *static)
+    before = _cpu.remembered()
+    assert torch.equal(ops.fprop(x, w, None, *static), y)
+    assert _cpu.remembered() == before
+    ops.fprop(x, w, None, *static[:-1], True)
+    assert _cpu.remembered() == before + 1
 
 
 # --- layers, whose arguments native code reads -----------------------------------------------------------------------

@@ -136,11 +136,7 @@ def rms(error: Tensor) -> float:
 
 
 def _parameters(dtypes: tuple[torch.dtype, ...]) -> list[object]:
-    """What runs natively; what the reference runs, and the composed backend in parts, are torch's own convolutions.
-
-    (In wgrad, torch's CPU kernels are twice as far off on some of those parts as on the whole; test_composed.py and
-    test_gpu.py have the rule for that backend.)
-    """
+    """What runs natively; what the reference runs are torch's own convolutions."""
     found, reasons = [], set()
     for dtype in dtypes:
         for name, case in CASES.items():
@@ -148,7 +144,7 @@ def _parameters(dtypes: tuple[torch.dtype, ...]) -> list[object]:
                 for backend, algorithm, reason in candidates(case, dtype, op):
                     if reason is not None:
                         reasons.add(f"{backend}/{algorithm}: {reason}")
-                    elif backend not in ("composed", "reference"):
+                    elif backend != "reference":
                         title = f"{backend}/{algorithm}, {str(dtype)[6:]}, {op}, {name}"
                         found.append(pytest.param(case, dtype, op, backend, algorithm, id=title))
     if found:

@@ -90,6 +90,40 @@ def test_a_network_that_is_mirror_invariant_but_for_its_strides(tmp_path):
     assert min(min(curve) for curve in exact["curves"]) >= math.log(2) - 1e-6
 
 
+def test_digits_and_their_mirror_images(tmp_path):
+    told = "{name: [net.parameters, *net.right, *net.mirrored, *net.agree] for name, net in result.items()}"
+    text, nets = run("equivariant_digits", told, tmp_path)
+    assert [name for name in nets if f"\n {name} " in text] == list(nets)
+    assert list(nets)[4:] == ["tied, as long", "equivariant, as long"]
+    parameters, right, mirrored, agree = zip(*nets.values())
+    # Channels 1 > 4 > 8 > 8 > 16 > 16, each with a weight and a bias of batch norm, and a classifier.
+    filters, norm, linear = (
+        25 * 4 + 9 * (4 * 8 + 8 * 8 + 8 * 16 + 16 * 16),
+        2 * (4 + 8 + 8 + 16 + 16),
+        16 * 10,
+    )
+    whole = filters + norm + linear + 10
+    tied = filters // 2 + norm + linear + 10, (whole - 10) // 2 + 10
+    assert parameters == (whole, whole, *tied, *tied)
+    assert 0 < min(right) <= max(right) < 1
+    for equivariant in (3, 5):
+        assert agree[equivariant] == 1
+        assert right[equivariant] == mirrored[equivariant]
+
+
+def test_motifs_on_either_strand(tmp_path):
+    told = "{name: [net.parameters, *net.right, *net.agree, *net.apart, net.reading] for name, net in result.items()}"
+    text, nets = run("equivariant_motifs", told, tmp_path)
+    assert [name for name in nets if f"\n {name} " in text] == list(nets)
+    parameters, right, agree, apart, reading = zip(*nets.values())
+    whole = 4 * 8 * 21 + 3 * 8 * 8 * 3 + 4 * 8 + 8 * 8 + 8  # the last 8 are biases of answers
+    assert parameters == (whole, whole, whole, (whole - 8) // 2 + 8)
+    assert 0 < min(right) <= max(right) < 1
+    assert agree[2:] == (1, 1)
+    assert max(apart[2:]) < 1e-5 < 1e-3 < min(apart[:2])
+    assert min(reading) > 0
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("facenet_pytorch") is None,
     reason="needs facenet-pytorch (pip install --no-deps)",
@@ -119,6 +153,19 @@ def test_conversion_of_a_trained_network(tmp_path):
         assert matched[0] == given[0] == scratch[0][0] == scratch[1][0]
         assert len(matched) == len(given) == 5  # four layers are tied
         assert sum(matched[1:]) < sum(given[1:]) == pytest.approx(4 * (1 - 1 / divided), abs=0.2)
+
+
+def test_the_picture_of_equivariance(tmp_path):
+    code = (
+        'import json, sys; sys.path.insert(0, "examples"); import equivariance_picture as example; example.main(); '
+        "found = example.maps(example.letter()); "
+        "print(json.dumps({name: float((a - b).abs().max()) for name, (a, b) in found.items()}))"
+    )
+    done = _python(code, str(tmp_path / "picture.png"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    apart = json.loads(done.stdout.splitlines()[-1])
+    assert apart["equivariant"] < 1e-5 < 0.1 < apart["tied"]
 
 
 def test_what_is_missing_or_wrong_is_said_in_one_sentence():

@@ -157,7 +157,8 @@ def test_what_consumes_all_its_padding_is_torchs_layer_and_draws_nothing(options
             x, sizes = torch.randn(2, 4, n, n), {"stride": stride, "padding": pad, "dilation": dilation}
             layer = SpatiallyBalancedConv2d(4, 4, kernel, **sizes, index=1)
             state = torch.get_rng_state()
-            assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, **sizes))
+            with sf.backend("reference"):  # the bits of torch's kernel, whatever is quicker on this machine
+                assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, **sizes))
             assert torch.equal(layer.eval()(x), layer.train()(x))
             if dilation == 1 and pad <= kernel // 2:
                 layer = SpatiallyBalancedPool2d(kernel, stride, pad, **options, index=1)

@@ -69,6 +69,8 @@ def test_gradcheck_and_gradgradcheck(name):
         (lambda x, w, b: ops.fprop(x, w, b, *static), (x, w, b)),
         (lambda gy, w: ops.dgrad(gy, w, x_size, *static), (gy, w)),
         (lambda gy, x: ops.wgrad(gy, x, w_size, *static), (gy, x)),
+        (lambda gy, x: ops.wgrad_bias(gy, x, w_size, *static), (gy, x)),
+        (lambda gy, x: ops.wgrad_bias(gy, x, w_size, *static)[1], (gy, x.detach())),
     ):
         assert torch.autograd.gradcheck(function, leaves(*inputs), fast_mode=True)
         assert torch.autograd.gradgradcheck(function, leaves(*inputs), fast_mode=True)
@@ -118,7 +120,8 @@ def test_only_the_gradients_that_are_wanted_are_computed(needs):
         return
     with Recorded() as seen:
         y.backward(gy)
-    assert seen.names == [op for op, need in zip(("dgrad", "wgrad"), needs) if need]
+    weight = "wgrad_bias" if needs[2] else "wgrad"
+    assert seen.names == [op for op, need in zip(("dgrad", weight), needs) if need]
     reference = leaves(x, w, b)
     grads = torch.autograd.grad(expanded("2d mixed", *reference), reference, gy)
     for tensor, grad, need in zip(tensors, grads, needs):
@@ -158,6 +161,7 @@ def test_opcheck(name, channels_last):
         (ops.fprop, (x, w, None, *static)),
         (ops.dgrad, (gy.detach().requires_grad_(), w, list(x.shape), *static)),
         (ops.wgrad, (gy.detach().requires_grad_(), x, list(w.shape), *static)),
+        (ops.wgrad_bias, (gy.detach().requires_grad_(), x, list(w.shape), *static)),
     ):
         torch.library.opcheck(op, args)
 
@@ -300,15 +304,18 @@ def test_nested_transforms_equal_those_of_torch():
         torch.testing.assert_close(transform(mine), expected)
 
 
-def test_per_sample_weight_gradients():
+def test_per_sample_gradients():
     layer = SymmetricConv2d(2, 8, 3, padding=1, symmetry="hv", dtype=torch.float64)
     x = torch.randn(4, 2, 5, 6, dtype=torch.float64)
 
-    def loss(weight: Tensor, sample: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, {"weight": weight}, (sample[None],)).pow(2).sum()
+    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (sample[None],)).pow(2).sum()
 
-    each = torch.vmap(torch.func.grad(loss), (None, 0))(layer.weight, x)
-    torch.testing.assert_close(each.sum(0), torch.autograd.grad(layer(x).pow(2).sum(), layer.weight)[0])
+    parameters = dict(layer.named_parameters())
+    each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    whole = torch.autograd.grad(layer(x).pow(2).sum(), list(parameters.values()))
+    for name, gradient in zip(parameters, whole):
+        torch.testing.assert_close(each[name].sum(0), gradient)
 
 
 # --- forward mode, FLOPs, autocast ---------------------------------------------------------------------------------
@@ -387,6 +394,40 @@ def test_autocast_in_train_and_eval(train, dtype):
         )  # autocast leaves float64 alone, as torch's does
 
 
+def casts(network: torch.nn.Module, x: Tensor) -> int:
+    """How often tensors go to another dtype in a step under autocast."""
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            counted.append(func is torch.ops.aten._to_copy.default)
+            return func(*args, **(kwargs or {}))
+
+    counted: list[bool] = []
+    with torch.autocast("cpu", dtype=torch.bfloat16), Counted():
+        network(network(network(x)))
+    return sum(counted)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_autocast_casts_a_weight_once(train):
+    """As for torch's own layer: a weight that wants a gradient is cast once for as long as autocast is on."""
+    tied = SymmetricConv2d(4, 4, 3, padding=1, symmetry="h").requires_grad_(train)
+    x = torch.randn(1, 4, 5, 6)
+    assert casts(tied, x) == casts(torch.nn.Conv2d(4, 4, 3, padding=1).requires_grad_(train), x)
+
+
+def test_calls_under_autocast_are_those_of_the_first():
+    layer, x = SymmetricConv2d(4, 8, 3, padding=1, symmetry="hv"), torch.randn(1, 4, 5, 6)
+    found = []
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(x)
+        found.append([y.detach(), *torch.autograd.grad(y.float().pow(2).sum(), layer.parameters())])
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+    assert layer(x).dtype == torch.float32
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_operator_called_under_autocast_keeps_its_dtype(device):
     x, w, b, _, static = make("2d hv", dtype=torch.float32)
@@ -421,4 +462,4 @@ def test_a_gradient_that_is_not_asked_for_is_not_computed(leaf):
         assert seen.names == names
     with Recorded() as seen:
         layer(start).sum().backward()
-    assert seen.names[-2:] == ["dgrad", "wgrad"]
+    assert seen.names[-2:] == ["dgrad", "wgrad_bias"]

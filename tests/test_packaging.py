@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import tarfile
 import time
+import types
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 import symconv_fast
+from symconv_fast import native
 from tools import native_build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,7 +172,30 @@ def test_a_source_distribution_needs_no_torch(source, tmp_path):
     (archive,) = (source / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as packed:
         names = {name.split("/", 1)[-1] for name in packed.getnames()}
-    assert {"tools/native_build.py", "csrc/cpu/kernels_impl.h"} <= names
+    assert {"tools/native_build.py", "csrc/cpu/microkernels/kernels_impl.h"} <= names
+
+
+def test_a_source_distribution_has_the_folders_of_the_kernels(source):
+    """Whatever their depth, and the headers that are included once."""
+    added = {f"csrc/cpu/{name}" for name in ("folder/new.cpp", "folder/new.h", "folder/inner/new.inc")}
+    for name in added:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("// new\n")
+    done = python("setup.py", "-q", "sdist", cwd=source, SYMCONV_FAST_NO_CPU="1")
+    assert done.returncode == 0, done.stderr
+    (archive,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.split("/", 1)[-1] for name in packed.getnames()}
+    tree = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").rglob("*.*")}
+    assert added | tree <= names
+
+
+def test_every_source_below_the_kernels_is_compiled():
+    """And may include what lies in another folder by its path from csrc/cpu."""
+    found = ask_setup("print(*(s for e in setup.extensions() for s in e.sources))").split()
+    assert sorted(found) == sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cpu").rglob("*.cpp"))
+    folders = ask_setup("print(*(f for e in setup.extensions() for f in e.include_dirs))").split()
+    assert str(ROOT / "csrc/cpu") in folders
 
 
 @pytest.mark.parametrize("why", ["no compiler", "on request"])
@@ -186,6 +211,44 @@ def test_a_wheel_without_native_code_is_for_every_platform(source, why):
         (facts,) = (name for name in names if name.endswith(".dist-info/WHEEL"))
         assert "Root-Is-Purelib: true" in packed.read(facts).decode()
     assert "symconv_fast/dispatch.py" in names
+
+
+# Answers torch's questions, and makes of every command a file that says what it was.
+SCRIBE = """#!/bin/sh
+case "$1" in -dump*) echo 13.2.0; exit ;; -v) echo gcc version 13.2.0; exit ;; esac
+line="$*"
+while [ $# -gt 0 ]; do
+  case "$1" in -o) out=$2; shift ;; -MF) echo "all: " >"$2"; shift ;; esac
+  shift
+done
+echo "$line" >"$out"
+"""
+
+
+def test_a_wheel_has_the_module_and_its_library(source, tmp_path):
+    compiler = tmp_path / "scribe"
+    compiler.write_text(SCRIBE)
+    compiler.chmod(0o755)
+    done = python(
+        "setup.py", "-q", "bdist_wheel", cwd=source, CXX=str(compiler), SYMCONV_FAST_NO_CPU="0", MAX_JOBS="2"
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (source / "dist").glob("*.whl")
+    assert "none-any" not in wheel.name
+    with zipfile.ZipFile(wheel) as packed:
+        linked = {name: packed.read(name).decode() for name in packed.namelist() if name.endswith(".so")}
+        assert "symconv_fast/operators.inc" in packed.namelist()
+    module = f"symconv_fast/_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    library = "symconv_fast/libsymconv_fast.so"
+    assert set(linked) == {module, library}
+    assert f"/{library} " in linked[module]
+    assert "-rpath,$ORIGIN" in linked[module]
+    assert "torch_python" in linked[module]
+    assert "torch_python" not in linked[library]
+    sources = {name: set(re.findall(r"csrc/cpu/([\w/]+)\.o", line)) for name, line in linked.items()}
+    assert sources[module] == {"python/bindings", "python/layer_calls", "python/selections"}
+    every = {str(path.relative_to(ROOT / "csrc/cpu"))[:-4] for path in (ROOT / "csrc/cpu").rglob("*.cpp")}
+    assert sources[library] == every - sources[module]
 
 
 # --- compiling -----------------------------------------------------------------------------------------------------
@@ -261,7 +324,7 @@ def test_only_what_changed_is_compiled_again(sources, tmp_path, capfd):
 
 
 def test_the_longest_files_go_first():
-    files = sorted((ROOT / "csrc/cpu").glob("*.cpp"), key=lambda path: -native_build.cost(str(path)))
+    files = sorted((ROOT / "csrc/cpu").rglob("*.cpp"), key=lambda path: -native_build.cost(str(path)))
     assert files[0].stem.startswith("kernels_avx512")
     kernels = [path.stem.startswith("kernels_") for path in files]
     assert kernels == sorted(kernels, reverse=True)
@@ -397,3 +460,18 @@ def test_pins_of_the_style_tools_agree():
             for version in re.findall(rf"{tool}==([\d.]+)", text)
         }
         assert len(pins) == 1, (tool, pins)
+
+
+def test_a_native_module_of_other_sources_is_refused_in_one_sentence():
+    """After `git pull` without a build the names differ, and a call would fail somewhere later."""
+    names = dict.fromkeys(native.NAMES)
+    current = types.SimpleNamespace(__file__="_cpu.so", **names)
+    native.check_age(current)
+    if native.module is not None:
+        native.check_age(native.module)
+    older = types.SimpleNamespace(__file__="_cpu.so", **{n: None for n in names if n != "select"})
+    with pytest.raises(ImportError, match=r"'select' is missing.*make build"):
+        native.check_age(older)
+    newer = types.SimpleNamespace(__file__="_cpu.so", run_direct=None, **names)
+    with pytest.raises(ImportError, match="'run_direct' is unknown"):
+        native.check_age(newer)

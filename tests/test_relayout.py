@@ -10,7 +10,7 @@ from symconv_fast.problem import Problem
 
 pytest.importorskip("symconv_fast._cpu", reason="the native CPU module was not built")
 
-from symconv_fast.backends import cpu, cpu_relayout
+from symconv_fast.backends import cpu
 
 
 def problem(batch: int, channels: int, size: int, dtype: torch.dtype = torch.float32) -> Problem:
@@ -19,53 +19,58 @@ def problem(batch: int, channels: int, size: int, dtype: torch.dtype = torch.flo
     return found
 
 
+def relaid(p: Problem, op: str):
+    """The fold between copies."""
+    return cpu.select(p, op, "fold", relayout=True)
+
+
+def parts(p: Problem, op: str) -> tuple[int, int]:
+    """Images and lines that are copied together."""
+    selection = relaid(p, op)
+    assert selection.reason is None
+    return selection.parts
+
+
 @pytest.mark.parametrize(("dtype", "images"), [(torch.float32, 2), (torch.bfloat16, 4)], ids=str)
 def test_as_many_images_as_stay_within_a_mebibyte(dtype, images):
     few = problem(batch=4, channels=64, size=32, dtype=dtype)  # 512 KiB an image in float32
-    assert cpu_relayout.parts(few, "dgrad") == (images, 0)
+    assert parts(few, "dgrad") == (images, 0)
 
 
 def test_parts_are_equal():
-    assert cpu_relayout.parts(problem(batch=6, channels=64, size=16), "dgrad") == (6, 0)
-    assert cpu_relayout.parts(problem(batch=9, channels=64, size=17), "dgrad") == (
-        3,
-        0,
-    )  # of 7 that would fit
+    assert parts(problem(batch=6, channels=64, size=16), "dgrad") == (6, 0)
+    assert parts(problem(batch=9, channels=64, size=17), "dgrad") == (3, 0)  # of 7 that would fit
     many = problem(batch=2, channels=64, size=80)
-    assert cpu_relayout.parts(many, "dgrad") == (1, 20)
-    assert cpu_relayout.number(many, "dgrad") == 8
+    assert parts(many, "dgrad") == (1, 20)
+    assert relaid(many, "dgrad").number == 8
 
 
 def test_lines_of_a_large_image():
     p = problem(batch=1, channels=64, size=128)
-    part = cpu_relayout.parts(p, "fprop")
-    assert part is not None
-    assert part.images == 1
-    assert 128 % part.lines == 0
-    inner = cpu_relayout.relaid(p, "fprop")
-    assert inner.out_spatial == (part.lines, 128)
-    assert inner.spatial[0] == part.lines + 2
+    images, lines = parts(p, "fprop")
+    assert images == 1
+    assert 128 % lines == 0
+    number = relaid(p, "fprop").number
+    assert number == 128 // lines
+    # Two lines around each part are copied with it.
+    assert relaid(p, "fprop").copied == 64 * 128 * (2 * 128 + 2 * number)
 
 
 def test_lines_of_a_gradient_are_a_multiple_of_the_stride():
     layer = sf.SymmetricConv2d(64, 64, 3, padding=1, stride=3, symmetry="v")
     p = sf.explain(layer, torch.empty(1, 64, 100, 100)).problem
-    part = cpu_relayout.parts(p, "dgrad")
-    assert part is not None
-    assert part.lines % 3 == 0
+    assert parts(p, "dgrad")[1] % 3 == 0
 
 
 def test_not_where_lines_around_a_part_are_most_of_it():
     layer = sf.SymmetricConv2d(64, 64, 15, padding=7, symmetry="v")
     p = sf.explain(layer, torch.empty(1, 64, 128, 128)).problem
-    assert cpu_relayout.parts(p, "fprop") is None
+    assert "more than 1 MiB" in relaid(p, "fprop").reason
 
 
 def test_a_weight_gradient_sums_over_parts_of_the_batch():
-    p = problem(batch=4, channels=64, size=32)
-    assert cpu_relayout.parts(p, "wgrad") == (2, 0)
+    assert parts(problem(batch=4, channels=64, size=32), "wgrad") == (2, 0)
     large = problem(batch=4, channels=64, size=80)
-    assert cpu_relayout.parts(large, "wgrad") is None
     assert "more than 1 MiB" in str(cpu.can_run(large, "wgrad", "relayout"))
     assert cpu.can_run(large, "dgrad", "relayout") is None
 
@@ -80,7 +85,7 @@ def test_parts_of_a_weight_gradient_add_up(batch, channels, dtype):
     layer = layer.to(dtype)
     x = torch.randn(batch, channels, 48, 44, dtype=dtype)
     p = sf.explain(layer, x).problem
-    assert cpu_relayout.number(p, "wgrad") > 1
+    assert relaid(p, "wgrad").number > 1
     gy = torch.randn(p.output_shape, dtype=dtype)
     got = cpu.wgrad(p, "relayout", gy, x)
     whole = cpu.wgrad(p, "fold", gy, x)
@@ -88,10 +93,19 @@ def test_parts_of_a_weight_gradient_add_up(batch, channels, dtype):
     assert (got.float() - whole.float()).abs().max() <= 8 * torch.finfo(dtype).eps * scale
 
 
+def test_what_adds_nothing_up_is_no_way_to_sum_over_parts():
+    """Direct algorithms have no accumulator that images could be added to."""
+    layer = sf.SymmetricConv2d(3, 64, 3, padding=1, symmetry="h")
+    p = sf.explain(layer, torch.empty(24, 3, 48, 44)).problem
+    assert relaid(p, "wgrad").number > 1
+    assert cpu.select(p, "wgrad", "direct").reason is None
+    assert "does not add to the sums" in cpu.select(p, "wgrad", "direct", relayout=True).reason
+
+
 def test_small_beside_the_weight():
     """All at once: the copies are smaller than what is multiplied with."""
     p = problem(batch=4, channels=512, size=7, dtype=torch.float64)
-    assert cpu_relayout.parts(p, "wgrad") == (4, 0)
+    assert parts(p, "wgrad") == (4, 0)
 
 
 def test_an_estimate_counts_the_parts():

@@ -28,7 +28,7 @@ from symconv_fast import SymmetricConv2d, dispatch
 
 PACKAGE = Path(symconv_fast.__file__).parent.parent
 REPLAY = str(Path(__file__).with_name("replay.py"))
-SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
+SETS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 
 # Large enough for several tiles and two threads; both layouts.
 JOBS = [
@@ -320,33 +320,51 @@ def _highest() -> str:
     return _python(["-c", code], SYMCONV_FAST_ISA="").stdout.strip()
 
 
+def _guarded(mode: str) -> dict[str, str]:
+    """What puts every tensor and buffer between pages that cannot be touched; else freed memory is garbage."""
+    if sys.platform != "linux" or shutil.which("cc") is None:
+        return {"MALLOC_PERTURB_": "128"}
+    guard = pytest.importorskip("tools.guard")
+    return {"LD_PRELOAD": str(guard.build()), "SYMCONV_FAST_GUARD": mode}
+
+
 @needs_native
 @pytest.mark.parametrize("isa", SETS)
-@pytest.mark.parametrize("turn", ["own", pytest.param("others", marks=pytest.mark.full)])
-def test_every_instruction_set(isa: str, turn: str) -> None:
-    """Each one that this CPU has passes the special cases and random ones, with freed memory filled with garbage.
+@pytest.mark.parametrize(
+    ("turn", "count", "mode"),
+    [("own", len(cases.GUARDED), "end"), pytest.param("others", 20, "begin", marks=pytest.mark.full)],
+)
+def test_every_instruction_set(isa: str, turn: str, count: int, mode: str) -> None:
+    """Each one that this CPU has passes the special cases and random ones, and touches nothing outside of a tensor.
 
     Our own kernels alone: torch's choose their instructions by themselves. One dtype for each operator of a problem in
-    turn, or all the others.
+    turn, where blocks end at a guarded page, or all the others, where they begin at one. `make guard` tries more.
     """
     if SETS.index(isa) > SETS.index(_highest()):
         pytest.skip(f"this CPU has no {isa}")
     code = "from symconv_fast import _cpu; print(_cpu.isa())"
     assert _python(["-c", code], SYMCONV_FAST_ISA=isa).stdout.strip() == isa
-    arguments = [REPLAY, "20", "1000", "--special", "--kernels", "--turn", turn]
-    done = _python(arguments, SYMCONV_FAST_ISA=isa, MALLOC_PERTURB_="128")
+    arguments = [REPLAY, str(count), str(cases.GUARDED.start), "--special", "--kernels", "--turn", turn]
+    done = _python(arguments, SYMCONV_FAST_ISA=isa, **_guarded(mode))
     assert "checks passed" in done.stdout
-    assert int(done.stdout.split()[0]) >= len(OPS) * (1 if turn == "own" else 3) * (20 + len(cases.SPECIAL))
+    assert int(done.stdout.split()[0]) >= len(OPS) * (1 if turn == "own" else 3) * (
+        count + len(cases.SPECIAL)
+    )
 
 
 @pytest.mark.parametrize("mode", ["end", "begin"])
-def test_nothing_outside_of_a_tensor_is_touched(mode) -> None:
-    """With every tensor and buffer between pages that cannot be touched; `make guard` does this with more problems."""
-    if sys.platform != "linux" or shutil.which("cc") is None:
+def test_a_read_outside_of_a_tensor_ends_the_process(mode: str) -> None:
+    """By one vector: on both sides of the block, where the guard is told to be there."""
+    guarded = _guarded(mode)
+    if "LD_PRELOAD" not in guarded:
         pytest.skip("needs Linux and a C compiler")
-    guard = pytest.importorskip("tools.guard")
-    done = _python([REPLAY, "10", "3000"], LD_PRELOAD=str(guard.build()), SYMCONV_FAST_GUARD=mode)
-    assert "checks passed on 10 problems" in done.stdout
+    code = (
+        "import ctypes, torch; t = torch.empty(1024); ctypes.string_at(t.data_ptr() + {}, 64); print('read')"
+    )
+    outside, inside = {"end": (4096, 0), "begin": (-64, 0)}[mode]
+    assert "read" in _python(["-c", code.format(inside)], **guarded).stdout
+    with pytest.raises(AssertionError):
+        _python(["-c", code.format(outside)], **guarded)
 
 
 def test_replay_reports_what_is_wrong() -> None:
@@ -359,3 +377,5 @@ def test_replay_reports_what_is_wrong() -> None:
         _python(["-c", code])
     case = repr(cases.SPECIAL["h"])
     assert "ok float64 wgrad cpu" in _python([REPLAY, case, "float64", "wgrad"]).stdout
+    with pytest.raises(AssertionError, match="nothing here runs that"):
+        _python([REPLAY, case, "float64", "wgrad", "gone"])

@@ -22,7 +22,7 @@ pytest.importorskip("symconv_fast._cpu")
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = (torch.bfloat16, torch.float16)
-SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
+SETS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 
 
 def every_value(dtype: torch.dtype) -> Tensor:
@@ -42,7 +42,7 @@ def check_every_value() -> None:
     from symconv_fast import _cpu
 
     for dtype in DTYPES:
-        flushed = dtype == torch.bfloat16 and _cpu.isa() == "avx512_bf16"
+        flushed = dtype == torch.bfloat16 and _cpu.isa() in ("avx512_bf16", "amx_bf16")
         x = every_value(dtype)
         for factor in (1.0, -1.0, 1.0078125, 0.3330078125, 511.0, 2.0**-9):
             w = torch.full((1, 1, 1, 1), factor).to(dtype)

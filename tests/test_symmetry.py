@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symconv_fast import Symmetry
-from symconv_fast.ties import COPIES, mask_name, mirror, orbit_size, parity_parts, parity_sign
+from symconv_fast.ties import (
+    mask_name,
+    members,
+    mirror,
+    mirrored_dims,
+    orbit_size,
+    parity_parts,
+    parity_sign,
+    rank,
+)
 
 KEYS = {1: ["h"], 2: ["h", "v", "hv"], 3: ["h", "v", "z", "hv", "hz", "vz", "hvz"]}
 # Spatial dims (from the last) that the copies of each tie mirror, written out by hand from the published order.
@@ -225,16 +234,23 @@ def test_expand_is_differentiable_and_takes_any_dtype():
 
 
 @pytest.mark.parametrize("key", KEYS[3])
+def test_members_are_in_the_published_order(key):
+    found = members(sum({"h": 1, "v": 2, "z": 4}[c] for c in key))
+    assert [tuple(sorted(mirrored_dims(member))) for member in found] == [(), *PUBLISHED[key]]
+    assert [rank(member) for member in found] == [0, *map(len, PUBLISHED[key])]
+
+
+@pytest.mark.parametrize("key", KEYS[3])
 def test_parity_parts(key):
     """Each part is even or odd along each tied axis, and the signed sums give back every member of the orbit."""
     mask = sum({"h": 1, "v": 2, "z": 4}[c] for c in key)
     w = filters(3, 2)
     parts = parity_parts(w, mask)
-    assert sorted(parts) == sorted((0, *COPIES[mask]))
+    assert sorted(parts) == sorted(members(mask))
     for (parity, part), bit in itertools.product(parts.items(), (1, 2, 4)):
         if mask & bit:
             torch.testing.assert_close(mirror(part, bit), -part if parity & bit else part)
-    for member in (0, *COPIES[mask]):
+    for member in members(mask):
         total = sum(parity_sign(parity, member) * part for parity, part in parts.items())
         torch.testing.assert_close(total, mirror(w, member))
     # The fold multiplies as many taps as the kernel has: half of them with the centre where even, without where odd.

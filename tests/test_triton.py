@@ -16,9 +16,10 @@ from dataclasses import replace
 import background
 import pytest
 import torch
+from triton_problems import PROBLEMS, problem
 
-from symconv_fast import dispatch
-from symconv_fast.problem import OPS, Problem
+from symconv_fast import binding, dispatch
+from symconv_fast.problem import OPERANDS, OPS, Problem
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -27,7 +28,16 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from symconv_fast.backends import gpu_cost  # noqa: E402
-from symconv_fast.backends.triton import configs, interpreted, kernels, launch, model, run  # noqa: E402
+from symconv_fast.backends.triton import (  # noqa: E402
+    backend,
+    configs,
+    interpreted,
+    kernels,
+    launch,
+    letters,
+    model,
+    run,
+)
 from symconv_fast.backends.triton.launch import Launch  # noqa: E402
 
 ALGORITHMS = ("fold", "direct")
@@ -80,41 +90,13 @@ def test_every_dtype_and_pass_was_interpreted(
 # --- plans ---------------------------------------------------------------------------------------------------------
 
 
-def problem(
-    ties: tuple[tuple[int, int], ...] = ((1, 128),),
-    channels: int = 128,
-    spatial: tuple[int, ...] = (28, 28),
-    dtype: torch.dtype = torch.bfloat16,
-    batch: int = 32,
-    groups: int = 1,
-    transposed: bool = False,
-) -> Problem:
-    ndim = len(spatial)
-    unique = sum(rows for _, rows in ties)
-    inner = (channels, unique // groups) if transposed else (unique, channels // groups)
-    one = (1,) * ndim
-    static = ([v for s in ties for v in s], one, one, one, (0,) * ndim, transposed, groups, True)
-    return Problem.create(((batch, channels, *spatial), (*inner, *(3,) * ndim)), static, True, dtype, "cuda")
-
-
-PROBLEMS = {
-    "h": problem(),
-    "mixed": problem(((1, 32), (2, 32), (3, 16), (0, 32))),
-    "few channels": problem(((3, 12),), channels=3, dtype=torch.float32),
-    "octuple": problem(((7, 16),), spatial=(8, 8, 8), dtype=torch.float16),
-    "1-D": problem(((1, 32), (0, 5)), spatial=(100,), dtype=torch.float64),
-    "transposed": problem(((3, 32),), transposed=True),
-    "depthwise": problem(((1, 128),), groups=128),
-}
-
-
 def launches() -> dict[str, Launch]:
     """Every launch of the problems, by title."""
     found = {}
     for name, p in PROBLEMS.items():
         for op in OPS:
             for algorithm in ALGORITHMS:
-                if algorithm == "fold" and name == "depthwise":
+                if (algorithm == "fold" and name == "depthwise") or letters.refusal(p, algorithm):
                     continue
                 plan = launch.plan(p, op, algorithm)
                 for i, step in enumerate(plan.launches):
@@ -192,6 +174,53 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(
     assert left == ([] if where == "cpu" else [where])
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("op", OPS)
+def test_a_call_that_was_seen_before_plans_nothing(
+    monkeypatch: pytest.MonkeyPatch, op: str, algorithm: str
+) -> None:
+    """Tensors of the same strides go to the launches of the first call; others, or another switch, are planned for."""
+    planned: list[str] = []
+    started: list[list[tuple[str, int]]] = []
+
+    def start(step: Launch, tensors: dict[str, torch.Tensor]) -> None:
+        started[-1].append((step.kernel, step.grid))
+        assert {name for name, _ in step.pointers.values()} <= set(tensors)
+
+    def counted(function: Callable[..., object]) -> Callable[..., object]:
+        return lambda *args, **options: (planned.append(function.__name__), function(*args, **options))[1]
+
+    for module, name in ((launch, "plan"), (launch, "refusal"), (run, "options_for"), (run, "geometry")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    monkeypatch.setattr(run, "_start", start)
+    p = replace(problem(((1, 24),), channels=24, spatial=(6, 7), dtype=torch.float32, batch=2), device="cpu")
+    last = torch.channels_last
+    shapes = {"x": p.input_shape, "w": p.weight_shape, "y": p.output_shape}
+    first, second, _ = (torch.zeros(shapes[name]).to(memory_format=last) for name in OPERANDS[op])
+    bias = (torch.zeros(p.out_channels),) if op == "fprop" else ()
+    call = binding.bind(backend, p, op, algorithm)
+
+    def run_once(*tensors: torch.Tensor) -> int:
+        """How often something was planned."""
+        planned.clear()
+        started.append([])
+        result = call(*tensors, *bias)
+        assert (result.shape, result.stride()) == (
+            p.result_shape(op), p.empty_result(op, torch.empty(0, device="meta")).stride()
+        )  # fmt: skip
+        return len(planned)
+
+    assert run_once(first, second) > 0
+    assert run_once(first.clone(), second.clone()) == 0
+    assert binding.bind(backend, p, op, algorithm) is call
+    assert run_once(first.contiguous(), second) > 0
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
+    assert run_once(first, second) > 0
+    monkeypatch.undo()
+    assert started[0]
+    assert started == [started[0]] * 4
+
+
 # --- the compiler, as far as it goes without a GPU ------------------------------------------------------------------
 
 
@@ -213,7 +242,7 @@ def test_offsets_are_64_bits(kernel: str) -> None:
 
 def _wins(p: Problem, op: str = "fprop", algorithm: str = "fold") -> bool:
     ours = model.seconds(p, op, algorithm, "sm_90", "tf32")
-    return ours < dispatch.load("reference").estimate(p, op, "expand")
+    return ours < gpu_cost.expand_seconds(p) + gpu_cost.torch_seconds(p, "sm_90", "tf32")
 
 
 def test_the_model_leaves_to_torch_what_cannot_pay() -> None:
@@ -229,22 +258,31 @@ def test_the_model_leaves_to_torch_what_cannot_pay() -> None:
         assert not _wins(problem(((1, 256),), channels=256, dtype=torch.float64, spatial=(56, 56)), op)
 
 
-def test_both_models_of_gpus_have_one_time_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's convolution is one launch in each, the fold as many as its plan has, other work what it says."""
+def test_all_estimates_on_gpus_have_one_time_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's convolution is one launch, the fold as many as its plan has, copies are as many as they say."""
+    p, depthwise = PROBLEMS["h"], PROBLEMS["depthwise"]
 
     def times() -> list[float]:
         return [
-            gpu_cost.torch_seconds(p, "fprop", "sm_90"),
-            gpu_cost.seconds(gpu_cost.Work(launches=3), p.dtype, "sm_90"),
-            gpu_cost.library_seconds(p, "sm_90", "ieee"),
-            model._ours(p, "fprop", "fold", "sm_90", "ieee"),
-            model._ours(PROBLEMS["depthwise"], "fprop", "direct", "sm_90", "ieee"),
+            gpu_cost.torch_seconds(p, "sm_90", "ieee"),
+            gpu_cost.torch_seconds(depthwise, "sm_90", "ieee"),
+            gpu_cost.copy_seconds(1e9, 3, "sm_90"),
+            model.seconds(p, "fprop", "fold", "sm_90", "ieee") / model.MARGIN,
+            model.seconds(depthwise, "fprop", "direct", "sm_90", "ieee") / model.MARGIN,
         ]
 
-    p = PROBLEMS["h"]
     before, number = times(), len(launch.plan(p, "fprop", "fold").launches)
     monkeypatch.setattr(gpu_cost, "LAUNCH_SECONDS", 1 + gpu_cost.LAUNCH_SECONDS)
-    assert [round(b - a, 9) for a, b in zip(before, times())] == [1, 3, 1, number, 1]
+    assert [round(b - a, 9) for a, b in zip(before, times())] == [1, 1, 3, number, 1]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_choice_on_a_gpu_is_the_lower_of_the_two_models(name: str) -> None:
+    """What backends estimate there is on one scale: seconds, beside those of torch's convolution."""
+    p, reference = PROBLEMS[name], dispatch.load("reference")
+    assert reference.torch_seconds(p, "fprop") == gpu_cost.torch_seconds(p, gpu_cost.architecture())
+    expanded = reference.estimate(p, "fprop", "expand")
+    assert expanded == gpu_cost.expand_seconds(p) + gpu_cost.torch_seconds(p)
 
 
 @pytest.mark.parametrize(
@@ -256,9 +294,10 @@ def test_float32_is_rounded_only_where_torch_rounds_it(
 ) -> None:
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-    rates = gpu_cost.RATES["gfx942"]
-    assert run.precision() == wanted
-    assert gpu_cost.flops(torch.float32, "gfx942") == (rates.tf32 if wanted == "tf32" else rates.single)
+    assert gpu_cost.precision() == wanted
+    p = replace(PROBLEMS["h"], dtype=torch.float32)
+    assert gpu_cost.torch_seconds(p, "gfx942") == gpu_cost.torch_seconds(p, "gfx942", wanted)
+    assert gpu_cost.torch_seconds(p, "gfx942", "tf32") < gpu_cost.torch_seconds(p, "gfx942", "ieee")
 
 
 def test_nothing_is_claimed_without_a_gpu() -> None:
@@ -292,12 +331,16 @@ def test_import_survives_without_triton() -> None:
 def test_tables_are_legal() -> None:
     """Every architecture has tiles for every kernel, tie and type: powers of two of at least 16, or 8 columns."""
     products = {2: ("bfloat16", "float16"), 4: ("tf32", "ieee", "tf32x3"), 8: ("float64",)}
-    named = {"fprop_fold": 4, "fprop_direct": 1, "dgrad": 4, "wgrad": 4, "dgrad_direct": 4, "wgrad_direct": 4}
+    every, tied = range(4), range(1, 4)
+    named = {
+        "fprop_fold": every, "fprop_direct": range(1), "dgrad": every, "wgrad": every, "wgrad_both": tied,
+        "dgrad_direct": every, "wgrad_direct": every,
+    }  # fmt: skip
     none = set()
     for arch in configs.ARCHITECTURES:
         for itemsize, names in products.items():
             for kernel, orders in named.items():
-                for order, product, mixed in itertools.product(range(orders), names, (False, True)):
+                for order, product, mixed in itertools.product(orders, names, (False, True)):
                     found = configs.tiles(kernel, order, itemsize, arch, product, mixed)
                     for c in found:
                         assert min(c.m, 2 * c.n, c.k) >= 16, (arch, kernel, c)
@@ -307,4 +350,4 @@ def test_tables_are_legal() -> None:
                         none.add((arch, kernel, order, product))
     assert none == {
         (arch, "fprop_fold", 3, product) for arch in ("sm_80", "sm_90") for product in ("float64", "tf32x3")
-    }
+    } | {("sm_90", "wgrad_both", 3, "float64")}

@@ -165,6 +165,7 @@ def test_what_has_no_tile_is_refused(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     monkeypatch.setattr(backend.run, "architecture", lambda device: "sm_80")
+    monkeypatch.setattr(backend.run, "device_name", lambda device: "")
     octuple = {
         "kernel": (3, 3, 3),
         "spatial": (8, 8, 8),

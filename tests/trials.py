@@ -1,5 +1,5 @@
-# Fake backends, a fake clock and a world of them on the CPU, for the tests of what is proven and timed on GPUs.
-"""The fakes are on the CPU, where `trial` is told that there are trials.
+# Fake backends, a fake clock and a world of them on the CPU, for the tests of what is proven and timed.
+"""The fakes are on the CPU; in `world` `trial` takes it for a GPU.
 
 Their results come from the reference; what they cost is what they add to the fake clock.
 """
@@ -18,7 +18,7 @@ import symconv_fast as sf
 from symconv_fast import dispatch, settings
 from symconv_fast.backends import reference
 from symconv_fast.problem import OPS
-from symconv_fast.trial import modes, timing, verdicts
+from symconv_fast.trial import choices, modes, rates, timing, verdicts
 
 
 class FakeClock:
@@ -98,8 +98,8 @@ class World:
     """Two fakes with kernels and torch's convolution: by the estimates `quick` wins, by the clock `slow`."""
 
     clock: FakeClock
-    quick: Ours
-    slow: Ours
+    quick: Fake
+    slow: Fake
     torchs: Torchs
 
     def forget_runs(self) -> None:
@@ -109,18 +109,29 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch) -> Iterator[World]:
-    """The fakes as the only backends of this process, which knows nothing yet."""
+    """The fakes as the only backends of this process, which knows nothing yet; the CPU stands in for a GPU."""
+    monkeypatch.setattr(modes, "DEVICES", {"cpu"})
+    yield from _world(monkeypatch, Ours)
+
+
+@pytest.fixture
+def host(monkeypatch) -> Iterator[World]:
+    """The same on a CPU that is one, of which nothing was measured."""
+    monkeypatch.setattr(rates, "why_none", lambda dtype: "it is new")
+    yield from _world(monkeypatch, Fake)
+
+
+def _world(monkeypatch, kind: type[Fake]) -> Iterator[World]:
     clock = FakeClock()
     found = World(
         clock,
-        Ours("quick", clock, 1.0, 3e-3),
-        Ours("slow", clock, 2.0, 1e-3),
+        kind("quick", clock, 1.0, 3e-3),
+        kind("slow", clock, 2.0, 1e-3),
         Torchs("reference", clock, 10.0, 2e-3),
     )
     modules = {"quick": found.quick, "slow": found.slow, "reference": found.torchs}
     monkeypatch.setattr(dispatch, "BACKENDS", tuple(modules))
     monkeypatch.setattr(dispatch, "load", modules.__getitem__)
-    monkeypatch.setattr(modes, "DEVICES", {"cpu"})
     monkeypatch.setattr(timing, "clock_of", lambda device: clock)
     monkeypatch.delenv(settings.ENV_KNOWN_ANSWERS, raising=False)
     before = torch.are_deterministic_algorithms_enabled()
@@ -134,6 +145,7 @@ def world(monkeypatch) -> Iterator[World]:
 
 
 def clear() -> None:
+    choices.forget()
     verdicts.forget()
     dispatch._choose.cache_clear()
     sf.ops.forget_plans()

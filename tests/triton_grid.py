@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+import triton_sides
 from oracle import OPS, Case, check, expand, expected, make_tensors, problem_of, run
 
 import symconv_fast as sf
@@ -92,9 +93,13 @@ class TooExpensiveError(Exception):
     """A check that is not made, and why."""
 
 
+def _special() -> dict[str, Case]:
+    return {name: case for name, case in cases.SPECIAL.items() if not name.startswith(cases.CPU_PLANS)}
+
+
 def problems() -> dict[str, Case]:
-    """Every special case, the expensive ones shrunk, and seeded random ones."""
-    special = {name: replace(case, **SHRUNK.get(name, {})) for name, case in cases.SPECIAL.items()}
+    """Every special case but those of plans of the CPU, the expensive ones shrunk, and seeded random ones."""
+    special = {name: replace(case, **SHRUNK.get(name, {})) for name, case in _special().items()}
     return special | {f"random {i}": case for i, case in enumerate(cases.sample(SAMPLE))}
 
 
@@ -109,9 +114,10 @@ def grid() -> Iterator[tuple[str, Check]]:
     Forward the two algorithms are two kernels, so the special cases run both.
     """
     dtypes = cycle(DTYPES)
+    special = _special()
     for i, (name, case) in enumerate(problems().items()):
-        number = i if name in cases.SPECIAL else i - len(cases.SPECIAL)
-        forward = ALGORITHMS if name in cases.SPECIAL else ALGORITHMS[number % 2 :][:1]
+        number = i if name in special else i - len(special)
+        forward = ALGORITHMS if name in special else ALGORITHMS[number % 2 :][:1]
         yield from _checks(name, case, number, forward, dtypes)
 
 
@@ -154,21 +160,31 @@ def same_bits(case: Case, op: str, algorithm: str) -> None:
     assert torch.equal(first, run(case, torch.float32, op, "triton", algorithm))
 
 
+def forget_calls() -> None:
+    """Plan anew what was called before."""
+    ops.forget_plans()
+    backend.bind.cache_clear()
+    launch._plan.cache_clear()
+
+
 def other_tiles(case: Case, op: str, algorithm: str, dtype: torch.dtype, arch: str) -> None:
     """With the tiles of a GPU, which are other ones than the interpreter's."""
-    with mock.patch.object(backend.run, "architecture", return_value=arch):
+    forget_calls()
+    with mock.patch.object(backend.run, "architecture", return_value=arch) as asked:
         check(case, dtype, op, "triton", algorithm)
+    asked.assert_called()
+    forget_calls()
 
 
 def one_launch_a_tie(case: Case, count: int) -> None:
     """A layer that fills the device gets a launch for each number of tied axes."""
     with mock.patch.object(configs, "MERGE_WAVES", 0):
-        launch._plan.cache_clear()
+        forget_calls()
         options = Options("sm_90", bias=case.bias)
         problem = problem_of(case, torch.float32, "fprop")
         assert len(launch.plan(problem, "fprop", "fold", options=options).launches) == 1 + count
         check(case, torch.float32, "fprop", "triton", "fold")
-    launch._plan.cache_clear()
+    forget_calls()
     assert len(launch.plan(problem, "fprop", "fold", options=options).launches) == 2
 
 
@@ -192,7 +208,7 @@ def strict_overflow() -> None:
     leaf = x.double().requires_grad_()
     y = F.conv2d(leaf, filters, padding=1)
     (gx,) = torch.autograd.grad(y, leaf, gy.double())
-    got = backend.fprop(problem, "fold", x, w, None), backend.dgrad(problem, "fold", gy, w)
+    got = backend.bind(problem, "fprop", "fold")(x, w), backend.bind(problem, "dgrad", "fold")(gy, w)
     for result, wanted in zip(got, (y.detach(), gx)):
         assert wanted.abs().max() < 65504
         torch.testing.assert_close(result.double(), wanted, rtol=2e-3, atol=0)
@@ -282,6 +298,7 @@ def all_checks() -> Iterator[tuple[str, Check]]:
             yield title, partial(activation, special["hv"], function, algorithm)
     yield "activation, depthwise", partial(activation, special["depthwise, stride 2"], F.silu, "direct")
     yield "float16 does not overflow", strict_overflow
+    yield from triton_sides.checks()
 
 
 def main() -> int:

@@ -40,6 +40,8 @@ from triton.compiler import ASTSource
 from symconv_fast.backends.triton import configs
 from symconv_fast.backends.triton.launch import Launch, Options, plan, refusal
 from symconv_fast.problem import Problem
+from symconv_fast.sides import Own, Sides
+from symconv_fast.ties import Segment, Ties
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ PRECISIONS: dict[torch.dtype, tuple[str, ...]] = {
 }
 TIES = {0: 0, 1: 1, 2: 3, 3: 7}  # number of tied axes -> mask
 PRODUCTS = ("fprop_fold", "fprop_direct", "dgrad", "wgrad")
+SIDED = (
+    "fprop_fold_both",
+    "fprop_fold_own",
+)  # of ties on both sides: names of tiles that may be those of others
 CHANNELS = 256
 # Registers depend on the channels too: where several ties leave the fewest, these are compiled as well.
 OTHER_CHANNELS = {("fprop_fold", 2): (128, 192), ("fprop_fold", 3): (128,)}
@@ -134,20 +140,30 @@ def make_problem(
     groups: int = 1,
     transposed: bool = False,
     last: bool = True,
+    inputs: int = 0,
+    own: Own | None = None,
 ) -> Problem:
-    """A layer on a GPU; `ties` are rows over all groups by mask."""
-    ndim, rows = len(spatial), sum(ties.values())
-    flat = [value for tie in ties.items() for value in tie]
+    """A layer on a GPU; `ties` are rows over all groups by mask.
+
+    The input channels are orbits of the tie `inputs`. With `own` the rows, of mask 0, are their own images.
+    """
+    ndim, taps = len(spatial), (kernel,) * len(spatial)
+    made = Ties(ndim, groups, tuple(Segment(*tie) for tie in ties.items()))
+    if inputs or own:
+        orbits = Ties(ndim, groups, (Segment(inputs, channels >> inputs.bit_count()),)) if inputs else None
+        made = Ties(ndim, groups, made.segments, Sides(groups, orbits, (own,), taps if own else ()))
     geometry = [stride] * ndim, [kernel // 2] * ndim, [1] * ndim, [0] * ndim
-    outer, inner = (channels, rows // groups) if transposed else (rows, channels // groups)
-    sizes = (batch, channels, *spatial), (outer, inner, *[kernel] * ndim)
-    return Problem.create(sizes, (flat, *geometry, transposed, groups, last), last, dtype, "cuda")
+    sizes = (batch, channels, *spatial), made.weight_shape(channels // groups, taps, transposed)
+    return Problem.create(sizes, (made.flat, *geometry, transposed, groups, last), last, dtype, "cuda")
 
 
-def table_problem(order: int, dtype: torch.dtype, channels: int = CHANNELS) -> Problem:
-    """A layer large enough for every tile of the table: 3 taps an axis."""
+def table_problem(order: int, dtype: torch.dtype, channels: int = CHANNELS, kind: str = "") -> Problem:
+    """A layer large enough for every tile of the table: 3 taps an axis. `kind` is "_both", "_own" or a lift's, ""."""
     spatial = (56, 56) if order < 3 else (24, 24, 24)
-    return make_problem({TIES[order]: 256 if order < 3 else 64}, channels, spatial, dtype=dtype)
+    if kind == "_own":
+        return make_problem({0: 256}, channels, spatial, dtype=dtype, own=Own(TIES[order], 0))
+    ties = {TIES[order]: 256 if order < 3 else 64}
+    return make_problem(ties, channels, spatial, dtype=dtype, inputs=TIES[order] if kind else 0)
 
 
 GEOMETRIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -178,12 +194,34 @@ GEOMETRIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("direct",),
         {"ties": {1: 96}, "channels": 96, "spatial": (56, 56), "groups": 96, "last": False},
     ),
+    "h to h, stride 2": (
+        ("fold",), {"ties": {1: 64}, "channels": 128, "spatial": (56, 56), "stride": 2, "inputs": 1},
+    ),
+    "hv to hv": (("fold",), {"ties": {3: 64}, "channels": 256, "spatial": (28, 28), "inputs": 3}),
+    "hv to hv, even kernel": (
+        ("fold",),
+        {"ties": {3: 32}, "channels": 128, "spatial": (28, 28), "kernel": 4, "stride": 2, "inputs": 3},
+    ),
+    "hvz to hvz": (("fold",), {"ties": {7: 16}, "channels": 128, "spatial": (16, 16, 16), "inputs": 7}),
+    "h to h, odd channels": (("fold",), {"ties": {1: 33}, "channels": 100, "spatial": (29, 31), "inputs": 1}),
+    "h to hv": (("fold",), {"ties": {3: 32}, "channels": 128, "spatial": (28, 28), "inputs": 1}),
+    "h+": (("fold",), {"ties": {0: 80}, "channels": 64, "spatial": (3200,), "kernel": 5, "own": Own(1, 0)}),
+    "h-v+": (("fold",), {"ties": {0: 128}, "channels": 128, "spatial": (28, 28), "own": Own(3, 1)}),
+    "h- of h": (
+        ("fold",), {"ties": {0: 256}, "channels": 256, "spatial": (28, 28), "inputs": 1, "own": Own(1, 1)},
+    ),
     "more than 2^31 elements": (
         ("fold",), {"ties": {1: 64}, "channels": 128, "spatial": (512, 512), "batch": 128},
     ),
 }  # fmt: skip
 # Compiled by `make test` too, for every architecture: passes and numbers of tied axes, in float32 the first alone.
-QUICK = {"fprop_fold": (1, 2, 3), "dgrad": (1, 2), "wgrad": (1, 2)}
+QUICK = {
+    "fprop_fold": (1, 2, 3),
+    "dgrad": (1, 2),
+    "wgrad": (1, 2),
+    "fprop_fold_both": (2,),
+    "wgrad_both": (2,),
+}
 
 
 def precisions(dtype: torch.dtype, arch: str) -> tuple[str, ...]:
@@ -194,7 +232,7 @@ def precisions(dtype: torch.dtype, arch: str) -> tuple[str, ...]:
 def entries(arch: str) -> Iterator[Entry]:
     """Everything that is compiled for an architecture."""
     for itemsize, table in configs.TILES.items():
-        for kernel, order in table:
+        for kernel, order in (*table, *itertools.product(SIDED, (1, 2, 3))):
             for dtype in (dtype for dtype in PRECISIONS if dtype.itemsize == itemsize):
                 for precision in precisions(dtype, arch):
                     product = configs.product_of(str(dtype)[6:], precision)
@@ -226,13 +264,15 @@ def _table_entries(
     channels: int,
 ) -> Iterator[Entry]:
     """The launches of `kernel` with one tile of the table."""
-    op, _, algorithm = kernel.partition("_")
+    base = kernel.removesuffix("_both").removesuffix("_own")
+    op, _, algorithm = base.partition("_")
     options = Options(arch=arch, precision=precision, config=tile)
     name = f"{kernel} {order} {tile.m}x{tile.n}x{tile.k}" + (f" C={channels}" if channels != CHANNELS else "")
-    problem = table_problem(order, dtype, channels)
-    for launch in plan(problem, op, algorithm or "fold", options=options).launches:
-        if launch.kernel == kernel:
-            yield _entry(name, arch, dtype, precision, launch)
+    problem = table_problem(order, dtype, channels, kernel.removeprefix(base))
+    for each in (op, "dgrad") if kernel in SIDED else (op,):  # the same kernel makes both
+        for launch in plan(problem, each, algorithm or "fold", options=options).launches:
+            if launch.kernel == base:
+                yield _entry(name + f" {each}" * (each != op), arch, dtype, precision, launch)
 
 
 def _geometry_entries(

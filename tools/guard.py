@@ -1,5 +1,7 @@
 # Runs the fuzz problems with every tensor and buffer between pages that cannot be touched.
-"""python tools/guard.py [number of problems]        (default: SYMCONV_FAST_FUZZ, else 2000)
+"""python tools/guard.py [problems [first]] [arguments of tests/replay.py]
+
+The number of problems is SYMCONV_FAST_FUZZ by default, else 2000; "--kernels --turn own" leaves most repetitions out.
 
 A read or write past a block ends with a segmentation fault, and the problem's repr, at the full speed of the kernels as
 they are installed: under every instruction set that the CPU has, where AddressSanitizer needs a slow build of its own.
@@ -9,6 +11,7 @@ at a page that cannot be touched, and with blocks that begin at one. Linux, with
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -35,10 +38,11 @@ def build() -> Path:
     return library
 
 
-def run(library: Path, mode: str, isa: str, problems: str) -> int:
+def run(library: Path, mode: str, isa: str, arguments: list[str]) -> int:
     """Check the problems in one mode and instruction set ("" for the best); returns the exit code."""
     environment = {
-        **os.environ, "LD_PRELOAD": str(library), "SYMCONV_FAST_GUARD": mode, "PYTHONPATH": str(ROOT),
+        "OMP_WAIT_POLICY": "passive", **os.environ,
+        "LD_PRELOAD": str(library), "SYMCONV_FAST_GUARD": mode, "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     if isa:
         environment["SYMCONV_FAST_ISA"] = isa
@@ -46,27 +50,20 @@ def run(library: Path, mode: str, isa: str, problems: str) -> int:
         f"blocks that {mode} at a page that cannot be touched, {isa or 'the best instruction set'}:",
         flush=True,
     )
-    replay = [
-        sys.executable,
-        "-X",
-        "faulthandler",
-        "tests/replay.py",
-        problems,
-        "--special",
-        "--trace",
-        str(LAST),
-    ]
-    return subprocess.run(replay, cwd=ROOT, env=environment, check=False).returncode
+    replay = ["-X", "faulthandler", "tests/replay.py", *arguments, "--special", "--trace", str(LAST)]
+    return subprocess.run([sys.executable, *replay], cwd=ROOT, env=environment, check=False).returncode
 
 
 def main() -> None:
     """Build and run."""
-    problems = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("SYMCONV_FAST_FUZZ", "2000")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("problems", nargs="?", default=os.environ.get("SYMCONV_FAST_FUZZ", "2000"))
+    args, more = parser.parse_known_args()
     library = build()
     for isa in ("", "avx2", "baseline"):
         for mode in ("end", "begin"):
             LAST.write_text("(none was begun)")
-            code = run(library, mode, isa, problems)
+            code = run(library, mode, isa, [args.problems, *more])
             if code:
                 raise SystemExit(
                     f"exit code {code}; repeat it with: python tests/replay.py {LAST.read_text().strip()}"

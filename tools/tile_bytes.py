@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from triton.runtime import interpreter
 
-from symconv_fast.backends.triton import interpreted, run
+from symconv_fast.backends.triton import interpreted, letters, run
 from symconv_fast.backends.triton.configs import Config
 from symconv_fast.backends.triton.geometry import Geometry, geometry
 from symconv_fast.backends.triton.launch import Launch
-from symconv_fast.problem import OPS, Problem
+from symconv_fast.problem import OPERANDS, OPS, Problem
+from symconv_fast.sides import Sides
+from symconv_fast.ties import Segment, Ties, orbit_size
 
 TILE = Config(
     32, 16, 16, 4, 1, 3
@@ -103,6 +105,8 @@ def blocks(size: int, width: int) -> int:
 def model(problem: Problem, step: Launch) -> dict[str, int]:
     """Elements that a launch loads and stores, by tensor."""
     g, made = geometry(problem), step.constants
+    if step.kernel == "fprop_fold" and step.pointers["x"][0] == "y":
+        return _fold(problem, g.adjoint(), made, "y", "x")
     kinds = {"fprop_fold": _fold, "fprop_direct": _direct, "dgrad": _dgrad, "wgrad": _wgrad}
     return kinds[step.kernel](problem, g, made) if step.kernel in kinds else {}
 
@@ -113,15 +117,15 @@ def _positions(problem: Problem, tile: int) -> tuple[int, int]:
     return total, blocks(total, tile)
 
 
-def _fold(problem: Problem, g: Geometry, made: Any) -> dict[str, int]:
+def _fold(problem: Problem, g: Geometry, made: Any, x: str = "x", y: str = "y") -> dict[str, int]:
     """Once a block of orbits: the input at every tap. Once a tile and block: all folded weights, padded to blocks."""
-    total, tiles = _positions(problem, made["BM"])
+    total = problem.batch * math.prod(g.y)
     across = sum(blocks(s.rows, made["BN"]) for s in g.segments)
-    depth = blocks(g.channels, made["BK"]) * made["BK"]
+    depth = blocks(g.depth, made["BK"]) * made["BK"] * orbit_size(g.both)
     return {
-        "load x": g.groups * across * windows(problem) * g.channels,
-        "load folded": g.groups * tiles * across * g.taps * depth * made["BN"],
-        "store y": g.groups * total * g.filters,
+        f"load {x}": g.groups * across * windows(problem) * g.channels,
+        "load folded": g.groups * blocks(total, made["BM"]) * across * g.kept_taps * depth * made["BN"],
+        f"store {y}": g.groups * total * g.filters,
     }
 
 
@@ -151,7 +155,7 @@ def _wgrad(problem: Problem, g: Geometry, made: Any) -> dict[str, int]:
     total = problem.batch * math.prod(problem.spatial)
     across = sum(blocks(s.rows, made["BM"]) for s in g.segments)
     return {
-        "load y": g.groups * blocks(g.channels, made["BN"]) * windows(problem) * g.filters,
+        "load y": g.groups * blocks(g.depth, made["BN"]) * windows(problem) * g.filters,
         "load x": g.groups * rows * across * total * g.channels,
         "store w": g.groups * g.taps * g.rows * g.channels,
     }
@@ -160,12 +164,16 @@ def _wgrad(problem: Problem, g: Geometry, made: Any) -> dict[str, int]:
 # --- comparing -------------------------------------------------------------------------------------------------------
 
 
-def layer(ties: dict[int, int], channels: int, spatial: tuple[int, ...], groups: int = 1) -> Problem:
-    """A 3-tap layer, channels last, with padding 1, batch 2."""
-    one = [1] * len(spatial)
-    flat = [value for tie in ties.items() for value in tie]
-    static = (flat, one, one, one, [0] * len(spatial), False, groups, len(spatial) > 1)
-    sizes = (2, channels, *spatial), (sum(ties.values()), channels // groups, *[3] * len(spatial))
+def layer(
+    ties: dict[int, int], channels: int, spatial: tuple[int, ...], groups: int = 1, inputs: int = 0
+) -> Problem:
+    """A 3-tap layer, channels last, with padding 1, batch 2; its input channels are orbits of the tie `inputs`."""
+    one, ndim = [1] * len(spatial), len(spatial)
+    orbits = Ties(ndim, 1, (Segment(inputs, channels // orbit_size(inputs)),))
+    sides = Sides(groups, orbits, (None,) * len(ties)) if inputs else None
+    made = Ties(ndim, groups, tuple(Segment(*tie) for tie in ties.items()), sides)
+    static = (made.flat, one, one, one, [0] * ndim, False, groups, ndim > 1)
+    sizes = (2, channels, *spatial), (sum(ties.values()), channels // groups, *[3] * ndim)
     return Problem.create(sizes, static, len(spatial) > 1, torch.float32, "cpu")
 
 
@@ -175,27 +183,16 @@ CASES = {
     "mixed": layer({1: 18, 2: 3, 3: 17}, 20, (4, 5)),
     "groups": layer({3: 24}, 48, (5, 6), groups=2),
     "hvz": layer({7: 20}, 20, (3, 4, 5)),
+    "orbits": layer({3: 18}, 80, (5, 6), inputs=3),
 }
 
 
 def execute(problem: Problem, op: str, algorithm: str) -> None:
     """Run an operator on ones with the tile of this file."""
-    options = run.options_for
-    run.options_for = lambda tensor, **more: options(tensor, config=TILE, **more)
     fmt = torch.channels_last if problem.ndim == 2 else torch.channels_last_3d
-    x, w, gy = (
-        torch.ones(shape).contiguous(memory_format=fmt)
-        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
-    )
-    try:
-        if op == "fprop":
-            run.fprop(problem, algorithm, x, w, None)
-        elif op == "dgrad":
-            run.dgrad(problem, algorithm, gy, w)
-        else:
-            run.wgrad(problem, algorithm, gy, x)
-    finally:
-        run.options_for = options
+    shapes = {"x": problem.input_shape, "w": problem.weight_shape, "y": problem.output_shape}
+    first, second, _ = (torch.ones(shapes[name]).contiguous(memory_format=fmt) for name in OPERANDS[op])
+    run.bind(problem, op, algorithm, config=TILE)(first, second)
 
 
 def compare(name: str, op: str, algorithm: str, counting: Counting) -> bool:
@@ -226,7 +223,12 @@ def main() -> int:
     install(counting)
     ways = [(op, "fold") for op in OPS] + [("fprop", "direct")]
     names = sys.argv[1:] or list(CASES)
-    results = [compare(name, op, algorithm, counting) for name in names for op, algorithm in ways]
+    results = [
+        compare(name, op, algorithm, counting)
+        for name in names
+        for op, algorithm in ways
+        if letters.refusal(CASES[name], algorithm) is None
+    ]
     return 0 if all(results) else 1
 
 

@@ -1,0 +1,205 @@
+"""The CPU's kernels for ties on both sides: every pass, by every algorithm that takes it, against the expansion.
+
+The expansion itself is held against the definition in test_sides.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from sides_problems import DTYPES, KINDS, PASSES, SIZES, TORCH_ERROR, draw, exact, format_of, layer_of, passes
+
+import symconv_fast as sf
+from symconv_fast import native
+from symconv_fast.backends import cpu
+
+pytestmark = pytest.mark.skipif(native.module is None, reason="the native module was not built")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("block", range(8))
+def test_every_pass_is_that_of_the_expansion(dtype: torch.dtype, block: int) -> None:
+    ran = dict.fromkeys(PASSES, 0)
+    for number in range(block * 21, block * 21 + 21):
+        case, geometry = draw(number)
+        last = number % 3 == 0
+        torch.manual_seed(number)
+        layer = layer_of(case, dtype, last, **geometry)
+        x = (
+            torch.randn(2, case.channels, *SIZES[case.ndim])
+            .to(dtype)
+            .contiguous(memory_format=format_of(case.ndim, last))
+        )
+        y, gx, gw, up = exact(case, layer, x, geometry)
+        up = up.contiguous(memory_format=format_of(case.ndim, last))
+        problem = layer.problem(x)
+        for algorithm in cpu.ALGORITHMS:
+            able = [op for op in PASSES if cpu.can_run(problem, op, algorithm) is None]
+            for op, got, true in zip(PASSES, passes(layer, x, up, able, algorithm), (y, gx, gw)):
+                if op not in able:
+                    continue
+                error = (got.double() - true).norm() / true.norm()
+                assert error <= TORCH_ERROR[dtype], f"{op} by {algorithm}: {error:.2g}, {case}, {geometry}"
+                ran[op] += algorithm == "fold"
+    assert min(ran.values()) >= 12, f"too few of them ran by panels: {ran}"
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)
+def test_what_is_selected_runs_and_is_what_was_counted(kind: int) -> None:
+    """Multiplications by their kind, and products and panels as the plan has them without tensors."""
+    from symconv_fast import _cpu
+
+    compared = 0
+    _cpu.count_kernels(True)
+    try:
+        for number in range(kind, 12 * len(KINDS), len(KINDS)):
+            case, geometry = draw(number)
+            layer = layer_of(case, torch.float32, False, **geometry)
+            x = torch.randn(2, case.channels, *SIZES[case.ndim])
+            problem = layer.problem(x)
+            up, weight = torch.randn(problem.output_shape), layer.weight.detach()
+            for op, arguments in zip(PASSES, ((x, weight, None), (up, weight), (up, x))):
+                selection = cpu.select(problem, op, "fold")
+                if selection.reason is not None or selection.depthwise:
+                    continue
+                _cpu.take_done(), _cpu.reset_counters()
+                cpu.bind(problem, op, "fold")(*arguments)
+                done, counters = _cpu.take_done(), _cpu.counters()
+                assert selection.exact == done, f"{op}, {case}, {geometry}"
+                how = {"sum": "sum" if op == "dgrad" else "weight sum"}
+                wanted = Counter(how.get(m["how"], m["how"]) for m in selection.plan)
+                assert {name: n for name, n in counters.items() if n and name != "copy"} == wanted
+                compared += 1
+    finally:
+        _cpu.count_kernels(False)
+    assert compared >= 12
+
+
+@pytest.mark.parametrize("op", PASSES)
+@pytest.mark.parametrize(
+    ("symmetry", "inputs", "share"),
+    [
+        ("h", "h", 2),
+        ("hv", "hv", 4),
+        ("hv", "h", 4),
+        ("h", "hv", 2),
+        ("h", {"h": tuple(range(63, -1, -1))}, 2),
+        ("h+", "h", 2),
+        ("h-v+", "hv", 4),
+    ],
+)
+def test_products_are_those_of_the_weight(op: str, symmetry: str, inputs: object, share: int) -> None:
+    """An axis of four taps has none in the middle, and 64 channels and orbits leave no lane empty."""
+    layer = sf.SymmetricConv2d(64, 256, 4, symmetry=symmetry, input_symmetry=inputs, bias=False)
+    x = torch.empty(1, 64, 19, 32)
+    selection = cpu.select(layer.problem(x), op, "fold")
+    dense = 256 * 64 * 16 * 16 * 29  # those of the gradient of the input have more positions
+    assert dense / share <= selection.exact["products"] <= 2 * dense / share
+    counted = sum(n for unit, n in selection.counts.items() if unit.endswith("/multiply_adds"))
+    assert 0.6 <= counted * selection.lanes / selection.exact["products"] <= 1.3
+
+
+REVERSED = {"h": tuple(range(15, -1, -1))}
+
+
+@pytest.mark.parametrize(
+    ("symmetry", "inputs", "ops"),
+    [
+        ({"h": 16}, {"h": 16}, PASSES),
+        ({"hv": 16}, {"hv": 16}, PASSES),
+        ({"h+": 16}, None, PASSES),
+        ({"h-v+": 16}, None, PASSES),
+        ({"h": 16}, REVERSED, PASSES),
+        ({"h-": 16}, REVERSED, PASSES),
+        ({"h": 16}, {"h": (1, 0, *range(2, 16))}, PASSES),
+        ({"h+v-": 16}, {"hv": 16}, PASSES),
+        ({"hv": 16}, {"h": 16}, PASSES),
+        ({"h": 16}, {"hv": 16}, PASSES),
+        ({"h": 16}, {"h": 8}, PASSES),
+        ({"h": 8}, {"h": 16}, ("fprop", "wgrad")),
+        ({"h+": 8, "h-": 8}, None, ("fprop", "wgrad")),
+        ({"h-v+": 16}, {"h": 16}, ("fprop", "wgrad")),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_panels_take_these_ties(symmetry, inputs, ops, dtype: torch.dtype) -> None:
+    layer = sf.SymmetricConv2d(16, 16, 4, padding=1, symmetry=symmetry, input_symmetry=inputs, bias=False)
+    problem = layer.to(dtype).problem(torch.empty(1, 16, 14, 14, dtype=dtype))
+    assert tuple(op for op in PASSES if cpu.can_run(problem, op, "fold") is None) == ops
+    assert all(cpu.can_run(problem, op, "expand") is None for op in PASSES)
+
+
+@pytest.mark.parametrize(
+    ("symmetry", "inputs", "groups", "op", "reason"),
+    [
+        ({"h": 8}, {"h": 16}, 1, "dgrad", "several ties, whose gradients are folded one by one"),
+        ({"h+": 8, "h-": 8}, None, 1, "dgrad", "several ties, whose gradients are folded one by one"),
+        ({"h-v+": 16}, {"h": 16}, 1, "dgrad", "along others none"),
+        ({"hv": 16}, REVERSED | {"v": REVERSED["h"]}, 1, "fprop", "move an input channel alike"),
+        ({"h": 16}, {"h": 16}, 4, "fprop", "exchange groups"),
+    ],
+)
+def test_what_panels_do_not_take_is_refused_with_the_reason(symmetry, inputs, groups, op, reason) -> None:
+    layer = sf.SymmetricConv2d(
+        16, 16, 4, padding=1, symmetry=symmetry, input_symmetry=inputs, groups=groups, bias=False
+    )
+    x = torch.randn(1, 16, 8, 8)
+    problem = layer.problem(x)
+    assert reason in str(cpu.can_run(problem, op, "fold"))
+    with sf.backend("reference"):
+        expected = layer(x)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_that_lie_together_are_not_sorted_in_a_stage() -> None:
+    layer = sf.SymmetricConv2d(16, 16, 3, padding=1, symmetry="h", input_symmetry=REVERSED, bias=False)
+    layer, x = layer.to(memory_format=torch.channels_last), torch.randn(1, 16, 8, 8)
+    x = x.to(memory_format=torch.channels_last)
+    for op in PASSES:
+        assert "one by one" in str(cpu.can_run(layer.problem(x), op, "fold"))
+        assert cpu.can_run(layer.problem(x), op, "expand") is None
+
+
+def test_a_panel_of_few_channels_is_multiplied_by_orbits() -> None:
+    """One-hot bases fill no vectors; their gradient, of which nothing was measured that would hold, is not folded."""
+    layer = sf.SymmetricConv1d(4, 64, 21, symmetry="h", input_symmetry={"h": (3, 2, 1, 0)}, bias=False)
+    problem = layer.problem(torch.empty(1, 4, 1000))
+    (plan,) = cpu.select(problem, "wgrad", "fold").plan
+    assert plan["of_input"]
+    assert cpu.estimate(problem, "dgrad", "fold") == math.inf > cpu.estimate(problem, "wgrad", "fold")
+    wide = sf.SymmetricConv1d(64, 64, 21, symmetry="h", input_symmetry="h", bias=False)
+    (plan,) = cpu.select(wide.problem(torch.empty(1, 64, 1000)), "wgrad", "fold").plan
+    assert not plan["of_input"]
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        ((0, 0, 2, 2, 1, 1, 0), None),
+        ((0, 0, 2, 2, 1, 1, 1), "its ties are not well formed"),  # no involution
+        ((0, 0, 2, 2, 1, 5, 0), "its ties are not well formed"),  # of more channels
+        ((0, 0, 2, 2, 3, 1, 0), "its ties are not well formed"),  # of another letter
+        ((0, 0, 1, 1, 1, 1, 1), None),
+        ((0, 0, 1, 2, 1, 1, 1), "its ties are not well formed"),  # half a row in a group
+        ((0, 0, 1, 1, 2, 1, 1), "its ties are not well formed"),  # of another segment
+        ((1, 0, 1, 1, 1, 1, 1), "its mirrors exchange groups"),
+        ((0, 0, 3, 1, 1, 1, 1), "its ties are not well formed"),
+    ],
+)
+def test_a_head_of_flat_ties_is_read_with_care(head: tuple[int, ...], reason: str | None) -> None:
+    from symconv_fast import _cpu
+
+    known = _cpu.Problem(
+        ties=[-1 - len(head), *head, 1, 3], stride=(1,), padding=(0,), dilation=(1,), transposed=False, groups=1,
+        input=(1, 2, 9), weight=(3, 2, 3), output=(1, 6, 7), type=torch.float32, source_last=False, result_last=False,
+    )  # fmt: skip
+    assert _cpu.select(known, _cpu.Op.fprop, _cpu.Algorithm.fold).reason == reason
+    with pytest.raises(RuntimeError, match="ties are of 2 input channels, not 4"):
+        _cpu.Problem(
+            ties=[-8, 0, 0, 2, 2, 1, 1, 0, 1, 3], stride=(1,), padding=(0,), dilation=(1,), transposed=False,
+            groups=1, input=(1, 4, 9), weight=(3, 4, 3), output=(1, 6, 7), type=torch.float32, source_last=False,
+            result_last=False,
+        )  # fmt: skip
