@@ -23,6 +23,7 @@ from .both_sides import (
     show_input,
 )
 from .checks import ShapeError, ints
+from .compiling import straight
 from .eager import recall_layer
 from .functional import IntOrInts, check_bias, prepare, run
 from .problem import Problem
@@ -269,6 +270,10 @@ class _Symmetric(nn.modules.conv._ConvNd, Generic[_Conv]):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *spatial) or (C, *spatial) to (N, out_channels, *out_spatial) or without N."""
+        if is_compiling():
+            output = straight(self, input, False) if self._is_own else None
+            if output is not None:
+                return output
         # eager.takes, without a call of its own. Subclasses of Tensor go the longer way: `isinstance` takes too long.
         if type(input) is Tensor and self._is_own and recall_layer and not is_compiling() and input.is_cpu:
             output = recall_layer(self, input)
@@ -363,6 +368,10 @@ class _SymmetricTransposed(_Symmetric[_Conv]):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As torch's transposed layer; `output_size` picks among the sizes that the stride leaves open."""
+        if is_compiling() and output_size is None:
+            output = straight(self, input, True) if self._is_own else None
+            if output is not None:
+                return output
         if is_traced(input):
             node = record_layer(self, input, *([] if output_size is None else [output_size]))
             if node is not None:

@@ -197,3 +197,48 @@ def test_export_with_dynamic_sizes():
     for shape in ((2, 4, 6, 7), (5, 4, 9, 7)):
         x = torch.randn(shape)
         torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    "name, value", [("padding", (2, 0)), ("padding", "valid"), ("dilation", (2, 1)), ("bias", None)]
+)
+def test_compiled_layers_follow_their_attributes(name, value):
+    layer = sf.SymmetricConv2d(4, 8, 3, padding=1, symmetry="h")
+    x = torch.randn(2, 4, 7, 6)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    before = layer(x)
+    setattr(layer, name, value)
+    after = layer(x)
+    assert after.shape != before.shape or not torch.equal(after, before)
+    torch.testing.assert_close(compiled(x), after)
+
+
+def test_compiled_layers_refuse_what_eager_ones_refuse():
+    layer = sf.SymmetricConv2d(4, 8, 3, symmetry="h")
+    compiled = torch.compile(layer, backend="eager")
+    for wrong in (torch.randn(2, 5, 7, 6), torch.randn(2, 4, 7, 6, dtype=torch.float64), torch.randn(7, 6)):
+        with pytest.raises((ValueError, TypeError, RuntimeError)):
+            compiled(wrong)
+
+
+def guards(layer, x):
+    """How much torch.compile checks before each call."""
+    counts = []
+
+    def keep_all(entries):
+        counts.append(len(entries))
+        return [True] * len(entries)
+
+    torch.compile(layer, options={"guard_filter_fn": keep_all})(x)
+    return counts[-1]
+
+
+@pytest.mark.parametrize(
+    "cls, torchs", [(sf.SymmetricConv2d, nn.Conv2d), (sf.SymmetricConvTranspose2d, nn.ConvTranspose2d)]
+)
+def test_compiled_layers_check_little_more_than_torchs(cls, torchs):
+    x = torch.randn(1, 16, 8, 8)
+    ours = guards(cls(16, 16, 3, padding=1, symmetry="h"), x)
+    torch._dynamo.reset()
+    assert ours <= guards(torchs(16, 16, 3, padding=1), x) + 16, f"{ours} guards"
