@@ -149,6 +149,30 @@ def test_compiled_autograd_over_eager_layers(dynamic):
     assert counter.frame_count == 1 + dynamic  # a size that changes is a symbol from its second value on
 
 
+ALIKE = {
+    "h": {"padding": 1, "symmetry": "h"},
+    "v": {"padding": 1, "symmetry": "v"},
+    "dilated": {"padding": 2, "dilation": 2, "symmetry": "v"},
+}
+
+
+def test_compiled_autograd_tells_layers_apart_whose_tensors_have_the_same_sizes():
+    """By ties and geometry, by where channels lie, and by the gradients that are wanted."""
+    counter = CompileCounterWithBackend("aot_eager")
+    layers = [sf.SymmetricConv2d(2, 8, 3, **options) for options in ALIKE.values()]
+    for last in (False, True):
+        for layer in layers:
+            x = torch.randn(2, 2, 6, 5)
+            x = x.contiguous(memory_format=torch.channels_last) if last else x
+            for wanted in ([x, *layer.parameters()], [layer.weight], [x], [layer.bias]):
+                y = layer(x.requires_grad_())
+                loss = y.sin().sum()
+                expected = torch.autograd.grad(loss, wanted, retain_graph=True)
+                with torch._dynamo.compiled_autograd._enable(torch.compile(backend=counter, dynamic=False)):
+                    found = torch.autograd.grad(loss, wanted)
+                assert_same(found, expected)
+
+
 def test_inductor_trains_a_network():
     net = nn.Sequential(
         sf.SymmetricConv2d(1, 8, 3, padding=1, symmetry={"h": 4}),

@@ -135,6 +135,46 @@ def test_products_of_a_fold_are_those_of_its_weights() -> None:
     assert selection.counts["pixels/multiply_adds"] * selection.lanes == exact["products"]
 
 
+STEM, WIDE = 3, 64
+# Products of a pass over those of its folded weights at every position of the result (of the source for gradients of
+# the input), of 3 x 3 taps on a map of 34 x 34: by hand, less a rim that kernels may leave out or multiply.
+BY_HAND = {
+    ("fold", "fprop", WIDE): 1.0,
+    ("fold_f2", "fprop", WIDE): 4 / 6,
+    ("fold_f4", "fprop", WIDE): 6 / 12,
+    ("scatter", "fprop", WIDE): 34 / 32,  # of every column of the source
+    ("scatter_f2", "fprop", WIDE): 34 / 32 * 4 / 6,
+    ("scatter_f4", "fprop", WIDE): 34 / 32 * 6 / 12,
+    ("fold", "dgrad", WIDE): 34 / 32,
+    ("fold", "wgrad", WIDE): 34 / 32,
+    ("direct", "fprop", STEM): 2.0,  # each filter by itself
+    ("direct", "wgrad", STEM): 2.0,
+    ("direct", "dgrad", STEM): 2.0 * 32 / 27,  # taps and channels are the lanes
+    ("direct_fold", "fprop", STEM): 1.0,
+    ("direct_fold", "wgrad", STEM): 1.0,
+    ("direct_fold", "dgrad", STEM): 1.0,
+}
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(("algorithm", "op", "channels"), BY_HAND)
+def test_products_are_those_of_a_hand(algorithm: str, op: str, channels: int, last: bool) -> None:
+    """What kernels count and what the cost model goes by, both."""
+    fmt = torch.channels_last if last else torch.contiguous_format
+    layer = sf.SymmetricConv2d(channels, 64, 3, symmetry="h", bias=False).to(memory_format=fmt)
+    x = torch.empty(1, channels, 34, 34).to(memory_format=fmt)
+    selection = cpu.select(layer_problem(layer, x, op), op, algorithm)
+    assert selection.reason is None
+    with threads(1):
+        exact = selection.exact["products"]
+    counted = (
+        sum(n for unit, n in selection.counts.items() if unit.endswith("/multiply_adds")) * selection.lanes
+    )
+    wanted = BY_HAND[algorithm, op, channels] * layer.weight.numel() * 32 * 32
+    assert exact == pytest.approx(wanted, rel=0.15)
+    assert counted == pytest.approx(wanted, rel=0.15)
+
+
 def resnext(width: int, stride: int = 1, symmetry: Any = "h") -> tuple[torch.nn.Module, torch.Tensor]:
     """A layer of 32 groups, and its input."""
     layer = sf.SymmetricConv2d(32 * width, 32 * width, 3, stride, 1, groups=32, symmetry=symmetry)
@@ -216,6 +256,18 @@ def test_of_a_mixture_what_shares_no_products_is_folded() -> None:
     untied = cpu.select(layer_problem(sf.SymmetricConv2d(16, 64, 3, symmetry={}), x), "fprop", "scatter")
     assert "no tie whose mirrored taps share their products" in untied.reason
     assert untied.plan == []
+
+
+def test_a_scatter_that_is_not_filtered_is_not_one_with_filtering() -> None:
+    """Though what is folded beside it would be: of half the filters three taps are tied, of the others free."""
+    layer = sf.SymmetricConv2d(32, 64, (3, 2), padding=(1, 1), symmetry={"v": "50%"})
+    x = torch.empty(1, 32, 16, 16).to(memory_format=torch.channels_last)
+    problem = layer_problem(layer.to(memory_format=torch.channels_last), x)
+    plain = cpu.select(problem, "fprop", "scatter")
+    assert [(m["how"], m["filtering"]) for m in plain.plan] == [("scatter", ""), ("fold", "")]
+    folded = cpu.select(problem, "fprop", "fold_f2")
+    assert [m["filtering"] for m in folded.plan] == ["", "f2"]
+    assert "no axis is free of ties and has three taps" in cpu.select(problem, "fprop", "scatter_f2").reason
 
 
 def test_other_instructions_are_counted_and_not_run() -> None:

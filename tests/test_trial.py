@@ -195,6 +195,13 @@ def test_a_captured_call_uses_what_is_proven(world, monkeypatch):
     assert runs_of(world, conv, X) == ["quick"]
 
 
+def test_the_current_stream_is_asked_whether_it_is_captured(world, monkeypatch):
+    for captured, allowed in ((True, modes.NOTHING), (False, modes.TIME)):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda captured=captured: captured)
+        assert modes.allowed(torch.device("cuda"), (X, None)) == allowed
+        assert modes.allowed(torch.device("cpu"), (X, None)) == modes.TIME
+
+
 def test_vmap_neither_proves_nor_times(world):
     conv = layer()
     with torch.no_grad():
