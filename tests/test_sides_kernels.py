@@ -249,3 +249,26 @@ def test_a_head_of_flat_ties_is_read_with_care(head: tuple[int, ...], reason: st
             groups=1, input=(1, 4, 9), weight=(3, 4, 3), output=(1, 6, 7), type=torch.float32, source_last=False,
             result_last=False,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("head", "groups", "channels"),
+    [
+        ((-9, 1, 0, 0), 1, 2),  # longer than all that there is
+        ((-3, 0, 0, 0), 1, 2),  # without what moves channels
+        ((-4, 0, -1, 0), 1, 2),  # a kernel of less than no dims
+        ((-4, 0, 1, 0), 1, 2),  # a kernel beyond the head
+        ((-5, 0, 0, 0, 7), 1, 2),  # more than nothing
+        ((-9, 0, 0, 2, 3, 1, 1, 0, 2), 2, 3),  # channels that groups do not share evenly
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(head: tuple[int, ...], groups: int, channels: int) -> None:
+    from symconv_fast import _cpu
+
+    known = _cpu.Problem(
+        ties=[*head, 1, 6], stride=(1,), padding=(0,), dilation=(1,), transposed=False, groups=groups,
+        input=(1, channels, 9), weight=(6, channels // groups, 3), output=(1, 12, 7), type=torch.float32,
+        source_last=False, result_last=False,
+    )  # fmt: skip
+    for algorithm in (_cpu.Algorithm.fold, _cpu.Algorithm.expand):
+        assert _cpu.select(known, _cpu.Op.fprop, algorithm).reason == "its ties are not well formed"

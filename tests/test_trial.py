@@ -221,7 +221,7 @@ def test_tracing_neither_proves_nor_times(world):
     assert world.quick.ran == world.slow.ran == world.torchs.ran == []
 
 
-@pytest.mark.parametrize("when", ["compiling", "mode", "subclass"])
+@pytest.mark.parametrize("when", ["compiling", "mode", "subclass", "transform"])
 def test_what_does_not_simply_run_neither_proves_nor_times(world, monkeypatch, when):
     device = torch.device("cpu")
     assert modes.allowed(device, (X, None)) == modes.TIME
@@ -232,6 +232,11 @@ def test_what_does_not_simply_run_neither_proves_nor_times(world, monkeypatch, w
     elif when == "mode":
         with torch.utils._python_dispatch.TorchDispatchMode():
             assert modes.allowed(device, (X,)) == modes.NOTHING
+    elif when == "transform":
+        levels = []
+        torch.func.vmap(lambda x: levels.append(modes.allowed(device, (x,))) or x)(X)
+        torch.func.grad(lambda x: levels.append(modes.allowed(device, (x,))) or x.sum())(X)
+        assert levels == [modes.NOTHING] * 2
     else:
         assert modes.allowed(device, (X.as_subclass(type("Mine", (torch.Tensor,), {})),)) == modes.NOTHING
 
