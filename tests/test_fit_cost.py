@@ -113,7 +113,7 @@ for row in single + pairs:
     by_kind.setdefault(cost_rows.counted(row)[0].row, []).append(estimate(row) / row["ns"])
 print("RESULT", json.dumps({
     "by_kind": by_kind,
-    "factors": {name: [found, known[name]] for name, found in factors["AVX512"].items()},
+    "factors": {name: [found, known.get(name)] for name, found in factors["AVX512"].items()},
 }))
 """
 

@@ -496,6 +496,17 @@ def test_pins_of_the_style_tools_agree():
         assert len(pins) == 1, (tool, pins)
 
 
+def test_a_native_module_that_cannot_be_loaded_is_named(source):
+    """One of another torch, say, is not one that nobody has built; layers run all the same."""
+    module = f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    (source / "symconv_fast" / module).write_text("no module")
+    done = python("-c", LAYER, cwd=source, PYTHONPATH=str(source))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(source / "symconv_fast/__init__.py"), "torch.Size([1, 8, 3, 3])"]
+    assert done.stderr.count(f"{module} cannot be loaded: ") == 1
+    assert native.HOW_TO_BUILD in done.stderr
+
+
 def test_a_native_module_of_other_sources_is_refused_in_one_sentence():
     """After `git pull` without a build the names differ, and a call would fail somewhere later."""
     names = dict.fromkeys(native.NAMES)
