@@ -175,6 +175,44 @@ def test_products_are_those_of_a_hand(algorithm: str, op: str, channels: int, la
     assert counted == pytest.approx(wanted, rel=0.15)
 
 
+@pytest.mark.parametrize("positions", [7, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_half_of_a_word_is_multiplied_as_a_whole_one(dtype: torch.dtype, positions: int) -> None:
+    """A sum over positions, which instructions for bfloat16 take in pairs."""
+    layer = sf.SymmetricConv1d(64, 128, 1, symmetry=None, bias=False).to(dtype)
+    problem = layer_problem(layer, torch.empty(1, 64, positions, dtype=dtype), "wgrad")
+    with threads(1):
+        exact = cpu.select(problem, "wgrad", "fold").exact
+    in_pairs = dtype == torch.bfloat16 and _cpu.isa() in ("avx512_bf16", "amx_bf16")
+    assert exact["products"] == 64 * 128 * (8 if in_pairs else positions)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("channels", [3, 32])
+def test_two_groups_are_twice_the_work_of_one(channels: int, op: str, last: bool) -> None:
+    """Whatever it is counted in, but for what every call and every pass costs."""
+    fmt = torch.channels_last if last else torch.contiguous_format
+    found = {}
+    for groups in (1, 2):
+        layer = sf.SymmetricConv2d(groups * channels, groups * 64, 3, symmetry="h", groups=groups)
+        x = torch.empty(2, groups * channels, 20, 20).to(memory_format=fmt)
+        problem = layer_problem(layer.to(memory_format=fmt), x, op)
+        for algorithm in _cpu.Algorithm.__members__:
+            selection = cpu.select(problem, op, algorithm)
+            if selection.reason is None and algorithm != "expand":
+                counts = {
+                    unit: n
+                    for unit, n in selection.counts.items()
+                    if "call" not in unit and "pass" not in unit
+                }
+                found[groups, algorithm] = {"sorted": selection.sorted, **counts}
+    once = {algorithm: counts for (groups, algorithm), counts in found.items() if groups == 1}
+    assert len(once) >= (1 if op != "fprop" and channels == 32 else 3)
+    for algorithm, counts in once.items():
+        assert found[2, algorithm] == {unit: 2 * n for unit, n in counts.items()}, algorithm
+
+
 def resnext(width: int, stride: int = 1, symmetry: Any = "h") -> tuple[torch.nn.Module, torch.Tensor]:
     """A layer of 32 groups, and its input."""
     layer = sf.SymmetricConv2d(32 * width, 32 * width, 3, stride, 1, groups=32, symmetry=symmetry)
