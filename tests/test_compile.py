@@ -149,6 +149,44 @@ def test_compiled_autograd_over_eager_layers(dynamic):
     assert counter.frame_count == 1 + dynamic  # a size that changes is a symbol from its second value on
 
 
+ALIKE = {
+    "h": {"padding": 1, "symmetry": "h"},
+    "v": {"padding": 1, "symmetry": "v"},
+    "dilated": {"padding": 2, "dilation": 2, "symmetry": "v"},
+}
+
+
+def test_compiled_autograd_tells_layers_apart_whose_tensors_have_the_same_sizes():
+    """By ties and geometry, by where channels lie, and by the gradients that are wanted."""
+    layers = [sf.SymmetricConv2d(2, 8, 3, **options) for options in ALIKE.values()]
+    compiled = torch.compile(backend="aot_eager", dynamic=False)
+    for form in (torch.contiguous_format, torch.channels_last):
+        for layer in layers:
+            x = torch.randn(2, 2, 6, 5).contiguous(memory_format=form).requires_grad_()
+            every = [x, *layer.parameters()]
+            for wanted in (every, [x], [layer.weight])[: 3 if layer is layers[0] else 1]:
+                loss = layer(x).sin().sum()
+                expected = torch.autograd.grad(loss, wanted, retain_graph=True)
+                with torch._dynamo.compiled_autograd._enable(compiled):
+                    assert_same(torch.autograd.grad(loss, wanted), expected)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "input", "weight and bias"])
+def test_compiled_autograd_of_tensors_that_want_no_gradient(frozen):
+    """What the other one's gradient alone is made of was not even kept."""
+    layer, x = (
+        sf.SymmetricConv2d(2, 8, 3, padding=1, symmetry="h"),
+        torch.randn(2, 2, 6, 5, requires_grad=True),
+    )
+    tensors = {"input": x, "weight": layer.weight, "bias": layer.bias}
+    for name in frozen.split(" and "):
+        tensors.pop(name).requires_grad_(False)
+    loss = layer(x).sin().sum()
+    expected = torch.autograd.grad(loss, list(tensors.values()), retain_graph=True)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", dynamic=False)):
+        assert_same(torch.autograd.grad(loss, list(tensors.values())), expected)
+
+
 def test_inductor_trains_a_network():
     net = nn.Sequential(
         sf.SymmetricConv2d(1, 8, 3, padding=1, symmetry={"h": 4}),

@@ -459,6 +459,22 @@ def test_a_layer_is_recalled_natively(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(layer(x), y)
 
 
+def test_a_recalled_layer_shares_what_autocast_made_of_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cast of weight and bias for as long as autocast is on: the graph shows it."""
+    layer, x, _ = remembered_layer()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+        calls = [native(lambda: layer(x), monkeypatch) for _ in range(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        calls.append(native(lambda: layer(x), monkeypatch))
+    assert [y.dtype for y in calls] == [torch.bfloat16] * 3
+    first, again, later = ([node for node, _ in y.grad_fn.next_functions[1:]] for y in calls)
+    assert [node.name() for node in first] == ["ToCopyBackward0"] * 2
+    for one, other, anew in zip(first, again, later):
+        assert one is other
+        assert one is not anew
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("padding", (0, 0)), ("stride", (2, 2)), ("dilation", (2, 1)), ("bias", None)]
 )

@@ -105,9 +105,9 @@ def test_installs_as_pure_python_on_request(source, tmp_path):
 )
 def test_says_once_and_goes_on_without_a_compiler(source, compiler, reason):
     place = f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/symconv_fast"
-    stale = source / "build" / place / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("of another compiler, or another torch")
+    (source / "build" / place).mkdir(parents=True)
+    for stale in (f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}", "libsymconv_fast.so"):
+        (source / "build" / place / stale).write_text("of another compiler, or another torch")
     done = python("setup.py", "-q", "build", cwd=source, CXX=compiler, SYMCONV_FAST_NO_CPU="0")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("installing without the native CPU module") == 1
@@ -251,6 +251,19 @@ def test_a_wheel_has_the_module_and_its_library(source, tmp_path):
     assert sources[library] == every - sources[module]
 
 
+def test_what_another_command_links_is_linked_anew(source, tmp_path):
+    """Though no file is newer than the module that is there."""
+    compiler = tmp_path / "scribe"
+    compiler.write_text(SCRIBE)
+    compiler.chmod(0o755)
+    for flag in ("-Wl,-O1", "-Wl,-O2"):
+        environment = {"CXX": str(compiler), "LDFLAGS": flag, "SYMCONV_FAST_NO_CPU": "0", "MAX_JOBS": "2"}
+        done = python("setup.py", "-q", "build", cwd=source, **environment)
+        assert done.returncode == 0, done.stderr
+        linked = [path.read_text() for path in (source / "build").rglob("lib*/symconv_fast/*.so")]
+        assert [flag in line for line in linked] == [True, True]
+
+
 # --- compiling -----------------------------------------------------------------------------------------------------
 
 COMPILER = """#!/bin/sh
@@ -320,6 +333,14 @@ def test_only_what_changed_is_compiled_again(sources, tmp_path, capfd):
     assert second in out
     assert third not in out
     os.utime(tmp_path / "common.h", (later + 5, later + 5))
+    assert not any(map(native_build.is_current, sources.values()))
+
+
+def test_for_another_torch_all_is_compiled_again(sources, monkeypatch):
+    """Some installers give its headers old times."""
+    native_build.run(list(sources.items()))
+    assert all(map(native_build.is_current, sources.values()))
+    monkeypatch.setattr(native_build, "torch_version", lambda: "torch 0.1")
     assert not any(map(native_build.is_current, sources.values()))
 
 
@@ -449,6 +470,19 @@ def test_make_installs_the_package_editable_and_compiles_once():
     assert "pip install" not in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
 
 
+def test_make_removes_the_old_module_before_it_builds():
+    """If it cannot be built again, no stale one must be tested."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    command = ["make", "-n", "-W", "setup.py", "build/.built", "VENV=", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    (build,) = (i for i, line in enumerate(lines) if line.endswith("build_ext --inplace"))
+    removed = {word for line in lines[:build] if line.startswith("rm -f ") for word in line.split()[2:]}
+    assert {"symconv_fast/_cpu*.so", "symconv_fast/libsymconv_fast.so"} <= removed
+
+
 def test_pins_of_the_style_tools_agree():
     makefile, hooks, project = (
         (ROOT / n).read_text() for n in ("Makefile", ".pre-commit-config.yaml", "pyproject.toml")
@@ -460,6 +494,17 @@ def test_pins_of_the_style_tools_agree():
             for version in re.findall(rf"{tool}==([\d.]+)", text)
         }
         assert len(pins) == 1, (tool, pins)
+
+
+def test_a_native_module_that_cannot_be_loaded_is_named(source):
+    """One of another torch, say, is not one that nobody has built; layers run all the same."""
+    module = f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    (source / "symconv_fast" / module).write_text("no module")
+    done = python("-c", LAYER, cwd=source, PYTHONPATH=str(source))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(source / "symconv_fast/__init__.py"), "torch.Size([1, 8, 3, 3])"]
+    assert done.stderr.count(f"{module} cannot be loaded: ") == 1
+    assert native.HOW_TO_BUILD in done.stderr
 
 
 def test_a_native_module_of_other_sources_is_refused_in_one_sentence():

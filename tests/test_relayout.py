@@ -102,6 +102,24 @@ def test_what_adds_nothing_up_is_no_way_to_sum_over_parts():
     assert "does not add to the sums" in cpu.select(p, "wgrad", "direct", relayout=True).reason
 
 
+def test_what_is_several_sums_is_no_way_to_sum_over_parts():
+    """Ties on both sides: gradients of one multiplication are added to, those of several are not."""
+    x = torch.randn(12, 32, 48, 44)
+    for symmetry, refused in (({"h": 64}, False), ({"h": 32, "hv": 32}, True)):
+        layer = sf.SymmetricConv2d(32, 64, 3, padding=1, symmetry=symmetry, input_symmetry="h", bias=False)
+        p = layer.problem(x)
+        selection = cpu.select(p, "wgrad", "fold", relayout=True)
+        assert selection.number > 1
+        assert cpu.can_run(p, "wgrad", "fold") is None
+        assert ("does not add to the sums" in str(selection.reason)) == refused
+        assert bool(cpu.can_run(p, "wgrad", "relayout")) == refused
+        if not refused:
+            gy = torch.randn(p.output_shape)
+            whole = cpu.wgrad(p, "fold", gy, x)
+            error = (cpu.wgrad(p, "relayout", gy, x) - whole).abs().max()
+            assert error <= 8 * torch.finfo(torch.float32).eps * whole.abs().max()
+
+
 def test_small_beside_the_weight():
     """All at once: the copies are smaller than what is multiplied with."""
     p = problem(batch=4, channels=512, size=7, dtype=torch.float64)

@@ -135,6 +135,84 @@ def test_products_of_a_fold_are_those_of_its_weights() -> None:
     assert selection.counts["pixels/multiply_adds"] * selection.lanes == exact["products"]
 
 
+STEM, WIDE = 3, 64
+# Products of a pass over those of its folded weights at every position of the result (of the source for gradients of
+# the input), of 3 x 3 taps on a map of 34 x 34: by hand, less a rim that kernels may leave out or multiply.
+BY_HAND = {
+    ("fold", "fprop", WIDE): 1.0,
+    ("fold_f2", "fprop", WIDE): 4 / 6,
+    ("fold_f4", "fprop", WIDE): 6 / 12,
+    ("scatter", "fprop", WIDE): 34 / 32,  # of every column of the source
+    ("scatter_f2", "fprop", WIDE): 34 / 32 * 4 / 6,
+    ("scatter_f4", "fprop", WIDE): 34 / 32 * 6 / 12,
+    ("fold", "dgrad", WIDE): 34 / 32,
+    ("fold", "wgrad", WIDE): 34 / 32,
+    ("direct", "fprop", STEM): 2.0,  # each filter by itself
+    ("direct", "wgrad", STEM): 2.0,
+    ("direct", "dgrad", STEM): 2.0 * 32 / 27,  # taps and channels are the lanes
+    ("direct_fold", "fprop", STEM): 1.0,
+    ("direct_fold", "wgrad", STEM): 1.0,
+    ("direct_fold", "dgrad", STEM): 1.0,
+}
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(("algorithm", "op", "channels"), BY_HAND)
+def test_products_are_those_of_a_hand(algorithm: str, op: str, channels: int, last: bool) -> None:
+    """What kernels count and what the cost model goes by, both."""
+    fmt = torch.channels_last if last else torch.contiguous_format
+    layer = sf.SymmetricConv2d(channels, 64, 3, symmetry="h", bias=False).to(memory_format=fmt)
+    x = torch.empty(1, channels, 34, 34).to(memory_format=fmt)
+    selection = cpu.select(layer_problem(layer, x, op), op, algorithm)
+    assert selection.reason is None
+    with threads(1):
+        exact = selection.exact["products"]
+    counted = (
+        sum(n for unit, n in selection.counts.items() if unit.endswith("/multiply_adds")) * selection.lanes
+    )
+    wanted = BY_HAND[algorithm, op, channels] * layer.weight.numel() * 32 * 32
+    assert exact == pytest.approx(wanted, rel=0.15)
+    assert counted == pytest.approx(wanted, rel=0.15)
+
+
+@pytest.mark.parametrize("positions", [7, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_half_of_a_word_is_multiplied_as_a_whole_one(dtype: torch.dtype, positions: int) -> None:
+    """A sum over positions, which instructions for bfloat16 take in pairs."""
+    layer = sf.SymmetricConv1d(64, 128, 1, symmetry=None, bias=False).to(dtype)
+    problem = layer_problem(layer, torch.empty(1, 64, positions, dtype=dtype), "wgrad")
+    with threads(1):
+        exact = cpu.select(problem, "wgrad", "fold").exact
+    in_pairs = dtype == torch.bfloat16 and _cpu.isa() in ("avx512_bf16", "amx_bf16")
+    assert exact["products"] == 64 * 128 * (8 if in_pairs else positions)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("channels", [3, 32])
+def test_two_groups_are_twice_the_work_of_one(channels: int, op: str, last: bool) -> None:
+    """Whatever it is counted in, but for what every call and every pass costs."""
+    fmt = torch.channels_last if last else torch.contiguous_format
+    found = {}
+    for groups in (1, 2):
+        layer = sf.SymmetricConv2d(groups * channels, groups * 64, 3, symmetry="h", groups=groups)
+        x = torch.empty(2, groups * channels, 20, 20).to(memory_format=fmt)
+        problem = layer_problem(layer.to(memory_format=fmt), x, op)
+        for algorithm in _cpu.Algorithm.__members__:
+            selection = cpu.select(problem, op, algorithm)
+            if selection.reason is None and algorithm != "expand":
+                counts = {
+                    unit: n
+                    for unit, n in selection.counts.items()
+                    if "call" not in unit and "pass" not in unit
+                }
+                found[groups, algorithm] = {"sorted": selection.sorted, **counts}
+    once = {algorithm: counts for (groups, algorithm), counts in found.items() if groups == 1}
+    assert len(once) >= (1 if op != "fprop" and channels == 32 else 3)
+    for algorithm, counts in once.items():
+        assert found[2, algorithm] == {unit: 2 * n for unit, n in counts.items()}, algorithm
+
+
 def resnext(width: int, stride: int = 1, symmetry: Any = "h") -> tuple[torch.nn.Module, torch.Tensor]:
     """A layer of 32 groups, and its input."""
     layer = sf.SymmetricConv2d(32 * width, 32 * width, 3, stride, 1, groups=32, symmetry=symmetry)
@@ -216,6 +294,18 @@ def test_of_a_mixture_what_shares_no_products_is_folded() -> None:
     untied = cpu.select(layer_problem(sf.SymmetricConv2d(16, 64, 3, symmetry={}), x), "fprop", "scatter")
     assert "no tie whose mirrored taps share their products" in untied.reason
     assert untied.plan == []
+
+
+def test_a_scatter_that_is_not_filtered_is_not_one_with_filtering() -> None:
+    """Though what is folded beside it would be: of half the filters three taps are tied, of the others free."""
+    layer = sf.SymmetricConv2d(32, 64, (3, 2), padding=(1, 1), symmetry={"v": "50%"})
+    x = torch.empty(1, 32, 16, 16).to(memory_format=torch.channels_last)
+    problem = layer_problem(layer.to(memory_format=torch.channels_last), x)
+    plain = cpu.select(problem, "fprop", "scatter")
+    assert [(m["how"], m["filtering"]) for m in plain.plan] == [("scatter", ""), ("fold", "")]
+    folded = cpu.select(problem, "fprop", "fold_f2")
+    assert [m["filtering"] for m in folded.plan] == ["", "f2"]
+    assert "no axis is free of ties and has three taps" in cpu.select(problem, "fprop", "scatter_f2").reason
 
 
 def test_other_instructions_are_counted_and_not_run() -> None:

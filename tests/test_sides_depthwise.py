@@ -165,3 +165,24 @@ def test_groups_of_several_channels_are_still_expanded() -> None:
     layer = sf.SymmetricConv2d(16, 16, 3, padding=1, groups=4, symmetry="h", input_symmetry="h")
     reason = cpu.can_run(layer.problem(torch.empty(1, 16, 8, 8)), "fprop", "fold")
     assert "exchange groups" in str(reason)
+
+
+@pytest.mark.parametrize("op", PASSES)
+@pytest.mark.parametrize("kind", ["h+", "across"])
+def test_other_algorithms_are_refused_with_the_reason(kind: str, op: str) -> None:
+    """None of them becomes the fold; orbits across groups have no filters that were expanded natively."""
+    layer, x = measured(kind)
+    problem = layer.problem(x)
+    reasons = {a: cpu.can_run(problem, op, a) for a in cpu.ALGORITHMS}
+    assert reasons.pop("fold") is None
+    expand = reasons.pop("expand")
+    if kind == "across":
+        assert expand == "the reference expands filters of orbits that lie across groups"
+        with sf.backend("cpu", "expand"), pytest.raises(RuntimeError, match="that lie across groups"):
+            layer(x)
+    else:
+        assert expand is None
+    scatter = {reasons.pop("scatter"), reasons.pop("scatter_winograd")}
+    own = "a depthwise layer (one input channel in each group) has kernels of its own"
+    assert scatter == {own if op == "fprop" else "gradients are gathered, not scattered"}
+    assert set(reasons.values()) == {own}

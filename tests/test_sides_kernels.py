@@ -154,6 +154,52 @@ def test_what_panels_do_not_take_is_refused_with_the_reason(symmetry, inputs, gr
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("op", PASSES)
+@pytest.mark.parametrize("algorithm", ["scatter", "scatter_winograd", "direct", "direct_fold"])
+@pytest.mark.parametrize(
+    ("symmetry", "inputs", "reason"),
+    [
+        ("h", "h", "mirrors of its filters move input channels"),
+        ("h+", "h", "mirrors of its filters move input channels"),
+        ("h+", None, "its filters are their own images"),
+    ],
+)
+def test_panels_alone_are_made_for_them(symmetry, inputs, reason: str, algorithm: str, op: str) -> None:
+    """Stems that the other algorithms would take without: what is pinned is refused, and nothing else runs."""
+    layer = sf.SymmetricConv2d(4, 32, 3, padding=1, symmetry=symmetry, input_symmetry=inputs, bias=False)
+    x = torch.randn(1, 4, 12, 12, requires_grad=True)
+    assert cpu.can_run(layer.problem(x), op, algorithm) == reason
+    plain = sf.SymmetricConv2d(4, 32, 3, padding=1, symmetry="h", bias=False)
+    assert (cpu.can_run(plain.problem(x), op, algorithm) is None) == (op == "fprop" or "direct" in algorithm)
+    y, (leaf,) = layer(x), {"dgrad": [x], "wgrad": [layer.weight], "fprop": [None]}[op]
+    with sf.backend("cpu", algorithm), pytest.raises(RuntimeError, match=f"cannot run {op} here: .*{reason}"):
+        layer(x) if op == "fprop" else torch.autograd.grad(y.sum(), leaf)
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ((1, 0, 3, 2), None),
+        ((1, 0, 2, 3), "its mirrors move input channels of one group otherwise than those of another"),
+        ((2, 3, 0, 1), "its mirrors exchange groups"),
+        ((0, 2, 1, 3), "its mirrors exchange groups"),
+    ],
+)
+def test_groups_move_their_own_channels_alike(table: tuple[int, ...], reason: str | None) -> None:
+    from symconv_fast import _cpu
+
+    known = _cpu.Problem(
+        ties=[-10, 0, 0, 2, 4, 1, *table, 1, 6], stride=(1,), padding=(0,), dilation=(1,), transposed=False, groups=2,
+        input=(1, 4, 9), weight=(6, 2, 3), output=(1, 12, 7), type=torch.float32, source_last=False, result_last=False,
+    )  # fmt: skip
+    for op in (_cpu.Op.fprop, _cpu.Op.dgrad, _cpu.Op.wgrad):
+        for algorithm in _cpu.Algorithm.__members__.values():
+            found = _cpu.select(known, op, algorithm).reason
+            assert found == reason or (
+                reason is None and algorithm not in (_cpu.Algorithm.fold, _cpu.Algorithm.expand)
+            )
+
+
 def test_channels_that_lie_together_are_not_sorted_in_a_stage() -> None:
     layer = sf.SymmetricConv2d(16, 16, 3, padding=1, symmetry="h", input_symmetry=REVERSED, bias=False)
     layer, x = layer.to(memory_format=torch.channels_last), torch.randn(1, 16, 8, 8)
@@ -203,3 +249,26 @@ def test_a_head_of_flat_ties_is_read_with_care(head: tuple[int, ...], reason: st
             groups=1, input=(1, 4, 9), weight=(3, 4, 3), output=(1, 6, 7), type=torch.float32, source_last=False,
             result_last=False,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("head", "groups", "channels"),
+    [
+        ((-9, 1, 0, 0), 1, 2),  # longer than all that there is
+        ((-3, 0, 0, 0), 1, 2),  # without what moves channels
+        ((-4, 0, -1, 0), 1, 2),  # a kernel of less than no dims
+        ((-4, 0, 1, 0), 1, 2),  # a kernel beyond the head
+        ((-5, 0, 0, 0, 7), 1, 2),  # more than nothing
+        ((-9, 0, 0, 2, 3, 1, 1, 0, 2), 2, 3),  # channels that groups do not share evenly
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(head: tuple[int, ...], groups: int, channels: int) -> None:
+    from symconv_fast import _cpu
+
+    known = _cpu.Problem(
+        ties=[*head, 1, 6], stride=(1,), padding=(0,), dilation=(1,), transposed=False, groups=groups,
+        input=(1, channels, 9), weight=(6, channels // groups, 3), output=(1, 12, 7), type=torch.float32,
+        source_last=False, result_last=False,
+    )  # fmt: skip
+    for algorithm in (_cpu.Algorithm.fold, _cpu.Algorithm.expand):
+        assert _cpu.select(known, _cpu.Op.fprop, algorithm).reason == "its ties are not well formed"

@@ -195,6 +195,13 @@ def test_a_captured_call_uses_what_is_proven(world, monkeypatch):
     assert runs_of(world, conv, X) == ["quick"]
 
 
+def test_the_current_stream_is_asked_whether_it_is_captured(world, monkeypatch):
+    for captured, allowed in ((True, modes.NOTHING), (False, modes.TIME)):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda captured=captured: captured)
+        assert modes.allowed(torch.device("cuda"), (X, None)) == allowed
+        assert modes.allowed(torch.device("cpu"), (X, None)) == modes.TIME
+
+
 def test_vmap_neither_proves_nor_times(world):
     conv = layer()
     with torch.no_grad():
@@ -214,7 +221,7 @@ def test_tracing_neither_proves_nor_times(world):
     assert world.quick.ran == world.slow.ran == world.torchs.ran == []
 
 
-@pytest.mark.parametrize("when", ["compiling", "mode", "subclass"])
+@pytest.mark.parametrize("when", ["compiling", "mode", "subclass", "transform"])
 def test_what_does_not_simply_run_neither_proves_nor_times(world, monkeypatch, when):
     device = torch.device("cpu")
     assert modes.allowed(device, (X, None)) == modes.TIME
@@ -225,6 +232,11 @@ def test_what_does_not_simply_run_neither_proves_nor_times(world, monkeypatch, w
     elif when == "mode":
         with torch.utils._python_dispatch.TorchDispatchMode():
             assert modes.allowed(device, (X,)) == modes.NOTHING
+    elif when == "transform":
+        levels = []
+        torch.func.vmap(lambda x: levels.append(modes.allowed(device, (x,))) or x)(X)
+        torch.func.grad(lambda x: levels.append(modes.allowed(device, (x,))) or x.sum())(X)
+        assert levels == [modes.NOTHING] * 2
     else:
         assert modes.allowed(device, (X.as_subclass(type("Mine", (torch.Tensor,), {})),)) == modes.NOTHING
 
