@@ -14,6 +14,7 @@ Environment:
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -75,6 +76,16 @@ def cuda_wanted() -> bool:
 def relative(pattern: str) -> list[str]:
     """Paths below csrc/cpu, relative to this file as setuptools wants them."""
     return sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc/cpu").rglob(pattern))
+
+
+def compiled() -> list[str]:
+    """Those sources that are compiled by themselves: some files include others, which read the same long headers."""
+    sources = relative("*.cpp")
+    parts: set[str] = set()
+    for source in sources:
+        text = (ROOT / source).read_text(encoding="utf-8")
+        parts.update(f"csrc/cpu/{part}" for part in re.findall(r'^#include "(.+\.cpp)"$', text, re.MULTILINE))
+    return [source for source in sources if source not in parts]
 
 
 def compile_flags() -> list[str]:
@@ -221,7 +232,7 @@ def extensions() -> list[Extension]:
     found = [Extension(CUDA_MODULE, [])] if cuda_wanted() else []
     if not wanted():
         return found
-    headers, sources = relative("*.h"), relative("*.cpp")
+    headers, sources = [*relative("*.h"), *relative("*.cpp")], compiled()
     faces = [source for source in sources if source.startswith(f"{FACES}/")]
     kernels = [source for source in sources if source not in faces]
     if why_no_torch():
@@ -234,6 +245,8 @@ def extensions() -> list[Extension]:
             sources,
             depends=headers,
             include_dirs=[str(ROOT / "csrc/cpu")],
+            # Torch's headers then read those of the operators that they call, and not of all that there are.
+            define_macros=[("AT_PER_OPERATOR_HEADERS", None)],
             extra_compile_args={"cxx": compile_flags()},
             extra_link_args=[link],
         )

@@ -70,7 +70,7 @@ def cost(source: str) -> int:
     """The longest go first, so that none is left alone at the end: kernels, of many rows and large types."""
     name = Path(source).stem
     kernels = ("avx512_float", "avx512_double", "avx2", "baseline", "avx512", "kernels_")
-    order = (*kernels, "counting", "layer_calls", "operator", "selections", "bindings")
+    order = (*kernels, "joined", "counting")
     return next((len(order) - i for i, part in enumerate(order) if part in name), 0)
 
 

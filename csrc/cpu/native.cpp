@@ -21,7 +21,7 @@ namespace symconv {
 namespace {
 
 // What every function below is given.
-struct Call {
+struct Given {
   const Selection& selection;
   Preparations& prepared;
   int64_t threads;
@@ -39,7 +39,7 @@ View<const Element<T>> source_view(const at::Tensor& t) {
 }
 
 template <class T>
-MultiplyTensors<T> multiplied(const Call& c, const at::Tensor& source, const at::Tensor& w,
+MultiplyTensors<T> multiplied(const Given& c, const at::Tensor& source, const at::Tensor& w,
                               const std::optional<at::Tensor>& bias, const at::Tensor& out) {
   const Problem& p = c.problem();
   return {source_view<T>(source), const_weight<T>(w, p.transposed), weight_group_stride(w, p.groups),
@@ -58,7 +58,7 @@ std::vector<int64_t> stored_members(const Segment& s, const Triple& kernel) {
   return members;
 }
 
-MultiplyShape folded(const Call& c, const Multiplication& m, int64_t out_channel_stride) {
+MultiplyShape folded(const Given& c, const Multiplication& m, int64_t out_channel_stride) {
   const Problem& p = c.problem();
   const Segment& s = p.segments[m.segment];
   int64_t widest = 0;
@@ -79,7 +79,7 @@ MultiplyShape folded(const Call& c, const Multiplication& m, int64_t out_channel
 }
 
 // Of the gradient of blocks of input channels these are the members.
-MultiplyShape unfolded(const Call& c, const Multiplication& m, int64_t out_channel_stride) {
+MultiplyShape unfolded(const Given& c, const Multiplication& m, int64_t out_channel_stride) {
   const Problem& p = c.problem();
   const Segment& s = p.segments[m.segment];
   const Blocks& part = s.inputs[m.part];
@@ -99,7 +99,7 @@ MultiplyShape unfolded(const Call& c, const Multiplication& m, int64_t out_chann
 }
 
 template <class T>
-void fold(const Call& c, size_t i, const MultiplyTensors<T>& tensors) {
+void fold(const Given& c, size_t i, const MultiplyTensors<T>& tensors) {
   const Multiplication& m = c.selection.multiplications[i];
   const auto shape = c.selection.op == Op::fprop ? folded : unfolded;
   const auto make = [&] { return prepare<T>(shape(c, m, tensors.out.channel_stride), c.threads); };
@@ -108,7 +108,7 @@ void fold(const Call& c, size_t i, const MultiplyTensors<T>& tensors) {
 }
 
 template <class T>
-void scatter(const Call& c, size_t i, const MultiplyTensors<T>& tensors) {
+void scatter(const Given& c, size_t i, const MultiplyTensors<T>& tensors) {
   const Multiplication& m = c.selection.multiplications[i];
   const auto make = [&] {
     const Scattered& how = *m.scattered;
@@ -120,13 +120,13 @@ void scatter(const Call& c, size_t i, const MultiplyTensors<T>& tensors) {
 }
 
 template <class T>
-void forward(const Call& c, const MultiplyTensors<T>& tensors) {
+void forward(const Given& c, const MultiplyTensors<T>& tensors) {
   for (size_t i = 0; i < c.selection.multiplications.size(); ++i)
     c.selection.multiplications[i].scattered ? scatter<T>(c, i, tensors) : fold<T>(c, i, tensors);
 }
 
 template <class T>
-void gather(const Call& c, const MultiplyTensors<T>& tensors) {
+void gather(const Given& c, const MultiplyTensors<T>& tensors) {
   const Problem& p = c.problem();
   const Multiplication& m = c.selection.multiplications[0];
   if (p.folds_gradients()) {
@@ -154,7 +154,7 @@ void gather(const Call& c, const MultiplyTensors<T>& tensors) {
 }
 
 template <class T>
-void weigh(const Call& c, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
+void weigh(const Given& c, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
            const std::function<bool()>& next) {
   const Problem& p = c.problem();
   for (const Multiplication& m : c.selection.multiplications) {
@@ -169,7 +169,7 @@ void weigh(const Call& c, const at::Tensor& gy, const at::Tensor& x, const at::T
 // --- depthwise layers ---
 
 template <class T>
-void run_depthwise(const Call& c, const at::Tensor& source, const at::Tensor& w,
+void run_depthwise(const Given& c, const at::Tensor& source, const at::Tensor& w,
                    const std::optional<at::Tensor>& bias, const at::Tensor& out) {
   const Problem& p = c.problem();
   count_run(Ran::depthwise);
@@ -180,7 +180,7 @@ void run_depthwise(const Call& c, const at::Tensor& source, const at::Tensor& w,
 }
 
 template <class T>
-void weigh_depthwise(const Call& c, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw) {
+void weigh_depthwise(const Given& c, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw) {
   const Problem& p = c.problem();
   count_run(Ran::depthwise);
   depthwise_wgrad<T>({p, const_view<T>(gy), const_view<T>(x),
@@ -191,7 +191,7 @@ void weigh_depthwise(const Call& c, const at::Tensor& gy, const at::Tensor& x, c
 // --- direct algorithms ---
 
 template <class T>
-void direct_forward(const Call& c, const MultiplyTensors<T>& tensors) {
+void direct_forward(const Given& c, const MultiplyTensors<T>& tensors) {
   const bool folds = c.selection.algorithm == Algorithm::direct_fold;
   count_run(folds ? Ran::direct_fold : Ran::direct);
   if (folds)
@@ -200,14 +200,14 @@ void direct_forward(const Call& c, const MultiplyTensors<T>& tensors) {
 }
 
 template <class T>
-void direct_gradient(const Call& c, const MultiplyTensors<T>& tensors) {
+void direct_gradient(const Given& c, const MultiplyTensors<T>& tensors) {
   const bool folds = c.selection.algorithm == Algorithm::direct_fold;
   count_run(folds ? Ran::direct_fold : Ran::direct);
   folds ? direct_fold_dgrad<T>(c.problem(), tensors) : direct_dgrad<T>(c.problem(), tensors);
 }
 
 template <class T>
-void direct_weigh(const Call& c, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
+void direct_weigh(const Given& c, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
                   const at::Tensor& gb) {
   const Problem& p = c.problem();
   const auto grad = const_view<Element<T>>(gy), input = const_view<Element<T>>(x);
@@ -248,7 +248,7 @@ at::Tensor NativePass::readable(const at::Tensor& t) const {
 
 void NativePass::fprop(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias,
                        const at::Tensor& y) const {
-  const Call c{*selection_, prepared_, thread_count(macs_)};
+  const Given c{*selection_, prepared_, thread_count(macs_)};
   if (selection_->is_direct()) {
     SYMCONV_DISPATCH(y, direct_forward<scalar>(c, multiplied<scalar>(c, x, w, bias, y)));
   } else if (selection_->depthwise) {
@@ -260,7 +260,7 @@ void NativePass::fprop(const at::Tensor& x, const at::Tensor& w, const std::opti
 }
 
 void NativePass::dgrad(const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx) const {
-  const Call c{*selection_, prepared_, thread_count(macs_)};
+  const Given c{*selection_, prepared_, thread_count(macs_)};
   if (selection_->is_direct()) {
     SYMCONV_DISPATCH(gx, direct_gradient<scalar>(c, multiplied<scalar>(c, gy, w, std::nullopt, gx)));
   } else if (selection_->depthwise) {
@@ -273,7 +273,7 @@ void NativePass::dgrad(const at::Tensor& gy, const at::Tensor& w, const at::Tens
 
 void NativePass::wgrad(const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw, const at::Tensor& gb,
                        const std::function<bool()>& next) const {
-  const Call c{*selection_, prepared_, thread_count(macs_)};
+  const Given c{*selection_, prepared_, thread_count(macs_)};
   if (selection_->is_direct()) {
     SYMCONV_DISPATCH(gw, direct_weigh<scalar>(c, gy, x, gw, gb));
   } else if (selection_->depthwise) {

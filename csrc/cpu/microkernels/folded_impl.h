@@ -76,48 +76,54 @@ SYMCONV_INLINE void epilogue_at(V<Sum<T>> (&y)[P], Element<T>* const (&out)[P],
   }
 }
 
-// Where narrowing is long, and for eight members, results are taken from memory in a loop: unrolled it would
-// be most of the code of this library, too much to compile and for the cache of instructions.
+// Where narrowing is long, and for eight members, the sums of all parities wait in memory, and results are
+// made of them in a loop: unrolled it would be most of the code of this library, too much to compile and for
+// the cache of instructions.
 template <class T, int P>
 constexpr bool kEpilogueInLoop = kNarrowedByHand<Element<T>> || P == 8;
 
+constexpr int kMostWaiting = SYMCONV_SUMS / 2;  // vectors of a parity: those of two fill the registers
+
+// Where the results of a tile go.
+template <class T, int P>
+struct FoldedResults {
+  Element<T>* out[P];
+  const Sum<T>* bias[P];
+
+  SYMCONV_INLINE FoldedResults(const FoldedArgs<T>& g, const FoldedTile<T>& t) {
+#pragma GCC unroll 8
+    for (int i = 0; i < P; ++i) out[i] = g.out[i] + t.out, bias[i] = g.bias[i] + t.bias;
+  }
+  SYMCONV_INLINE void next_row(int64_t out_row) {
+#pragma GCC unroll 8
+    for (int i = 0; i < P; ++i) out[i] += out_row;
+  }
+};
+
+// Of sums that wait for the last two parities, `acc`, which are in registers.
 template <class T, Epilogue kEpilogue, bool kPlanes, int P, int R, int N>
 SYMCONV_INLINE void epilogue(const FoldedArgs<T>& g, const FoldedTile<T>& t, int64_t last,
                              const V<Sum<T>>* waiting, const V<Sum<T>> (&acc)[2][R][N]) {
-  using A = Sum<T>;
-  constexpr int L = Vec<A>::lanes;
   const int64_t out_row = g.out_row, ahead = t.ahead;
-  Element<T>* out[P];
-  const A* bias[P];
-#pragma GCC unroll 8
-  for (int i = 0; i < P; ++i) out[i] = g.out[i] + t.out, bias[i] = g.bias[i] + t.bias;
-  if constexpr (kEpilogueInLoop<T, P>) {
-    int rows = R, vectors = N;  // the compiler must not know how many
-    asm volatile("" : "+r"(rows), "+r"(vectors));
-    for (int r = 0; r < rows; ++r) {
-      for (int n = 0; n < vectors; ++n, ++waiting) {
-        V<A> y[P];
-#pragma GCC unroll 8
-        for (int i = 0; i < P; ++i) y[i] = waiting[i * R * N];
-        epilogue_at<T, kEpilogue, kPlanes, P>(y, out, bias, r, n < N - 1 ? n * L : last, t.columns, ahead);
-      }
-#pragma GCC unroll 8
-      for (int i = 0; i < P; ++i) out[i] += out_row;
-    }
-    return;
-  }
+  FoldedResults<T, P> to(g, t);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      V<A> y[P];
+      V<Sum<T>> y[P];
 #pragma GCC unroll 8
       for (int i = 0; i < P; ++i) y[i] = i < P - 2 ? waiting[(i * R + r) * N + n] : acc[i - P + 2][r][n];
-      epilogue_at<T, kEpilogue, kPlanes, P>(y, out, bias, r, n < N - 1 ? n * L : last, t.columns, ahead);
+      const int64_t column = n < N - 1 ? n * Vec<Sum<T>>::lanes : last;
+      epilogue_at<T, kEpilogue, kPlanes, P>(y, to.out, to.bias, r, column, t.columns, ahead);
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < P; ++i) out[i] += out_row;
+    to.next_row(out_row);
   }
+}
+
+template <class T>
+SYMCONV_INLINE int64_t last_vector(const FoldedTile<T>& t) {
+  constexpr int L = Vec<Sum<T>>::lanes;
+  return t.columns < L ? 0 : t.columns - L;
 }
 
 template <class T, bool kPlanes, int P, int R, int N>
@@ -125,7 +131,7 @@ SYMCONV_INLINE void epilogue(const FoldedArgs<T>& g, const FoldedTile<T>& t, int
                              const V<Sum<T>>* waiting, const V<Sum<T>> (&acc)[2][R][N]) {
   if (N == 1 && t.columns < Vec<Sum<T>>::lanes)
     return epilogue<T, Epilogue::part, kPlanes, P>(g, t, last, waiting, acc);
-  if constexpr (sizeof(Element<T>) == sizeof(Sum<T>))
+  if constexpr (kStreams<Element<T>>)
     if (g.stream) return epilogue<T, Epilogue::streamed, kPlanes, P>(g, t, last, waiting, acc);
   epilogue<T, Epilogue::whole, kPlanes, P>(g, t, last, waiting, acc);
 }
@@ -133,9 +139,9 @@ SYMCONV_INLINE void epilogue(const FoldedArgs<T>& g, const FoldedTile<T>& t, int
 template <class T, bool kPlanes, int P, int N, int R>
 void folded_tile(const FoldedArgs<T>& g, const FoldedTile<T>& t) {
   using A = Sum<T>;
-  const int64_t last = t.columns < Vec<A>::lanes ? 0 : t.columns - Vec<A>::lanes;
+  const int64_t last = last_vector(t);
   FoldedSides<A> sides{t.filters, t.lines, g.line_offset, g.filter_step, g.line_step};
-  constexpr int kWaiting = kEpilogueInLoop<T, P> ? P : P - 2;  // parities whose sums go to memory
+  constexpr int kWaiting = P - 2;  // parities whose sums go to memory
   V<A> acc[2][R][N], waiting[kWaiting ? kWaiting * R * N : 1];
   for (int i = 0; i < kWaiting; i += 2) {
     sum_parity<A, kPlanes>(sides, last, g.taps[i], acc[0]);
@@ -143,10 +149,8 @@ void folded_tile(const FoldedArgs<T>& g, const FoldedTile<T>& t) {
 #pragma GCC unroll 24
     for (int k = 0; k < 2 * R * N; ++k) waiting[i * R * N + k] = acc[k / (R * N)][k / N % R][k % N];
   }
-  if constexpr (kWaiting < P) {
-    sum_parity<A, kPlanes>(sides, last, g.taps[P - 2], acc[0]);
-    sum_parity<A, kPlanes>(sides, last, g.taps[P - 1], acc[1]);
-  }
+  sum_parity<A, kPlanes>(sides, last, g.taps[P - 2], acc[0]);
+  sum_parity<A, kPlanes>(sides, last, g.taps[P - 1], acc[1]);
   epilogue<T, kPlanes, P>(g, t, last, waiting, acc);
 }
 
@@ -156,9 +160,96 @@ inline void folded_rows(int rows, const FoldedArgs<T>& g, const FoldedTile<T>& t
   if constexpr (R > 1) folded_rows<T, kPlanes, P, N, R - 1>(rows, g, t);
 }
 
+// --- sums that all wait ---
+
+// Neither elements nor the number of parities are known to what sums them: one kernel serves all types that
+// are summed alike.
+template <class A>
+struct WaitingSums {
+  FoldedSides<A> sides;
+  int64_t last;
+  const int64_t *taps, *end;  // of each parity
+  V<A>* sums;
+};
+
+template <class A, bool kPlanes, int N, int R>
+void waiting_tile(const WaitingSums<A>& w) {
+  FoldedSides<A> sides = w.sides;
+  const int64_t last = w.last, *taps = w.taps, *const end = w.end;
+  V<A>* sums = w.sums;
+  do {  // two parities at a time
+    V<A> acc[2][R][N];
+    sum_parity<A, kPlanes>(sides, last, taps[0], acc[0]);
+    sum_parity<A, kPlanes>(sides, last, taps[1], acc[1]);
+#pragma GCC unroll 24
+    for (int k = 0; k < 2 * R * N; ++k)
+      sums[k / (R * N) * kMostWaiting + k % (R * N)] = acc[k / (R * N)][k / N % R][k % N];
+    taps += 2, sums += 2 * kMostWaiting;
+  } while (taps != end);
+}
+
+template <class A, bool kPlanes, int N, int R>
+inline void waiting_rows(int rows, const WaitingSums<A>& w) {
+  if (rows == R) return waiting_tile<A, kPlanes, N, R>(w);
+  if constexpr (R > 1) waiting_rows<A, kPlanes, N, R - 1>(rows, w);
+}
+
+template <class A, bool kPlanes>
+void waiting_sums(int rows, int vectors, const WaitingSums<A>& w) {
+  if (vectors == 3) return waiting_rows<A, kPlanes, 3, kFoldedRows<3>>(rows, w);
+  if (vectors == 2) return waiting_rows<A, kPlanes, 2, kFoldedRows<2>>(rows, w);
+  waiting_rows<A, kPlanes, 1, kFoldedRows<1>>(rows, w);
+}
+
+// The file of float32 has those of the types that are widened to it.
+#if defined(SYMCONV_WIDENED)
+extern template void waiting_sums<float, false>(int, int, const WaitingSums<float>&);
+extern template void waiting_sums<float, true>(int, int, const WaitingSums<float>&);
+#elif !defined(SYMCONV_PAIR_INSTRUCTIONS)
+template void waiting_sums<SYMCONV_OF, false>(int, int, const WaitingSums<SYMCONV_OF>&);
+template void waiting_sums<SYMCONV_OF, true>(int, int, const WaitingSums<SYMCONV_OF>&);
+#endif
+
+template <class T, Epilogue kEpilogue, bool kPlanes, int P>
+SYMCONV_INLINE void epilogue_in_loop(const FoldedArgs<T>& g, const FoldedTile<T>& t, int rows, int vectors,
+                                     int64_t last, const V<Sum<T>>* waiting) {
+  const int64_t out_row = g.out_row, ahead = t.ahead;
+  FoldedResults<T, P> to(g, t);
+  for (int r = 0; r < rows; ++r) {
+    for (int n = 0; n < vectors; ++n, ++waiting) {
+      V<Sum<T>> y[P];
+#pragma GCC unroll 8
+      for (int i = 0; i < P; ++i) y[i] = waiting[i * kMostWaiting];
+      const int64_t column = n < vectors - 1 ? n * Vec<Sum<T>>::lanes : last;
+      epilogue_at<T, kEpilogue, kPlanes, P>(y, to.out, to.bias, r, column, t.columns, ahead);
+    }
+    to.next_row(out_row);
+  }
+}
+
+template <class T, bool kPlanes, int P>
+void folded_in_loop(int rows, int vectors, const FoldedArgs<T>& g, const FoldedTile<T>& t) {
+  using A = Sum<T>;
+  const int64_t last = last_vector(t);
+  alignas(SYMCONV_BYTES) V<A> waiting[P * kMostWaiting];
+  const WaitingSums<A> sums{
+      {t.filters, t.lines, g.line_offset, g.filter_step, g.line_step}, last, g.taps, g.taps + P, waiting};
+  waiting_sums<A, kPlanes>(rows, vectors, sums);
+  if (t.columns < Vec<A>::lanes)
+    return epilogue_in_loop<T, Epilogue::part, kPlanes, P>(g, t, rows, vectors, last, waiting);
+  if constexpr (kStreams<Element<T>>)
+    if (g.stream)
+      return epilogue_in_loop<T, Epilogue::streamed, kPlanes, P>(g, t, rows, vectors, last, waiting);
+  epilogue_in_loop<T, Epilogue::whole, kPlanes, P>(g, t, rows, vectors, last, waiting);
+}
+
 template <class T, bool kPlanes, int P>
 void folded(int rows, int vectors, const FoldedArgs<T>& g, const FoldedTile<T>& t) {
-  if (vectors == 3) return folded_rows<T, kPlanes, P, 3, kFoldedRows<3>>(rows, g, t);
-  if (vectors == 2) return folded_rows<T, kPlanes, P, 2, kFoldedRows<2>>(rows, g, t);
-  folded_rows<T, kPlanes, P, 1, kFoldedRows<1>>(rows, g, t);
+  if constexpr (kEpilogueInLoop<T, P>) {
+    folded_in_loop<T, kPlanes, P>(rows, vectors, g, t);
+  } else {
+    if (vectors == 3) return folded_rows<T, kPlanes, P, 3, kFoldedRows<3>>(rows, g, t);
+    if (vectors == 2) return folded_rows<T, kPlanes, P, 2, kFoldedRows<2>>(rows, g, t);
+    folded_rows<T, kPlanes, P, 1, kFoldedRows<1>>(rows, g, t);
+  }
 }

@@ -1,3 +1,4 @@
 // Inner loops of float16 for x86-64 with AVX-512.
 #define SYMCONV_OF Half
+#define SYMCONV_WIDENED
 #include "microkernels/kernels_avx512.h"

@@ -1,8 +1,9 @@
 // Bodies of the inner loops. Included by one file for each instruction set and element type, which defines
-// SYMCONV_OF (the type), SYMCONV_ISA (a namespace), SYMCONV_BYTES (of a vector), SYMCONV_ROWS2 and
-// SYMCONV_ROWS3 (rows of a matrix tile with 2 and 3 vectors: as many as the registers hold) and SYMCONV_SUMS
-// (vectors of a tile that the registers hold beside all else). No standard header may be included here:
-// inline functions compiled for a wide instruction set could be kept by the linker for everybody.
+// SYMCONV_OF (the type; SYMCONV_WIDENED if it is summed in float32), SYMCONV_ISA (a namespace), SYMCONV_BYTES
+// (of a vector), SYMCONV_ROWS2 and SYMCONV_ROWS3 (rows of a matrix tile with 2 and 3 vectors: as many as the
+// registers hold) and SYMCONV_SUMS (vectors of a tile that the registers hold beside all else). No standard
+// header may be included here: inline functions compiled for a wide instruction set could be kept by the
+// linker for everybody.
 
 #define SYMCONV_INLINE __attribute__((always_inline)) inline
 

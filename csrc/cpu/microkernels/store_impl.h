@@ -19,7 +19,13 @@ template <class E, class X>
 inline void stream(E* to, X v) {
   write<X>(to, v);
 }
+template <class E>
+constexpr bool kStreams = false;
 #ifdef SYMCONV_STREAM
+template <>
+constexpr bool kStreams<float> = true;
+template <>
+constexpr bool kStreams<double> = true;
 template <>
 inline void stream<float, V<float>>(float* to, V<float> v) {
   SYMCONV_STREAM(reinterpret_cast<SYMCONV_STREAMED*>(to), (SYMCONV_STREAMED)v);
@@ -101,9 +107,11 @@ void store(const StoreArgs<T>& args) {
         store_at<T, A, G, F>(a, out, tile, r, c, a.col_offset ? a.col_offset[c] : c);
       continue;
     }
-    if (a.stream) {
-      for (int64_t c = 0; c < a.cols; c += L) store_at<T, V<A>, G, F, true>(a, out, tile, r, c, c);
-      continue;
+    if constexpr (kStreams<Element<T>>) {
+      if (a.stream) {
+        for (int64_t c = 0; c < a.cols; c += L) store_at<T, V<A>, G, F, true>(a, out, tile, r, c, c);
+        continue;
+      }
     }
     for (int64_t c = 0; c + L <= a.cols; c += L) store_at<T, V<A>, G, F>(a, out, tile, r, c, c);
     if (a.cols % L) store_at<T, V<A>, G, F>(a, out, tile, r, a.cols - L, a.cols - L);

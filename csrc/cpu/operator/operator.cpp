@@ -2,7 +2,6 @@
 // from Python, of compiled and exported programs bring it, and one kernel then serves every signature.
 #include "operator/operator.h"
 
-#include <ATen/autocast_mode.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/silu.h>
@@ -12,6 +11,13 @@
 #include <string>
 
 #include "operator/stack.h"
+
+// Of ATen/autocast_mode.h, which reads the headers of every operator that torch has.
+namespace at::autocast {
+TORCH_API bool is_autocast_enabled(at::DeviceType device);
+TORCH_API at::ScalarType get_autocast_dtype(at::DeviceType device);
+TORCH_API at::Tensor cached_cast(at::ScalarType to, const at::Tensor& tensor, at::DeviceType device);
+}  // namespace at::autocast
 
 namespace symconv {
 namespace {
