@@ -30,8 +30,8 @@ class Accumulator : public WgradStore<T> {
     const auto sum = [&](bool add) {
       parallel_slices(tasks, slices, [&](int64_t begin, int64_t end, int64_t slice) {
         const TileScope tiles;
-        const Local local = local_memory(memory.data() + slice * each, offsets.data() + slice * pixels,
-                                         rooms.data() + slice * room);
+        Local local = local_memory(memory.data() + slice * each, offsets.data() + slice * pixels,
+                                   rooms.data() + slice * room);
         for (int64_t task = begin; task < end; ++task)
           own_ ? run_part(task, acc.data() + slice * elements_, local)
                : run_split(task, add, acc.data(), local);
@@ -57,51 +57,67 @@ class Accumulator : public WgradStore<T> {
   using Base::splits_, Base::parts_, Base::plans_, Base::work_, Base::orbits_, Base::own_;
   using typename Base::Local, typename Base::Orbits;
 
-  void run_split(int64_t task, bool add, Sum<T>* acc, const Local& local) const {
+  void run_split(int64_t task, bool add, Sum<T>* acc, Local& local) const {
     const int64_t split = task % splits_, part = task / splits_ % parts_, group = task / splits_ / parts_;
     Sum<T>* into = acc + (group * splits_ + split) * elements_;
-    for (const PhaseWork& work : work_[part]) accumulate(*plans_[part], work, group, split, add, into, local);
+    accumulate(part, group, split, add, into, local);
   }
 
   // All positions of a part: its sums are stored while they are in the cache.
-  void run_part(int64_t task, Sum<T>* acc, const Local& local) const {
+  void run_part(int64_t task, Sum<T>* acc, Local& local) const {
     const int64_t part = task % parts_, group = task / parts_;
-    for (const PhaseWork& work : work_[part]) accumulate(*plans_[part], work, group, 0, false, acc, local);
+    accumulate(part, group, 0, false, acc, local);
     for (const Orbits& some : orbits_)
       if (some.part == part) store(some, group, acc, local.room);
   }
 
-  void accumulate(const Plan& plan, const PhaseWork& work, int64_t group, int64_t split, bool add,
-                  Sum<T>* into, const Local& local) const {
-    add = add || work.shares;
-    const int64_t tiles = p_.batch * work.phase.tiling.tiles();
-    const int64_t begin = tiles * split / splits_, end = tiles * (split + 1) / splits_;
-    Sum<T>* acc = into + work.offset;
-    if (begin == end && !add) {
-      const int64_t size = work.shift_stride * static_cast<int64_t>(work.taps.size());
-      std::fill(acc, acc + (w_.planes ? size : work.acc_ld * channels_), Sum<T>(0));
+  // The positions of a split, of all phases: one after the other, or tile by tile where they read one stage.
+  void accumulate(int64_t part, int64_t group, int64_t split, bool add, Sum<T>* into, Local& local) const {
+    const std::vector<PhaseWork>& works = work_[part];
+    const bool together = w_.staged && !works.empty() && works[0].phase.tiling.strip > 0;
+    const auto first = [&](const PhaseWork& work, int64_t of_split) {
+      return p_.batch * work.phase.tiling.tiles() * of_split / splits_;
+    };
+    for (const PhaseWork& work : works) {
+      const int64_t begin = first(work, split), end = first(work, split + 1);
+      const bool adds = add || work.shares;
+      if (!adds && (together || begin == end)) clear(work, into);
+      for (int64_t i = begin; i < end && !together; ++i)
+        accumulate_tile(*plans_[part], work, i, group, adds || i > begin, into, local);
     }
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tile_at(work.phase.tiling, i);
-      pack_gradient(plan, work, tile, group, split_chunk(plan), local);
-      for (int block = 0; block < parities(); ++block) pack_input(work, tile, group, block, local);
-      fold_input(work, local);
-      int64_t zipped_from = -1;
-      for (size_t j = 0; j < work.taps.size(); ++j) {
-        int64_t shift = 0, p0 = 0, p1 = tile.pixels();
-        const int64_t product = plan.filtering ? static_cast<int64_t>(j) : 0;
-        if (plan.offset_axis >= 0 && !plan.filtering) {
-          const AxisMap& map = *work.phase.axis[plan.offset_axis];
-          const int64_t b = map.b[work.taps[j]];
-          shift = (b - work.phase.tiling.b_min) * tile.line();
-          p0 = std::clamp<int64_t>(-b - tile.begin[0], 0, tile.size[0]) * tile.line();
-          p1 = std::clamp<int64_t>(map.extent - b - tile.begin[0], 0, tile.size[0]) * tile.line();
-        }
-        if constexpr (kDepth > 1) zip(work, local, (w_.planes ? p0 : shift + p0) % 2, tile, zipped_from);
-        for (int parity = 0; parity < parities(); ++parity)
-          multiply(work, local, parity, product, acc + static_cast<int64_t>(j) * work.shift_stride, shift, p0,
-                   p1, add || i > begin);
+    if (!together) return;
+    for (int64_t i = first(works[0], split); i < first(works[0], split + 1); ++i)
+      for (const PhaseWork& work : works) accumulate_tile(*plans_[part], work, i, group, true, into, local);
+  }
+
+  void clear(const PhaseWork& work, Sum<T>* into) const {
+    const int64_t size = work.shift_stride * static_cast<int64_t>(work.taps.size());
+    std::fill_n(into + work.offset, w_.planes ? size : work.acc_ld * channels_, Sum<T>(0));
+  }
+
+  void accumulate_tile(const Plan& plan, const PhaseWork& work, int64_t index, int64_t group, bool add,
+                       Sum<T>* into, Local& local) const {
+    const Tile tile = tile_at(work.phase.tiling, index);
+    if (tile.is_empty()) return;
+    Sum<T>* acc = into + work.offset;
+    pack_gradient(plan, work, tile, group, split_chunk(plan), local);
+    for (int block = 0; block < parities(); ++block) pack_input(work, tile, group, block, local);
+    fold_input(work, local);
+    int64_t zipped_from = -1;
+    for (size_t j = 0; j < work.taps.size(); ++j) {
+      int64_t shift = 0, p0 = 0, p1 = tile.pixels();
+      const int64_t product = plan.filtering ? static_cast<int64_t>(j) : 0;
+      if (plan.offset_axis >= 0 && !plan.filtering) {
+        const AxisMap& map = *work.phase.axis[plan.offset_axis];
+        const int64_t b = map.b[work.taps[j]];
+        shift = (b - work.phase.tiling.b_min) * tile.line();
+        p0 = std::clamp<int64_t>(-b - tile.begin[0], 0, tile.size[0]) * tile.line();
+        p1 = std::clamp<int64_t>(map.extent - b - tile.begin[0], 0, tile.size[0]) * tile.line();
       }
+      if constexpr (kDepth > 1) zip(work, local, (w_.planes ? p0 : shift + p0) % 2, tile, zipped_from);
+      for (int parity = 0; parity < parities(); ++parity)
+        multiply(work, local, parity, product, acc + static_cast<int64_t>(j) * work.shift_stride, shift, p0,
+                 p1, add);
     }
   }
 

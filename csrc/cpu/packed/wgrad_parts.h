@@ -6,7 +6,6 @@
 #include <array>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "packed/stage.h"
@@ -20,6 +19,9 @@ constexpr int64_t kLeastPixels = 64;       // and below this a thread does, howe
 constexpr int64_t kOrbitsPerPart = 16, kOrbitsTogether = 16;
 constexpr int64_t kTilePixels = 128;       // positions that one tile should have at least,
 constexpr int64_t kTileBytes = 384 << 10;  // in a panel of this size
+constexpr TileLimits kOwnTile{kTileBytes, kTile.pixels};
+// Those of volumes, whose stage keeps planes, sum a halo of lines each, and leave it more of the cache.
+constexpr TileLimits kStagedTile{256 << 10, 1024};
 // Positions summed one after the other in float32, of few positions in all and of more: errors grow with the
 // root, and torch's are small where positions are few.
 constexpr int64_t kShortChain = 64, kLongChain = 192, kFewPositions = 512;
@@ -37,8 +39,8 @@ struct PhaseWork {
   int64_t panel_stride, row_stride;  // from one product to the next; in elements, as panel_ld and row_ld are
   int64_t block_stride;              // from one block of the input to the next
   int64_t zipped_stride;             // the same of its pairs
-  std::optional<Stage> stage;
-  bool shares;  // the accumulator of an earlier phase
+  const Stage* stage;                // if there is one
+  bool shares;                       // the accumulator of an earlier phase
 };
 
 template <class T>
@@ -126,12 +128,13 @@ class WgradParts {
     for (const Slot& slot : plan.slots) widest += slot.channels;
     std::vector<PhaseWork> works;
     if (own_) part_elements_ = 0;
-    for (const Phase& phase :
-         make_phases(plan, p_, widest * kBytes, {kTileBytes, kTile.pixels}, 1, w_.planes)) {
-      PhaseWork work{phase, {}, {}, {}, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, false};
+    const bool in_turns = w_.staged && axis < 0 && p_.in[kDepthAxis] > 1;
+    std::vector<Phase> phases =
+        make_phases(plan, p_, widest * kBytes, in_turns ? kStagedTile : kOwnTile, 1, w_.planes);
+    if (w_.staged) share_tiles(plan, phases, left_.channels * static_cast<int64_t>(sizeof(Element<T>)));
+    for (const Phase& phase : phases) {
+      PhaseWork work{phase, {}, {}, {}, 0, 0, 0, 0, 0, 0, 0, 0, 0, nullptr, false};
       set_layout(plan, chunk, work);
-      const bool sorted = w_.of_input && !p_.order.empty();
-      if (w_.staged) work.stage.emplace(plan, phase, left_.channels, lanes_, sorted ? &p_.order : nullptr);
       const int64_t taps = plan.filtering ? kLinesIn[plan.filtering] : axis >= 0 ? p_.kernel[axis] : 1;
       for (int64_t k = 0; k < taps; ++k)
         if (plan.filtering || axis < 0 || phase.axis[axis]->present[k]) work.taps.push_back(k);
@@ -139,9 +142,20 @@ class WgradParts {
       place_sums(work, works);
       works.push_back(work);
     }
+    if (w_.staged) add_stages(plan, works);
     work_.push_back(works);
     elements_ = std::max(elements_, part_elements_);
     add_orbits(part);
+  }
+
+  void add_stages(const Plan& plan, std::vector<PhaseWork>& works) {
+    std::vector<const Phase*> phases;
+    for (const PhaseWork& work : works) phases.push_back(&work.phase);
+    const bool sorted = w_.of_input && !p_.order.empty();
+    stages_.push_back(make_stages(plan, phases, left_.channels, lanes_, sorted ? &p_.order : nullptr));
+    const std::vector<Stage>& stages = stages_.back();
+    for (size_t i = 0; i < works.size(); ++i) works[i].stage = &stages[stages.size() > 1 ? i : 0];
+    for (const Stage& stage : stages) most_stage_ = std::max(most_stage_, stage.elements());
   }
 
   // With blocks of input channels both sides are folded, and the sums are those of each parity. Filters that
@@ -205,7 +219,6 @@ class WgradParts {
     most_ld_ = std::max(most_ld_, w_.planes ? work.row_ld : work.panel_ld);
     most_panel_ = std::max(most_panel_, (w_.planes ? total : t.products * halo) * work.panel_ld + lanes_);
     most_rows_ = std::max(most_rows_, parities() * work.block_stride);
-    if (work.stage) most_stage_ = std::max(most_stage_, work.stage->elements());
   }
 
   // Phases with the same taps add to the same sums.
@@ -258,6 +271,7 @@ class WgradParts {
   int parts_ = 1;
   std::vector<std::unique_ptr<Plan>> plans_;
   std::vector<std::vector<PhaseWork>> work_;
+  std::vector<std::vector<Stage>> stages_;  // by part, and by phase unless all share one, where there are any
   std::vector<Orbits> orbits_;
   bool own_ = false;  // accumulators of a part are a thread's own, stored as soon as they are complete
   int64_t part_elements_ = 0, elements_ = 0;  // of accumulators: up to a part, and of all that are kept

@@ -26,7 +26,8 @@ class WgradSides : public WgradParts<T> {
   struct Local {
     Word<T>* zipped;  // the right side, where words are pairs of positions
     Stored<T>*panel, *rows;
-    Element<T>*zeros, *stage, *room;
+    Element<T>*zeros, *room;
+    Held<Element<T>> stage;
     int64_t* offset;
   };
 
@@ -36,7 +37,7 @@ class WgradSides : public WgradParts<T> {
     local.panel = reinterpret_cast<Stored<T>*>(local.zipped + zipped());
     local.rows = local.panel + most_panel_;
     local.zeros = reinterpret_cast<Element<T>*>(local.rows + most_rows_);
-    local.stage = local.zeros + zeros();
+    local.stage.data = local.zeros + zeros();
     local.offset = offset, local.room = room;
     std::fill(local.zeros, local.zeros + zeros(), Element<T>{});
     return local;
@@ -60,18 +61,18 @@ class WgradSides : public WgradParts<T> {
   }
 
   void pack_gradient(const Plan& plan, const PhaseWork& work, const Tile& tile, int64_t group,
-                     const Chunk& chunk, const Local& local) const {
+                     const Chunk& chunk, Local& local) const {
     View<const Element<T>> source = left_.view;
     int64_t first = group * left_.channels;
-    const Stage* stage = work.stage ? &*work.stage : nullptr;
-    if (stage) {
-      stage->fill(kernels_, work.phase, tile, left_.view, first, left_.channels, local.stage);
-      source = {local.stage, 0, stage->channel_stride(), {}};
+    StagePlaces places;
+    if (w_.staged) {
+      places = work.stage->fill(kernels_, work.phase, tile, left_.view, first, left_.channels, local.stage);
+      source = work.stage->view(local.stage);
       first = 0;
     }
-    pack_panel(kernels_, plan, work.phase, tile, work.layout, source, stage, first + chunk.begin,
-               {0, chunk.end - chunk.begin}, w_.planes, local.zeros, local.panel, work.panel_ld,
-               work.panel_stride);
+    pack_panel(kernels_, plan, work.phase, tile, work.layout, source, w_.staged ? &places : nullptr,
+               first + chunk.begin, {0, chunk.end - chunk.begin}, w_.planes, local.zeros, local.panel,
+               work.panel_ld, work.panel_stride);
   }
 
   // Blocks of the input become its parities, where they are: in whole vectors, none of which is read again.
@@ -119,11 +120,20 @@ class WgradSides : public WgradParts<T> {
     g.positions = channels_, g.channels = tile.size[2];
     g.offset = together ? nullptr : channel;
     if (together) input += channel[0];
+    const bool narrow = w_.staged && channels_ * static_cast<int64_t>(sizeof(Element<T>)) <= 2 * kCacheLine;
     for (int64_t p = 0; p < pixels; p += tile.size[2]) {
       g.source = input + local.offset[p], g.out = rows + p * work.row_ld;
       g.lines = p < full ? tiling.lines_out : last;
+      if (together && narrow && p + tile.size[2] < pixels) expect(input + local.offset[p + tile.size[2]], g);
       kernels_.gather[plans_[0]->filtering](g);
     }
+  }
+
+  // Asks for a line of positions that is packed next: strided ones are foreseen badly.
+  void expect(const Element<T>* line, const GatherArgs<T>& g) const {
+    constexpr int64_t whole = kCacheLine / static_cast<int64_t>(sizeof(Element<T>));
+    for (int64_t p = 0; p < g.channels; ++p, line += g.channel_stride)
+      for (int64_t c = 0; c < g.positions; c += whole) __builtin_prefetch(line + c);
   }
 
   // Pairs are made of the right side's positions, from the first one that is wanted: lines of an odd length
