@@ -272,6 +272,20 @@ SPECIAL: dict[str, Case] = {
     "scatter, 3-D, planes of other images, across": _case(
         {7: 2}, 10, (19, 6, 3), 3, padding=1, batch=5, threads=2, **LAST
     ),
+    "planes in turns": _case({7: 3}, 10, (11, 14, 19), 3, padding=1, batch=2, threads=2, **LAST),
+    "planes in turns, stride": _case({7: 3}, 9, (11, 15, 18), 3, padding=1, stride=2, batch=3, threads=2, **LAST),
+    "planes in turns, strides, contiguous": _case(
+        {7: 2, 5: 1}, 6, (10, 13, 17), (5, 3, 3), padding=(2, 1, 1), stride=(3, 2, 2), batch=2, threads=2
+    ),
+    "planes in turns, far apart": _case(
+        {7: 2}, 5, (13, 12, 9), 3, padding=(2, 1, 1), dilation=(2, 1, 1), batch=2, **LAST
+    ),
+    "planes in turns, one tie, stride": _case({1: 4}, 6, (9, 8, 21), 3, padding=1, stride=2, threads=2, **LAST),
+    "planes in turns, strides beyond taps": _case({7: 2}, 5, (13, 10, 11), (3, 2, 1), stride=(4, 3, 3), **LAST),
+    "planes in turns, groups": _case({7: 4}, 6, (8, 7, 12), 3, padding=1, stride=2, groups=2, batch=2, **LAST),
+    "planes in turns, transposed": _case(
+        {7: 3}, 9, (7, 6, 9), 3, transposed=True, padding=1, stride=2, batch=2, threads=2, **LAST
+    ),
     "relayout, 3-D, lines in parts": _case({3: 16}, 32, (18, 16, 17), 3, padding=(2, 1, 0), threads=2),
     "far taps, 1-D": _case({1: 16, 0: 3}, 16, (100,), 3, padding=24, dilation=24, threads=2),
     "far taps, 1-D, long line": _case({1: 17}, 18, (900,), 3, padding=200, dilation=200, batch=1, threads=2),
@@ -316,7 +330,7 @@ WAYS = {
 CPU_PLANS = (
     "narrow groups", "direct, patches", "direct, strides beyond", "direct, even taps, stride", "direct, 4 taps",
     "direct, digits", "direct, stem of", "direct, fewer orbits", "direct, far taps", "direct, more orbits",
-    "sums along", "scatter, 3-D, planes", "far taps", "one tap",
+    "sums along", "scatter, 3-D, planes", "planes in turns", "far taps", "one tap",
 )  # fmt: skip
 """How the names of cases begin that are kinds of their own for plans of the CPU alone."""
 

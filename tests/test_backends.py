@@ -359,8 +359,40 @@ def test_results_that_are_stored_past_the_caches_are_right(
         threads=2, **{name: (size,) * len(spatial) for name, size in SIZES.items()},
     )  # fmt: skip
     assert 4 * math.prod(case.output_shape) >= 8 << 20
+    check_native(case, "fprop", algorithm)
+
+
+def check_native(case: Case, op: str, algorithm: str) -> None:
+    """In float32, where the native module was built."""
     missing = native.missing()
     if missing == "the native module was not built":
         pytest.skip(missing)
     assert missing is None
-    check(case, torch.float32, "fprop", "cpu", algorithm)
+    check(case, torch.float32, op, "cpu", algorithm)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("orbits", "channels", "spatial", "stride"), [(2, 24, (5, 60, 50), 1), (3, 40, (9, 66, 66), 2)]
+)
+def test_planes_take_turns_in_strips(
+    op: str, orbits: int, channels: int, spatial: tuple[int, ...], stride: int
+) -> None:
+    """Volumes of few orbits, of which a stage cannot keep all lines of the planes that a tile reads."""
+    sizes = SIZES | {"padding": 1, "stride": stride}
+    case = Case(
+        ndim=3, ties=((7, orbits),), channels=channels, spatial=spatial, batch=1, layouts=("channels_last",) * 3,
+        result_last=True, threads=2, **{name: (size,) * 3 for name, size in sizes.items()},
+    )  # fmt: skip
+    check_native(case, op, "fold")
+
+
+def test_gradients_of_volumes_that_are_stored_past_the_caches_are_right() -> None:
+    """Channels of a position are whole cache lines, of all phases of a stride."""
+    sizes = SIZES | {"padding": 1, "stride": 2}
+    case = Case(
+        ndim=3, ties=((7, 2),), channels=16, spatial=(35, 62, 63), batch=1, layouts=("channels_last",) * 3,
+        result_last=True, threads=2, **{name: (size,) * 3 for name, size in sizes.items()},
+    )  # fmt: skip
+    assert 4 * math.prod(case.input_shape) >= 8 << 20
+    check_native(case, "dgrad", "fold")

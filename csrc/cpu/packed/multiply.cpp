@@ -9,6 +9,7 @@
 #include "packed/runs.h"
 #include "packed/segments.h"
 #include "packed/stage.h"
+#include "streamed.h"
 #include "workspace.h"
 
 namespace symconv {
@@ -55,13 +56,21 @@ class Multiplier {
     Scratch<int64_t> offsets(pixels * slices);
     parallel_slices(slices, slices, [&](int64_t begin, int64_t end, int64_t) {
       const TileScope tiles;
-      for (int64_t slice = begin; slice < end; ++slice)
+      for (int64_t slice = begin; slice < end; ++slice) {
+        const auto local = [&](size_t i) {
+          return local_memory(i, memory.data() + slice * each, offsets.data() + slice * pixels);
+        };
+        if (p_.shares_stage()) {
+          run_together(tasks(0) * slice / slices, tasks(0) * (slice + 1) / slices, packed, local(0));
+          continue;
+        }
         for (size_t i = 0; i < p_.phases.size(); ++i) {
           // In turns, so that phases of a single task do not all fall to the last thread.
           const int64_t part = (slice + static_cast<int64_t>(i)) % slices;
-          run_part(i, tasks(i) * part / slices, tasks(i) * (part + 1) / slices, packed,
-                   local_memory(i, memory.data() + slice * each, offsets.data() + slice * pixels));
+          run_part(i, tasks(i) * part / slices, tasks(i) * (part + 1) / slices, packed, local(i));
         }
+      }
+      if (streams_) publish_streamed();
     });
   }
 
@@ -85,15 +94,15 @@ class Multiplier {
     r.panel = p_.panel_elements(phase);
     r.zipped = kDepth > 1 && p_.planes ? r.panel : 0;
     r.zeros = std::max({p_.contraction, p_.source_channels, block_pixels(index)}) + p_.lanes;
-    const int64_t stage = p_.staged ? p_.stages[index].elements() : 0;
-    r.total = (r.result + r.panel + r.zipped + r.zeros + stage + p_.lanes) / p_.lanes * p_.lanes;
+    r.total = (r.result + r.panel + r.zipped + r.zeros + p_.stage_elements + p_.lanes) / p_.lanes * p_.lanes;
     return r;
   }
 
   struct Local {
     Sum<T>* result;
     Word<T>*panel, *zipped;
-    Element<T>*zeros, *stage;
+    Element<T>* zeros;
+    Held<Element<T>> stage;
     int64_t* offset;
     Runs runs;
     GemmSegments segments;
@@ -106,7 +115,7 @@ class Multiplier {
     local.panel = reinterpret_cast<Word<T>*>(local.result + r.result);
     local.zipped = local.panel + r.panel;
     local.zeros = reinterpret_cast<Element<T>*>(local.zipped + r.zipped);
-    local.stage = local.zeros + r.zeros;
+    local.stage.data = local.zeros + r.zeros;
     local.offset = offset;
     std::fill(local.zeros, local.zeros + r.zeros, Element<T>{});
     return local;
@@ -118,6 +127,17 @@ class Multiplier {
     for (int64_t i = begin; i < end; ++i)
       run_tile(index, tile_at(tiling, i % per_group), i / per_group,
                packed + i / per_group * p_.weights.elements, local);
+  }
+
+  // Tile by tile, of all phases: they are cut alike, and their memory is too.
+  void run_together(int64_t begin, int64_t end, const Word<T>* packed, Local local) const {
+    const int64_t per_group = p_.problem.batch * p_.phases[0].tiling.tiles();
+    for (int64_t i = begin; i < end; ++i)
+      for (size_t index = 0; index < p_.phases.size(); ++index) {
+        const Tile tile = tile_at(p_.phases[index].tiling, i % per_group);
+        if (tile.is_empty()) continue;
+        run_tile(index, tile, i / per_group, packed + i / per_group * p_.weights.elements, local);
+      }
   }
 
   void run_tile(size_t index, const Tile& tile, int64_t group, const Word<T>* packed, Local& local) const {
@@ -136,23 +156,24 @@ class Multiplier {
     }
   }
 
-  void pack(size_t index, size_t chunk, const Tile& tile, int64_t group, const Local& local) const {
+  void pack(size_t index, size_t chunk, const Tile& tile, int64_t group, Local& local) const {
     const Phase& phase = p_.phases[index];
     const PanelLayout& layout = p_.layouts[index][chunk];
     const int64_t cut = p_.plan.fold ? p_.chunks[chunk].begin : 0;  // first channel of what is cut
     int64_t first = group * p_.source_channels + cut;
     View<const Element<T>> source = m_.source;
-    const Stage* stage = p_.staged ? &p_.stages[index] : nullptr;
-    if (stage) {
+    StagePlaces places;
+    if (p_.staged) {
+      const Stage& stage = p_.stage(index);
       const int64_t all = p_.staged_channels(p_.chunks[chunk]);
       first = all == p_.source_channels ? cut : 0;  // in the stage
-      stage->fill(p_.kernels, phase, tile, m_.source, group * p_.source_channels + cut - first, all,
-                  local.stage);
-      source = {local.stage, 0, stage->channel_stride(), {}};
+      places = stage.fill(p_.kernels, phase, tile, m_.source, group * p_.source_channels + cut - first, all,
+                          local.stage);
+      source = stage.view(local.stage);
     }
-    pack_panel(p_.kernels, p_.plan, phase, tile, layout, source, stage, first, p_.chunks[chunk], p_.planes,
-               local.zeros, reinterpret_cast<Stored<T>*>(local.panel), p_.stored_ld(phase),
-               p_.product_stride(phase));
+    pack_panel(p_.kernels, p_.plan, phase, tile, layout, source, p_.staged ? &places : nullptr, first,
+               p_.chunks[chunk], p_.planes, local.zeros, reinterpret_cast<Stored<T>*>(local.panel),
+               p_.stored_ld(phase), p_.product_stride(phase));
     if constexpr (kDepth > 1) {
       p_.planes ? zip_panel(phase, tile, layout, p_.chunks[chunk], local)
                 : clear_odd_rows(phase, tile, layout, p_.chunks[chunk], local);
@@ -254,7 +275,7 @@ class Multiplier {
 
   // Asks for the memory that a block of results will be stored to: it comes while they are multiplied.
   void expect_results(const Block& x, int64_t p0, int64_t p1, int64_t column, int64_t width) const {
-    if (!x.last || m_.out.channel_stride != 1) return;
+    if (!x.last || m_.out.channel_stride != 1 || streams_) return;
     const StoreArgs<T> s = store_args(x);
     const int64_t bytes = std::min(width, p_.columns - column) * static_cast<int64_t>(sizeof(Element<T>));
     for (const int64_t member : p_.member_channel) {
@@ -274,6 +295,7 @@ class Multiplier {
     const int axis = x.phase.tiling.order[0];
     s.line_stride = m_.out.stride[axis] * x.phase.axis[axis]->step;
     s.lines = x.phase.tiling.lines_out;
+    s.stream = streams_;
     return s;
   }
 
@@ -378,8 +400,25 @@ class Multiplier {
     }
   }
 
+  // Do results of volumes go past the caches? Channels of a position are then whole cache lines.
+  bool streams() const {
+    const View<Element<T>>& y = m_.out;
+    const auto whole = are_whole_lines<Element<T>>;
+    const Problem& p = p_.problem;
+    const Triple& extent = p_.plan.forward ? p.out : p.in;
+    const bool aligned = reinterpret_cast<uintptr_t>(y.data) % kCacheLine == 0 && whole(y.batch_stride) &&
+                         whole(y.stride[0]) && whole(y.stride[1]) && whole(y.stride[2]) &&
+                         whole(p_.out_channels) && whole(p_.columns);
+    const bool members = std::all_of(p_.member_channel.begin(), p_.member_channel.end(), whole);
+    const int64_t bytes = p.batch * p.groups * p_.out_channels * extent[0] * extent[1] * extent[2] *
+                          static_cast<int64_t>(sizeof(Element<T>));
+    return p_.staged && !p_.pixel_lanes && p_.kernels.stream_rows && y.channel_stride == 1 && aligned &&
+           members && bytes >= kStreamedBytes && bytes < kFreshBytes;
+  }
+
   const Prepared<T>& p_;
   const MultiplyTensors<T>& m_;
+  const bool streams_ = streams();
 };
 
 }  // namespace

@@ -5,7 +5,7 @@
 #include <array>
 #include <bit>
 
-#include "packed/stage.h"
+#include "blocking.h"
 
 namespace symconv {
 
@@ -101,7 +101,7 @@ struct Packer {
   const Tile& tile;
   const PanelLayout& layout;
   const View<const Element<T>>& source;
-  const Stage* stage;  // null: `source` is the tensor itself
+  const StagePlaces* stage;  // null: `source` is the tensor itself
   int64_t source_channel;
   const Chunk& chunk;
   bool planes;
@@ -128,8 +128,7 @@ struct Packer {
 
   int64_t offset(int level, int64_t at) const {
     const int axis = phase.tiling.order[level];
-    return stage ? stage->offset(axis, at, stage->first(axis, tile.begin[level]))
-                 : phase.axis[axis]->source(at) * source.stride[axis];
+    return stage ? stage->offset(axis, at) : phase.axis[axis]->source(at) * source.stride[axis];
   }
 
   LineSource line_source(const Group& g, int s, int line, int64_t i0, int64_t i1) const {
@@ -217,16 +216,16 @@ struct Packer {
     }
   }
 
-  // In the stage, of a line `line`, `i0`, `i1` further on; only the axes that are not the inner one have a
-  // part in it.
+  // In the stage, of a line `line`, `i0`, `i1` further on, where planes do not take turns in between; only
+  // the axes that are not the inner one have a part in it.
   int64_t line_offset(int line, int64_t i0, int64_t i1) const {
     const Taps none{};
     return offset(0, position(0, i0, line, none)) + offset(1, position(1, i1, line, none)) -
            offset(0, position(0, 0, 0, none)) - offset(1, position(1, 0, 0, none));
   }
 
-  // A group's sources on the first line of a tile, from a stage: every position exists there, so that they
-  // keep their distances on all lines.
+  // A group's sources on one line of a tile, from a stage: every position exists there, so that they keep
+  // their distances on all lines, unless planes take turns.
   struct StagedGroup {
     const Group* group;
     PackRun<T> pack;
@@ -234,14 +233,14 @@ struct Packer {
     int64_t moves[kMaxSources];  // 0 where a source is absent, else 1
   };
 
-  std::vector<StagedGroup> staged_groups() const {
+  std::vector<StagedGroup> staged_groups(int64_t i0) const {
     const AxisMap& m = *phase.axis[inner()];
     std::vector<StagedGroup> groups;
     for (const Group& g : plan.groups) {
       if (layout.offset[g.slot[0]] < 0) continue;
       StagedGroup& staged = groups.emplace_back(StagedGroup{&g, function(g), {}, {}});
       for (int s = 0; s < 1 << g.log_sources; ++s) {
-        const LineSource f = line_source(g, s, 0, 0, 0);
+        const LineSource f = line_source(g, s, 0, i0, 0);
         staged.moves[s] = f.valid ? 1 : 0;
         staged.at[s] = f.valid ? source.data + f.base + offset(2, m.a * tile.begin[2] + f.b) : zeros;
       }
@@ -252,14 +251,16 @@ struct Packer {
   // Line by line: all taps read the same few of them, which stay in the first-level cache.
   void pack_staged() const {
     const LineStep step{line_offset(0, 1, 0), line_offset(0, 0, 1), line_offset(1, 0, 0)};
-    const std::vector<StagedGroup> groups = staged_groups();
-    for (int64_t i0 = 0; i0 < tile.size[0] + phase.tiling.span; ++i0)
+    std::vector<StagedGroup> groups = staged_groups(0);
+    for (int64_t i0 = 0; i0 < tile.size[0] + phase.tiling.span; ++i0) {
+      if (stage->planes && i0 > 0) groups = staged_groups(i0);
+      const int64_t outer = stage->planes ? 0 : i0 * step.outer;
       for (int64_t i1 = 0; i1 < tile.size[1]; ++i1)
         for (const StagedGroup& g : groups) {
           RunArgs<T> r = run_args(*g.group, tile.size[2]);
           for (int l = 0; l < phase.tiling.products; ++l)
             for (int s = 0; s < 1 << g.group->log_sources; ++s) {
-              const int64_t moved = i0 * step.outer + i1 * step.middle + l * step.line;
+              const int64_t moved = outer + i1 * step.middle + l * step.line;
               r.source[l][s] = g.at[s] + g.moves[s] * moved;
               r.position_step[l][s] = g.moves[s];
               r.channel_step[l][s] = g.moves[s] * source.channel_stride;
@@ -267,6 +268,7 @@ struct Packer {
           set_out(r, *g.group, (i0 * tile.size[1] + i1) * tile.size[2]);
           g.pack(r);
         }
+    }
   }
 
   void pack() const {
@@ -297,8 +299,17 @@ std::vector<Phase> make_phases(const Plan& plan, const Problem& p, int64_t slot_
 Tile tile_at(const Tiling& t, int64_t index) {
   Tile tile;
   int64_t at[kAxes];
-  for (int i = kAxes - 1; i >= 0; --i) at[i] = index % t.blocks[i], index /= t.blocks[i];
-  tile.image = index;
+  if (t.strip) {
+    tile.image = index / t.tiles(), index %= t.tiles();
+    const int64_t first = index / (t.strip * t.blocks[0] * t.blocks[2]) * t.strip;
+    index -= first * t.blocks[0] * t.blocks[2];
+    const int64_t strip = std::min(t.strip, t.blocks[1] - first);
+    at[1] = first + index % strip, index /= strip;
+    at[0] = index % t.blocks[0], at[2] = index / t.blocks[0];
+  } else {
+    for (int i = kAxes - 1; i >= 0; --i) at[i] = index % t.blocks[i], index /= t.blocks[i];
+    tile.image = index;
+  }
   for (int i = 0; i < kAxes; ++i) {
     tile.begin[i] = at[i] * t.block[i];
     tile.size[i] = std::min(t.block[i], t.count[i] - tile.begin[i]);
@@ -355,7 +366,7 @@ void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_str
 
 template <class T>
 void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase, const Tile& tile,
-                const PanelLayout& layout, const View<const Element<T>>& source, const Stage* stage,
+                const PanelLayout& layout, const View<const Element<T>>& source, const StagePlaces* stage,
                 int64_t source_channel, const Chunk& chunk, bool planes, const Element<T>* zeros,
                 Stored<T>* panel, int64_t ld, int64_t product_stride) {
   Packer<T>{kernels,        plan,  phase,  tile,  layout, source, stage,
@@ -365,8 +376,8 @@ void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase,
 
 #define SYMCONV_INSTANTIATE(T)                                                                               \
   template void pack_panel<T>(const Kernels<T>&, const Plan&, const Phase&, const Tile&, const PanelLayout&, \
-                              const View<const Element<T>>&, const Stage*, int64_t, const Chunk&, bool,      \
-                              const Element<T>*, Stored<T>*, int64_t, int64_t);
+                              const View<const Element<T>>&, const StagePlaces*, int64_t, const Chunk&,      \
+                              bool, const Element<T>*, Stored<T>*, int64_t, int64_t);
 SYMCONV_FOR_ALL_TYPES(SYMCONV_INSTANTIATE)
 
 }  // namespace symconv

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "blocking.h"
 #include "microkernels/kernels.h"
 #include "packed/plan.h"
 
@@ -34,6 +35,8 @@ struct Tiling {
   int64_t b_min = 0;  // source offset of line 0 from anchor 0 on the offset axis
   int64_t lines = 0;  // of the destination along order[0]
   int lines_out = 1, products = 1;
+  // Tiles along order[1] that all planes have one after the other, in a strip; 0: tiles follow their order.
+  int64_t strip = 0;
   int64_t tiles() const { return blocks[0] * blocks[1] * blocks[2]; }
 };
 
@@ -42,6 +45,8 @@ struct Tile {
   Triple begin, size;  // in tiling order
   int64_t line() const { return size[1] * size[2]; }
   int64_t pixels() const { return size[0] * line(); }
+  // Where phases are cut alike, those with fewer anchors have no last tiles.
+  bool is_empty() const { return size[0] <= 0 || size[1] <= 0 || size[2] <= 0; }
   // Pixels before the last step along order[0], and the lines of the destination which that one has.
   int64_t full_pixels(const Tiling& t) const {
     return lines_of_last(t) == t.lines_out ? pixels() : pixels() - line();
@@ -92,7 +97,18 @@ PanelLayout panel_layout(const Plan& plan, const Phase& phase, const Chunk& chun
 void destination_offsets(const Phase& phase, const Tile& tile, int64_t batch_stride, const Triple& stride,
                          int64_t* out);
 
-class Stage;
+// Where a tile finds its source in a stage.
+struct StagePlaces {
+  Triple origin;            // the source position that lies first
+  Triple stride;            // of the depth and the height
+  int64_t residues, pitch;  // of the width, whose residues lie apart
+  int64_t planes;           // that take turns, or 0
+  int64_t offset(int axis, int64_t at) const {
+    if (axis == kDepthAxis && planes) return (at - floor_div(at, planes) * planes) * stride[axis];
+    const int64_t i = at - origin[axis];
+    return axis < kAxes - 1 ? i * stride[axis] : i % residues * pitch + i / residues;
+  }
+};
 
 // Fills the panel with the channels of a chunk, of which the first of the group's is `source_channel` at the
 // chunk's begin; `zeros` is as long as the longest run. planes: panel[row * ld + pixel], else panel[pixel *
@@ -100,7 +116,7 @@ class Stage;
 // the last one of every row.
 template <class T>
 void pack_panel(const Kernels<T>& kernels, const Plan& plan, const Phase& phase, const Tile& tile,
-                const PanelLayout& layout, const View<const Element<T>>& source, const Stage* stage,
+                const PanelLayout& layout, const View<const Element<T>>& source, const StagePlaces* stage,
                 int64_t source_channel, const Chunk& chunk, bool planes, const Element<T>* zeros,
                 Stored<T>* panel, int64_t ld, int64_t product_stride);
 

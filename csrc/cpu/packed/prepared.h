@@ -31,9 +31,8 @@ struct Prepared : MultiplyShape {
       std::vector<PanelLayout> own;
       for (const Chunk& chunk : chunks) own.push_back(panel_layout(plan, phase, chunk, kDepth));
       layouts.push_back(own);
-      if (staged)
-        stages.emplace_back(plan, phase, staged_channels(chunks[0]), lanes, order_of(orders_source));
     }
+    if (staged) place_stages();
     for (int64_t c = 0; c < columns; ++c) channel_offset.push_back(c * out_channel_stride);
   }
   // The phases point into the plan, which a copy would have of its own.
@@ -60,6 +59,19 @@ struct Prepared : MultiplyShape {
     const bool own = plan.fold && !plan.moves_channels && !orders_source;
     return own ? chunk.end - chunk.begin : source_channels;
   }
+
+  void place_stages() {
+    const int64_t channels = staged_channels(chunks[0]);
+    share_tiles(plan, phases, channels * static_cast<int64_t>(sizeof(Element<T>)));
+    std::vector<const Phase*> all;
+    for (const Phase& phase : phases) all.push_back(&phase);
+    stages = make_stages(plan, all, channels, lanes, order_of(orders_source));
+    for (const Stage& stage : stages) stage_elements = std::max(stage_elements, stage.elements());
+  }
+
+  // Do all phases read one stage, tile by tile?
+  bool shares_stage() const { return staged && !phases.empty() && phases[0].tiling.strip > 0; }
+  const Stage& stage(size_t phase) const { return stages[shares_stage() ? 0 : phase]; }
 
   const std::vector<int64_t>* order_of(bool ordered) const { return ordered ? &problem.order : nullptr; }
 
@@ -143,7 +155,8 @@ struct Prepared : MultiplyShape {
   WeightLayout weights;
   std::vector<ColumnBlock> blocks;
   std::vector<std::vector<PanelLayout>> layouts;
-  std::vector<Stage> stages;  // by phase, where there are any
+  std::vector<Stage> stages;  // by phase, where there are any; one that they share
+  int64_t stage_elements = 0;
   std::vector<int64_t> channel_offset;
 };
 

@@ -1,12 +1,16 @@
-// Staging: the part of the source that one tile reads, copied plane by plane with zeros around the map.
+// Staging: the source that tiles read, copied plane by plane with zeros around the map.
 //
 // Layers with few channels or few orbits have no runs along channels worth a vector. Their source is
-// brought into [channel][depth][height][width] first, whatever its layout, so that the panel can be packed
+// brought into [depth][height][channel][width] first, whatever its layout, so that the panel can be packed
 // along the width, without borders. With a stride along the width its residues lie apart, so that the
 // positions of neighbouring anchors are contiguous.
 //
-// Orbit members that differ in the depth alone are added up on the way (DepthSum): a stage of sums has a
-// plane for each anchor, and every tap of the kernel loads half as many sources.
+// Tiles whose panel is not shifted go along the depth: planes that the next one reads too stay where they
+// are, and its own take the places of those that no tile reads any more. All phases of such a plan read one
+// stage, tile by tile.
+//
+// Orbit members that differ in the depth alone are added up on the way (DepthSum): sums have a plane for each
+// anchor, and every tap of the kernel loads half as many sources.
 #pragma once
 
 #include <cstdint>
@@ -18,58 +22,80 @@
 
 namespace symconv {
 
-// Sizes of the stage of one phase; the same for all its tiles.
+// A plane of the source in a stage, with its lines [begin, end).
+struct HeldPlane {
+  int64_t plane, begin, end;
+};
+
+class Stage;
+
+// What the stage of a thread holds. Fresh ones hold nothing.
+template <class E>
+struct Held {
+  E* data = nullptr;          // elements()
+  const Stage* of = nullptr;  // which lays it out
+  int64_t image = -1, channel = 0, channels = 0;
+  Triple first{};                 // the source position that lies first, of a plane and of its lines
+  std::vector<HeldPlane> planes;  // by place
+  // Of which tile the sums are, and by which map of the depth.
+  const AxisMap* summed_by = nullptr;
+  Triple summed{};
+};
+
+// Sizes of the stage of some phases; the same for all their tiles.
 class Stage {
  public:
   // `order`: the channel of the source that comes at each place, or null.
-  Stage(const Plan& plan, const Phase& phase, int64_t channels, int lanes,
+  Stage(const Plan& plan, const std::vector<const Phase*>& phases, int64_t channels, int lanes,
         const std::vector<int64_t>* order = nullptr);
 
-  int64_t elements() const { return channels_ * channel_stride_ + lines_ + slack_; }
-  int64_t channel_stride() const { return channel_stride_; }
-
-  // First source position of a tile on an axis, given its first anchor.
-  int64_t first(int axis, int64_t anchor) const { return step_[axis] * anchor + low_[axis]; }
-
-  // Offset in the stage of source position `at` on an axis, where the tile's stage begins at `first`.
-  int64_t offset(int axis, int64_t at, int64_t first) const {
-    const int64_t i = at - first;
-    if (axis < kAxes - 1) return i * stride_[axis];
-    return i % residues_ * pitch_ + i / residues_;
+  int64_t elements() const { return kept_ + summed_ + slack_; }
+  // What is packed of it.
+  template <class E>
+  View<const E> view(const Held<E>& held) const {
+    return {held.data + (has_sums() ? kept_ : 0), 0, line_, {}};
   }
 
-  // Copies `channels` of `source`, at most as many as there is room for, or fills the stage with their sums.
-  // `out` holds elements().
+  // Has the stage hold `channels` channels of `source`, at most as many as there is room for, as far as a
+  // tile reads them, or the sums of these. `tile` is one of `phase`. Says where they lie.
   template <class T>
-  void fill(const Kernels<T>& kernels, const Phase& phase, const Tile& tile,
-            const View<const Element<T>>& source, int64_t first_channel, int64_t channels,
-            Element<T>* out) const;
-
-  // Of the calling thread's tile: where its stage begins in the source, and how far the channels of a copy
-  // are apart.
-  template <class T>
-  struct Copy {
-    const Kernels<T>& kernels;
-    const Phase& phase;
-    View<const Element<T>> source;
-    Triple first;
-    int64_t channels, channel_stride;
-    Element<T>* room;  // for a line, [channel][position], before its residues are set apart
-  };
+  StagePlaces fill(const Kernels<T>& kernels, const Phase& phase, const Tile& tile,
+                   const View<const Element<T>>& source, int64_t first_channel, int64_t channels,
+                   Held<Element<T>>& held) const;
 
  private:
   template <class T>
-  void copy_line(const Copy<T>& copy, int64_t z, int64_t y, Element<T>* to) const;
+  struct Copy;
+  bool has_sums() const { return !sums_.empty(); }
+  // Do planes take turns?
+  bool turns() const { return tiling_.strip > 0; }
+  int64_t plane_offset(int64_t z, int64_t first) const;
+  Tile widest(const Tile& tile) const;
   template <class T>
-  void sum_lines(const Copy<T>& copy, int64_t h, Element<T>* lines, const Element<T>* zeros,
-                 Element<T>* out) const;
+  void copy_planes(const Copy<T>& copy, const Tile& tile, Held<Element<T>>& held) const;
+  template <class T>
+  void copy_line(const Copy<T>& copy, int64_t z, int64_t y, const Held<Element<T>>& held,
+                 Element<T>* to) const;
+  template <class T>
+  void sum_lines(const Copy<T>& copy, const Tile& tile, Held<Element<T>>& held) const;
 
   const std::vector<DepthSum>& sums_;
   const std::vector<int64_t>* order_;
-  int64_t channels_, residues_, pitch_;
-  int64_t planes_, lines_ = 0, slack_;  // planes of the source; of a stage of sums a line of each, then zeros
-  Triple step_, low_, size_, stride_;
-  int64_t channel_stride_;
+  const Tiling tiling_;  // of the phase with most anchors
+  int64_t channels_;
+  Triple step_, low_, reach_;  // source position = step * anchor + low .. + reach
+  int64_t planes_, lines_, width_;
+  int64_t residues_, pitch_, line_;
+  Triple stride_, sum_stride_;
+  int64_t kept_, summed_, slack_;
 };
+
+// Has all phases of a plan be cut into tiles alike, and these go along the depth, if their panels are not
+// shifted. A position of the source has `channel_bytes`.
+void share_tiles(const Plan& plan, std::vector<Phase>& phases, int64_t channel_bytes);
+
+// Stages of the phases of a plan: one that all share where that is possible, else one for each.
+std::vector<Stage> make_stages(const Plan& plan, const std::vector<const Phase*>& phases, int64_t channels,
+                               int lanes, const std::vector<int64_t>* order);
 
 }  // namespace symconv
