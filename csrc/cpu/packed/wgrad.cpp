@@ -11,6 +11,7 @@
 
 #include "convert.h"
 #include "microkernels/tiles.h"
+#include "packed/sliced_wgrad.h"
 #include "packed/stage.h"
 #include "packed/wgrad_sums.h"
 #include "workspace.h"
@@ -593,6 +594,8 @@ class Accumulator {
 
 template <class T>
 void wgrad(const Wgrad<T>& w) {
+  if constexpr (!kNarrow<T>)
+    if (w.sliced) return sliced_wgrad<T>(w);
   Accumulator<T>{w}();
 }
 
