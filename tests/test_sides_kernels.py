@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+from sides_oracle import Case
 from sides_problems import DTYPES, KINDS, PASSES, SIZES, TORCH_ERROR, draw, exact, format_of, layer_of, passes
 
 import symconv_fast as sf
@@ -45,6 +46,44 @@ def test_every_pass_is_that_of_the_expansion(dtype: torch.dtype, block: int) -> 
                 assert error <= TORCH_ERROR[dtype], f"{op} by {algorithm}: {error:.2g}, {case}, {geometry}"
                 ran[op] += algorithm == "fold"
     assert min(ran.values()) >= 12, f"too few of them ran by panels: {ran}"
+
+
+# Batch, channels, filters, kernel, size, and the rest of the geometry: blocks that fill vectors, halves of them and
+# neither; lines shorter and longer than a slice, more of them than a tile has; groups; a stride.
+OCTUPLES = {
+    "lines of 16": (2, 64, 64, (3, 3, 3), (6, 5, 16), {"padding": 1}),
+    "wide blocks": (1, 128, 192, (3, 3, 3), (5, 4, 9), {"padding": 1}),
+    "odd blocks": (3, 24, 40, (3, 2, 3), (4, 6, 5), {"padding": 1}),
+    "long lines": (1, 16, 64, (1, 3, 5), (2, 3, 70), {"padding": (0, 1, 2)}),
+    "some tiles": (1, 16, 8, (3, 3, 3), (20, 19, 18), {"padding": 1}),
+    "a stride": (1, 64, 128, (3, 3, 3), (9, 7, 11), {"padding": 1, "stride": 2}),
+    "far taps": (1, 64, 64, (3, 3, 3), (7, 8, 9), {"padding": 2, "dilation": 2}),
+    "transposed": (2, 64, 48, (3, 3, 3), (5, 4, 6), {"padding": 1}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", OCTUPLES)
+def test_octuples_on_both_sides_are_made_in_slices(name: str, last: bool, dtype: torch.dtype) -> None:
+    batch, channels, filters, kernel, size, geometry = OCTUPLES[name]
+    case = Case(
+        {"hvz": filters}, {"hvz": channels}, channels, filters, kernel, transposed=name == "transposed"
+    )
+    torch.manual_seed(0)
+    layer = layer_of(case, dtype, last, **geometry)
+    x = torch.randn(batch, channels, *size).to(dtype).contiguous(memory_format=format_of(3, last))
+    y, gx, gw, up = exact(case, layer, x, geometry)
+    up = up.contiguous(memory_format=format_of(3, last))
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            for op, got, true in zip(PASSES, passes(layer, x, up, list(PASSES), "fold"), (y, gx, gw)):
+                error = (got.double() - true).norm() / true.norm()
+                assert error <= TORCH_ERROR[dtype], f"{op}, {number} threads: {error:.2g}"
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)

@@ -75,7 +75,8 @@ MultiplyShape folded(const Given& c, const Multiplication& m, int64_t out_channe
           false,
           m.layout.planes,
           m.layout.staged,
-          m.layout.pixel_lanes};
+          m.layout.pixel_lanes,
+          m.layout.sliced};
 }
 
 // Of the gradient of blocks of input channels these are the members.
@@ -95,7 +96,8 @@ MultiplyShape unfolded(const Given& c, const Multiplication& m, int64_t out_chan
           !p.order.empty(),
           m.layout.planes,
           m.layout.staged,
-          m.layout.pixel_lanes};
+          m.layout.pixel_lanes,
+          m.layout.sliced};
 }
 
 template <class T>
@@ -146,12 +148,16 @@ void gather(const Given& c, const MultiplyTensors<T>& tensors) {
                        false,
                        m.layout.planes,
                        m.layout.staged,
-                       m.layout.pixel_lanes},
+                       m.layout.pixel_lanes,
+                       false},
                       c.threads);
   };
   count_run(m.filtering ? Ran::filtered_sum : Ran::sum);
   multiply<T>(*c.prepared.find<Prepared<T>>(c.threads, 0, make), tensors);
 }
+
+// Must the input of a weight gradient lie as it was declared?
+bool reads_lines(const Multiplication& m) { return m.of_input || m.layout.sliced; }
 
 template <class T>
 void weigh(const Given& c, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
@@ -159,10 +165,10 @@ void weigh(const Given& c, const at::Tensor& gy, const at::Tensor& x, const at::
   const Problem& p = c.problem();
   for (const Multiplication& m : c.selection.multiplications) {
     count_run(m.filtering ? Ran::filtered_weight_sum : Ran::weight_sum);
-    wgrad<T>({p, source_view<T>(gy), m.of_input ? source_view<T>(x) : const_view<Element<T>>(x),
+    wgrad<T>({p, source_view<T>(gy), reads_lines(m) ? source_view<T>(x) : const_view<Element<T>>(x),
               weight_view(static_cast<Element<T>*>(gw.data_ptr()), gw, p.transposed),
               weight_group_stride(gw, p.groups), m.axis, m.filtering, m.layout.planes, m.layout.staged,
-              m.layout.sums_depth, m.segment, m.part, m.of_input, next});
+              m.layout.sums_depth, m.layout.sliced, m.segment, m.part, m.of_input, next});
   }
 }
 
@@ -280,8 +286,7 @@ void NativePass::wgrad(const at::Tensor& gy, const at::Tensor& x, const at::Tens
     SYMCONV_DISPATCH(gw, weigh_depthwise<scalar>(c, gy, x, gw));
   } else {
     const auto& all = selection_->multiplications;
-    const bool of_input = std::any_of(all.begin(), all.end(), [](auto& m) { return m.of_input; });
-    const at::Tensor input = of_input ? readable(x) : x;
+    const at::Tensor input = std::any_of(all.begin(), all.end(), reads_lines) ? readable(x) : x;
     const at::Tensor grad = readable(gy), sums = order_.moves_weights() ? at::empty_like(gw) : gw;
     SYMCONV_DISPATCH_MATRIX(gw, weigh<scalar>(c, grad, input, sums, next));
     if (order_.moves_weights()) gw.copy_(order_.restored_weight(sums));

@@ -117,6 +117,18 @@ struct RunArgs {
   bool loose;  // planes only: whole vectors may be read and written past the last position
 };
 
+// The fold of eight sources, as RunArgs has it, where all move alike and results are equally far apart: these
+// have fewer addresses than there are registers.
+template <class T>
+struct EightArgs {
+  const T* source[8];
+  int64_t step;          // of the sources, from one row to the next
+  int64_t rows, length;  // of contiguous elements each
+  T* out;                // of the first parity
+  int64_t apart, ld;     // from one parity to the next, and from one row to the next
+  bool loose;            // whole vectors may be read and written past the end of a row
+};
+
 // Result lines of minimal filtering, butterfly over the parities of a tile of results, bias, and the store to
 // each orbit member.
 template <class T>
@@ -237,6 +249,7 @@ struct Kernels {
   int folded_rows[kMaxVectors + 1];  // of a tile at most, by its number of vectors
   void (*correlate)(int rows, int vectors, const CorrelateArgs<T>&);  // not for 16-bit types
   int correlate_rows[kMaxVectors + 1];
+  void (*fold_eight)(const EightArgs<T>&);  // not for 16-bit types
   // By filtering and log2 of the number of sources; null where no axis would be left to filter along, and for
   // other types than float but where filtering is plain.
   void (*fold_pixels[kFilterings][4])(const RunArgs<T>&);

@@ -92,6 +92,7 @@ constexpr Kernels<T> make_table() {
     k.stage_line = stage_elements<T>, k.split_line = split_elements<T>;
   } else {
     k.stage_line = stage_line<T>, k.split_line = split_line<T>, k.stream_rows = stream_rows<T>;
+    k.fold_eight = fold_eight<T>;
     k.taps = taps<T>, k.add_subtract = add_subtract<T>, k.correlate = correlate<T>;
     k.correlate_rows[1] = kCorrelateRowsOf<1>, k.correlate_rows[2] = kCorrelateRowsOf<2>;
     k.correlate_rows[3] = kCorrelateRowsOf<3>;

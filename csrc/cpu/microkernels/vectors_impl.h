@@ -17,6 +17,14 @@ struct Vec<uint16_t> {
 template <class T>
 using V = typename Vec<T>::type;
 
+// Of half the size.
+template <class T>
+struct HalfVec {
+  typedef T type __attribute__((vector_size(SYMCONV_BYTES / 2), aligned(sizeof(T)), may_alias));
+};
+template <class T>
+using HalfV = typename HalfVec<T>::type;
+
 template <class T>
 using Mask = decltype(V<T>{} < V<T>{});
 

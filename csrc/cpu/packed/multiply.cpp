@@ -16,9 +16,6 @@ namespace symconv {
 
 namespace {
 
-// By product of minimal filtering (else one), then by parity.
-using Runs = std::vector<std::vector<Run>>;
-
 template <class T>
 class Multiplier {
  public:
@@ -93,8 +90,10 @@ class Multiplier {
     r.result = p_.results(phase).stride * p_.plan.parities * phase.tiling.products;
     r.panel = p_.panel_elements(phase);
     r.zipped = kDepth > 1 && p_.planes ? r.panel : 0;
-    r.zeros = std::max({p_.contraction, p_.source_channels, block_pixels(index)}) + p_.lanes;
-    r.total = (r.result + r.panel + r.zipped + r.zeros + p_.stage_elements + p_.lanes) / p_.lanes * p_.lanes;
+    r.zeros =
+        round_up(std::max({p_.contraction, p_.source_channels, block_pixels(index)}) + p_.lanes, p_.lanes);
+    const int64_t stage = p_.sliced ? p_.slicers[index].elements() : p_.stage_elements;
+    r.total = (r.result + r.panel + r.zipped + r.zeros + stage + p_.lanes) / p_.lanes * p_.lanes;
     return r;
   }
 
@@ -141,12 +140,13 @@ class Multiplier {
   }
 
   void run_tile(size_t index, const Tile& tile, int64_t group, const Word<T>* packed, Local& local) const {
+    if (p_.sliced) return run_slices(index, tile, group, packed, local);
     const Phase& phase = p_.phases[index];
     destination_offsets(phase, tile, m_.out.batch_stride, m_.out.stride, local.offset);
     for (size_t c = 0; c < p_.chunks.size(); ++c) {
       const PanelLayout& layout = p_.layouts[index][c];
       pack(index, c, tile, group, local);
-      Block block{phase, tile, group, packed, local, c > 0, c + 1 == p_.chunks.size()};
+      Block block{phase, tile, group, packed, local, local.runs, c > 0, c + 1 == p_.chunks.size()};
       local.runs.resize(phase.tiling.products * p_.plan.parities);
       for (int product = 0; product < phase.tiling.products; ++product)
         for (int parity = 0; parity < p_.plan.parities; ++parity)
@@ -154,6 +154,23 @@ class Multiplier {
                     local.runs[product * p_.plan.parities + parity]);
       p_.pixel_lanes ? multiply_planes(block) : multiply_pixels(block);
     }
+  }
+
+  void run_slices(size_t index, const Tile& tile, int64_t group, const Word<T>* packed, Local& local) const {
+    const Phase& phase = p_.phases[index];
+    const Slicer<T>& slicer = p_.slicers[index];
+    slicer.fill(tile, m_.source, group * p_.source_channels, local.stage);
+    for_parts(tile, p_.panel_block(phase), [&](const Tile& part) {
+      destination_offsets(phase, part, m_.out.batch_stride, m_.out.stride, local.offset);
+      for (size_t c = 0; c < p_.chunks.size(); ++c) {
+        const Chunk& chunk = p_.chunks[c];
+        slicer.pack(tile, part, chunk, local.stage, chunk.groups * p_.contraction,
+                    reinterpret_cast<Stored<T>*>(local.panel), p_.stored_ld(phase));
+        const Block block{
+            phase, part, group, packed, local, p_.runs[index][c], c > 0, c + 1 == p_.chunks.size()};
+        p_.pixel_lanes ? multiply_planes(block) : multiply_pixels(block);
+      }
+    });
   }
 
   void pack(size_t index, size_t chunk, const Tile& tile, int64_t group, Local& local) const {
@@ -220,6 +237,7 @@ class Multiplier {
     int64_t group;
     const Word<T>* packed;
     Local& local;
+    const Runs& runs;
     bool add, last;
   };
 
@@ -240,10 +258,10 @@ class Multiplier {
             const int64_t p1 = p0 + rows;
             Sum<T>* tile = x.local.result + (whole ? p0 * r.ld + column : place * r.ld);
             expect_results(x, p0, p1, column, width);
-            for (size_t i = 0; i < x.local.runs.size(); ++i) {
+            for (size_t i = 0; i < x.runs.size(); ++i) {
               const size_t parity = i % p_.plan.parities, product = i / p_.plan.parities;
               segments.clear();
-              for (const Run& run : x.local.runs[i]) {
+              for (const Run& run : x.runs[i]) {
                 if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
                 segments.add((p0 + run.shift) * pixel + run.panel_row * row, run.weight_row * width,
                              run.rows);
@@ -322,16 +340,18 @@ class Multiplier {
     GemmSegments& segments = x.local.segments;
     GemmArgs<Word<T>> g{};
     g.ldb = ld, g.ldc = r.ld, g.add = x.add;
-    for (const ColumnBlock& block : column_blocks(pixels, p_.lanes)) {
+    const int64_t vectors = ceil_div(pixels, p_.lanes);
+    for (ColumnBlock block{}; block.vector < vectors; block.vector += block.vectors) {
+      block = block_of(block.vector, vectors);
       const int64_t p0 = block.vector * p_.lanes, p1 = std::min(pixels, p0 + block.vectors * p_.lanes);
       for_blocks(
           x, p_.columns, block.vectors,
           [&](int64_t u0, int64_t rows, int64_t place) {
             Sum<T>* tile = x.local.result + (whole ? u0 * r.ld + p0 : place * r.ld);
-            for (size_t i = 0; i < x.local.runs.size(); ++i) {
+            for (size_t i = 0; i < x.runs.size(); ++i) {
               const size_t parity = i % p_.plan.parities, product = i / p_.plan.parities;
               segments.clear();
-              for (const Run& run : x.local.runs[i]) {
+              for (const Run& run : x.runs[i]) {
                 if (p1 <= run.valid_begin || p0 >= run.valid_end) continue;
                 segments.add(run.weight_row, run.panel_row * ld + run.shift + p0, run.rows);
               }

@@ -163,12 +163,14 @@ void place_slots(int segment, Plan& plan) {
     for (int s = 0; s < g.slots; ++s) ++next[g.slot[s] + 1];
   for (int parity = 0; parity < plan.parities; ++parity) next[parity + 1] += next[parity];
   plan.slots.resize(next[plan.parities]);
-  for (Group& g : plan.groups)
+  for (size_t i = 0; i < plan.groups.size(); ++i) {
+    Group& g = plan.groups[i];
     for (int s = 0; s < g.slots; ++s) {
       const int parity = g.slot[s];
       g.slot[s] = next[parity]++;
-      plan.slots[g.slot[s]] = {parity, segment, 0, g.channels, g.tap[0]};
+      plan.slots[g.slot[s]] = {parity, segment, 0, g.channels, g.tap[0], false, static_cast<int>(i)};
     }
+  }
 }
 
 // Of some orbits of a segment, from channel `to` of the stage on: by tap of the depth, then by what remains

@@ -40,6 +40,7 @@ struct Slot {
   int64_t channels;  // rows of the contraction that the slot covers
   Taps tap;          // representative tap of the weights; that of the offset axis is set later
   bool odd = false;  // sum, with both parities of the offset axis: which of them
+  int group = 0;     // fold: which one it is of
 };
 
 // Sources that are loaded together. Fold: source s is mirrored on the subset s of the paired axes, has a

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "packed/multiply.h"
+#include "packed/runs.h"
+#include "packed/slices.h"
 #include "packed/stage.h"
 #include "workspace.h"
 
@@ -22,9 +24,10 @@ struct Prepared : MultiplyShape {
         kernels(select_kernels<T>()),
         threads(threads),
         lanes(kernels.lanes),
-        chunks(cut_channels()),
-        phases(make_phases(plan, problem, panel_rows() * kWordBytes, staged ? kLongTile : kTile, threads,
-                           planes)),
+        sizes(slice_sizes(contraction, columns, lanes, plan.parities * kWordBytes)),
+        chunks(sliced ? cut_groups() : cut_channels()),
+        panel_rows(count_rows()),
+        phases(make_phases(plan, problem, pixel_bytes(), limits(), threads, planes)),
         weights(weight_layout(problem, plan, columns, chunks, lanes, pixel_lanes, kDepth)),
         blocks(column_blocks(columns, lanes)) {
     for (const Phase& phase : phases) {
@@ -33,6 +36,7 @@ struct Prepared : MultiplyShape {
       layouts.push_back(own);
     }
     if (staged) place_stages();
+    if (sliced) slice();
     for (int64_t c = 0; c < columns; ++c) channel_offset.push_back(c * out_channel_stride);
   }
   // The phases point into the plan, which a copy would have of its own.
@@ -51,6 +55,36 @@ struct Prepared : MultiplyShape {
     std::vector<Chunk> chunks;
     for (int64_t c = 0; c < channels; c += width) chunks.push_back({c, std::min(channels, c + width)});
     return chunks;
+  }
+
+  // Slices of the panel.
+  std::vector<Chunk> cut_groups() const {
+    std::vector<Chunk> chunks;
+    for_pieces(static_cast<int64_t>(plan.groups.size()), sizes.groups,
+               [&](int64_t first, int64_t groups) { chunks.push_back({0, contraction, first, groups}); });
+    return chunks;
+  }
+  void slice() {
+    for (size_t i = 0; i < phases.size(); ++i) {
+      const Phase& phase = phases[i];
+      slicers.emplace_back(kernels, plan, phase, staged ? &stages[i] : nullptr, source_channels);
+      const Tile whole{0, {}, panel_block(phase)};
+      auto& all = runs.emplace_back(chunks.size(), Runs(plan.parities));
+      for (size_t c = 0; c < chunks.size(); ++c)
+        for (int parity = 0; parity < plan.parities; ++parity)
+          make_runs(plan, weights, phase, whole, layouts[i][c], c, parity, 0, all[c][parity]);
+    }
+  }
+
+  // What of a pixel is to stay within the limits of a tile.
+  int64_t pixel_bytes() const {
+    return sliced ? source_channels * static_cast<int64_t>(sizeof(Element<T>)) : panel_rows * kWordBytes;
+  }
+  TileLimits limits() const { return sliced ? kSlicedTile : staged ? kLongTile : kTile; }
+
+  // Pixels of a panel, along each axis.
+  Triple panel_block(const Phase& phase) const {
+    return sliced ? slice_block(phase.tiling, sizes.pixels) : phase.tiling.block;
   }
 
   // Those that the groups of a chunk read: of a fold its own, unless sources differ in their channels, or
@@ -90,7 +124,7 @@ struct Prepared : MultiplyShape {
   }
 
   // In words, as everything here that is not said to be elements.
-  int64_t panel_rows() const {
+  int64_t count_rows() const {
     int64_t rows = 0;
     for (const Slot& slot : plan.slots) rows += words<T>(chunks[0].width(plan, slot));
     return rows;
@@ -98,14 +132,14 @@ struct Prepared : MultiplyShape {
 
   // Pixels of the panel for one product, halo included.
   int64_t panel_pixels(const Phase& phase) const {
-    const Triple& b = phase.tiling.block;
+    const Triple b = panel_block(phase);
     const int64_t pixels = (b[0] + phase.tiling.span) * b[1] * b[2] + (staged ? lanes - 1 : 0);
     return planes ? (pixels + lanes - 1) / lanes * lanes : pixels;
   }
 
   int64_t panel_ld(const Phase& phase) const {
     if (planes) return odd_lines<Word<T>>(phase.tiling.products * panel_pixels(phase));
-    return apart<Word<T>>(panel_rows());
+    return apart<Word<T>>(panel_rows);
   }
 
   // Leading dimension of the panel as it is packed, in elements.
@@ -117,7 +151,7 @@ struct Prepared : MultiplyShape {
 
   int64_t panel_elements(const Phase& phase) const {
     const int64_t pixels = phase.tiling.products * panel_pixels(phase);
-    return (planes ? panel_rows() : pixels) * panel_ld(phase) + kMaxVectors * lanes;
+    return (planes ? panel_rows : pixels) * panel_ld(phase) + kMaxVectors * lanes;
   }
 
   // With one chunk of channels results are stored as soon as some blocks are complete, so that no others are
@@ -141,22 +175,27 @@ struct Prepared : MultiplyShape {
     if (!keeps_tile()) {
       return {kMaxVectors * lanes, together(phase) * most_rows() * kMaxVectors * lanes};
     }
-    const Triple& b = phase.tiling.block;
+    const Triple b = panel_block(phase);
     const int64_t pixels = b[0] * b[1] * b[2], across = pixel_lanes ? pixels : columns;
-    const int64_t ld = (across + kMaxVectors * lanes - 1) / lanes * lanes;
+    const int64_t ld = (across + (sliced ? 1 : kMaxVectors) * lanes - 1) / lanes * lanes;
     return {ld, ld * (pixel_lanes ? columns : pixels)};
   }
 
   const Kernels<T>& kernels;
   int64_t threads;
   int lanes;
+  SliceSizes sizes;
   std::vector<Chunk> chunks;
+  int64_t panel_rows;  // in words
   std::vector<Phase> phases;
   WeightLayout weights;
   std::vector<ColumnBlock> blocks;
   std::vector<std::vector<PanelLayout>> layouts;
   std::vector<Stage> stages;  // by phase, where there are any; one that they share
   int64_t stage_elements = 0;
+  // Of slices, by phase; their runs by chunk too.
+  std::vector<Slicer<T>> slicers;
+  std::vector<std::vector<Runs>> runs;
   std::vector<int64_t> channel_offset;
 };
 

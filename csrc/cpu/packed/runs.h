@@ -17,6 +17,9 @@ struct Run {
   int64_t valid_begin, valid_end;  // pixels of the tile for which the shifted line is in the map
 };
 
+// By product of minimal filtering (else one), then by parity.
+using Runs = std::vector<std::vector<Run>>;
+
 // Those of a parity and of a product of minimal filtering (else 0), in place of what `runs` held.
 void make_runs(const Plan& plan, const WeightLayout& weights, const Phase& phase, const Tile& tile,
                const PanelLayout& layout, size_t chunk, int parity, int product, std::vector<Run>& runs);

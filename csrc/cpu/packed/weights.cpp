@@ -11,14 +11,6 @@ namespace {
 constexpr int64_t kOthers = 64;  // contraction rows packed together: their taps share cache lines
 static_assert(kOthers <= kDealtChannels, "rows of a fold are channels");
 
-// Vectors of the column block that holds vector v, and its first vector.
-ColumnBlock block_of(int64_t vector, int64_t total) {
-  const bool odd = total % 2 == 1 && total >= 3;
-  const int64_t tail = odd ? total - 3 : total;
-  if (vector >= tail) return {tail, 3};
-  return {vector / 2 * 2, static_cast<int>(std::min<int64_t>(2, total - vector / 2 * 2))};
-}
-
 template <class T>
 struct WeightPacker {
   const Kernels<T>& kernels;
@@ -160,6 +152,13 @@ struct WeightPacker {
 };
 
 }  // namespace
+
+ColumnBlock block_of(int64_t vector, int64_t total) {
+  const bool odd = total % 2 == 1 && total >= 3;
+  const int64_t tail = odd ? total - 3 : total;
+  if (vector >= tail) return {tail, 3};
+  return {vector / 2 * 2, static_cast<int>(std::min<int64_t>(2, total - vector / 2 * 2))};
+}
 
 std::vector<ColumnBlock> column_blocks(int64_t columns, int lanes) {
   std::vector<ColumnBlock> blocks;

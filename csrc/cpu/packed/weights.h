@@ -71,6 +71,8 @@ struct ColumnBlock {
   int64_t vector;  // first
   int vectors;
 };
+// The block that holds one of `total` vectors.
+ColumnBlock block_of(int64_t vector, int64_t total);
 std::vector<ColumnBlock> column_blocks(int64_t columns, int lanes);
 
 WeightLayout weight_layout(const Problem& p, const Plan& plan, int64_t columns,

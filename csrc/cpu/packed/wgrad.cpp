@@ -6,6 +6,7 @@
 
 #include "convert.h"
 #include "microkernels/tiles.h"
+#include "packed/sliced_wgrad.h"
 #include "packed/wgrad_store.h"
 #include "workspace.h"
 
@@ -172,6 +173,8 @@ class Accumulator : public WgradStore<T> {
 
 template <class T>
 void wgrad(const Wgrad<T>& w) {
+  if constexpr (!kNarrow<T>)
+    if (w.sliced) return sliced_wgrad<T>(w);
   Accumulator<T>{w}();
 }
 

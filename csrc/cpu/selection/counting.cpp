@@ -67,6 +67,10 @@ struct Counted {
     panel_bytes += (a.positions * a.channels << kOutputs) * static_cast<int64_t>(sizeof(Stored<T>));
     if (!kDry) (own->*kField)[kLog][kOutputs](a);
   }
+  static void fold_eight(const EightArgs<T>& a) {
+    panel_bytes += a.rows * a.length * 8 * static_cast<int64_t>(sizeof(Stored<T>));
+    if (!kDry) own->fold_eight(a);
+  }
   template <int kFiltering>
   static void gather(const GatherArgs<T>& a) {
     panel_bytes += a.positions * a.channels * kLinesIn[kFiltering] * static_cast<int64_t>(sizeof(Stored<T>));
@@ -176,6 +180,7 @@ void count_panels(Kernels<T>& k) {
     });
     put(k.gather[f], &C::template gather<f>);
   });
+  if constexpr (!kNarrow<T>) put(k.fold_eight, &C::fold_eight);
   each<3>([&]<int outputs>() {
     put(k.both_pixels[2][outputs], &C::template pack_both<2, outputs, &K::both_pixels>);
     put(k.both_planes[2][outputs], &C::template pack_both<2, outputs, &K::both_planes>);

@@ -78,6 +78,25 @@ Layout choose_layout(const Selection& s, int64_t run, int64_t columns) {
   return {planes, planes && has_short_lines(s), planes};
 }
 
+// Does every tap read something, of the only phase?
+bool has_all_taps(const Problem& p, bool forward) {
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const std::vector<AxisMap> maps = axis_maps(p, forward, axis);
+    const AxisMap& m = maps[0];
+    if (maps.size() > 1) return false;
+    for (const int64_t b : m.b)
+      if (b >= m.extent || m.a * (m.count - 1) + b < 0) return false;
+  }
+  return true;
+}
+
+// Panels of octuples with octuples for input channels have many taps for few columns. 16-bit types have words
+// of pairs, or are widened into the panel.
+bool is_sliced(const Selection& s, const Segment& of, bool as_forward) {
+  return !is_narrow(s.description.type) && !of.own_image && of.tie.axes() == kAxes && of.inputs.size() == 1 &&
+         of.inputs[0].tie == of.tie && has_all_taps(s.problem, as_forward);
+}
+
 // Of the weight gradient, where positions are contracted.
 Layout choose_sum_layout(const Selection& s) {
   const Problem& p = s.problem;
@@ -99,8 +118,10 @@ Multiplication folded(const Selection& s, int segment, int part, Filtering filte
   const Problem& p = s.problem;
   const Segment& own = p.segments[segment];
   const bool forward = s.op == Op::fprop;
-  const Layout layout = forward ? choose_layout(s, own.shortest_block(), own.rows)
-                                : choose_layout(s, own.rows, own.inputs[part].size);
+  Layout layout = forward ? choose_layout(s, own.shortest_block(), own.rows)
+                          : choose_layout(s, own.rows, own.inputs[part].size);
+  layout.sliced = is_sliced(s, own, forward);
+  layout.staged = layout.staged || (layout.sliced && layout.planes);
   Multiplication m{segment, part, std::nullopt, layout, -1, kPlain};
   m.axis = choose_offset_axis(p, forward, &own, 1, m.layout.planes);
   if (can_filter(p, m.axis)) m.filtering = filtering;
@@ -164,6 +185,8 @@ Multiplication weighed(const Selection& s, int segment, int part, Filtering filt
   m.axis = choose_offset_axis(p, false, p.segments.data(), p.segments.size(), m.layout.planes);
   if (can_filter(p, m.axis)) m.filtering = filtering;
   m.layout.sums_depth = sums_depth(s, m);
+  m.layout.sliced = s.source_last && is_sliced(s, p.segments[segment], false);
+  if (m.layout.sliced) m.layout.planes = m.layout.staged = false;
   return m;
 }
 

@@ -139,7 +139,9 @@ class Counter {
         pixel_lanes ? columns * ceil_div(pixels, lanes_) : ceil_div(columns, lanes_) * pixels;
     double panel, runs;
     if (kind == kPixels) {
-      panel = slots * real(pixels) * (run >= lanes_ ? real(contracted) / lanes_ : real(contracted));
+      // Of slices halves of vectors are as quick to fold as whole ones.
+      const int64_t together = run >= lanes_ ? lanes_ : m.layout.sliced && run >= lanes_ / 2 ? lanes_ / 2 : 1;
+      panel = slots * real(pixels) * real(contracted) / real(together);
       runs = slots * real(pixels);
     } else {
       panel = slots * real(contracted * pixels) / lanes_;
