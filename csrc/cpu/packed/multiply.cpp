@@ -164,7 +164,7 @@ class Multiplier {
       destination_offsets(phase, part, m_.out.batch_stride, m_.out.stride, local.offset);
       for (size_t c = 0; c < p_.chunks.size(); ++c) {
         const Chunk& chunk = p_.chunks[c];
-        slicer.pack(tile, part, chunk, local.stage, chunk.groups * p_.contraction,
+        slicer.pack(tile, part, chunk, local.stage.data, chunk.groups * p_.contraction,
                     reinterpret_cast<Stored<T>*>(local.panel), p_.stored_ld(phase));
         const Block block{
             phase, part, group, packed, local, p_.runs[index][c], c > 0, c + 1 == p_.chunks.size()};

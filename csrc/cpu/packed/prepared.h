@@ -96,7 +96,7 @@ struct Prepared : MultiplyShape {
 
   void place_stages() {
     const int64_t channels = staged_channels(chunks[0]);
-    share_tiles(plan, phases, channels * static_cast<int64_t>(sizeof(Element<T>)));
+    if (!sliced) share_tiles(plan, phases, channels * static_cast<int64_t>(sizeof(Element<T>)));
     std::vector<const Phase*> all;
     for (const Phase& phase : phases) all.push_back(&phase);
     stages = make_stages(plan, all, channels, lanes, order_of(orders_source));

@@ -105,13 +105,15 @@ class SlicedAccumulator {
     const int64_t first = slices * part / parts_, last = slices * (part + 1) / parts_;
     acc += (group * splits_ + split) * elements_;
     T *const panel = memory, *const rows = panel + panel_, *const copy = rows + kMaxSources * block_stride_;
+    Held<T> held;
+    held.data = copy;
     const int64_t tiles = p_.batch * tiling().tiles();
     const int64_t begin = tiles * split / splits_, end = tiles * (split + 1) / splits_;
     for (int64_t s = first; begin == end && !add && s < last; ++s)
       std::fill_n(acc + slices_[s].at, kMaxSources * channels_ * slices_[s].width, T(0));
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tile_at(tiling(), i);
-      slicer_.fill(tile, w_.grad, group * p_.filters, copy);
+      slicer_.fill(tile, w_.grad, group * p_.filters, held);
       for_parts(tile, block_, [&](const Tile& lines) {
         fold_input(lines, group, rows);
         for (int64_t s = first; s < last; ++s) {

@@ -70,15 +70,18 @@ void Slicer<T>::copy_line(const View<const Element<T>>& source, const Triple& at
 
 template <class T>
 void Slicer<T>::fill(const Tile& tile, const View<const Element<T>>& source, int64_t first_channel,
-                     Element<T>* copy) const {
-  if (stage_) return stage_->fill(kernels_, phase_, tile, source, first_channel, channels_, copy);
+                     Held<Element<T>>& copy) const {
+  if (stage_) {
+    stage_->fill(kernels_, phase_, tile, source, first_channel, channels_, copy);
+    return;
+  }
   View<const Element<T>> own = source;
   own.data += source.batch_stride * tile.image + first_channel;
   Triple at;
   for (int axis = 0; axis < kAxes; ++axis) at[axis] = phase_.axis[axis]->a * tile.begin[axis] + low_[axis];
   for (int64_t d = 0; d < size_[0]; ++d)
     for (int64_t h = 0; h < size_[1]; ++h)
-      copy_line(own, {at[0] + d, at[1] + h, at[2]}, copy + d * stride_[0] + h * stride_[1]);
+      copy_line(own, {at[0] + d, at[1] + h, at[2]}, copy.data + d * stride_[0] + h * stride_[1]);
 }
 
 template <class T>

@@ -67,7 +67,7 @@ class Slicer {
 
   // Copies what a tile reads of some channels.
   void fill(const Tile& tile, const View<const Element<T>>& source, int64_t first_channel,
-            Element<T>* copy) const;
+            Held<Element<T>>& copy) const;
 
   // Of a part of that tile some groups, parity after parity: rows of the panel, or columns of one with
   // channels for lanes, `apart` from one parity to the next.

@@ -56,6 +56,14 @@ class Stage {
     return {held.data + (has_sums() ? kept_ : 0), 0, line_, {}};
   }
 
+  // Where planes do not take turns: from one channel to the next, and to source position `at` on an axis, if
+  // what the tile reads begins at `first`.
+  int64_t channel_stride() const { return line_; }
+  int64_t offset(int axis, int64_t at, int64_t first) const {
+    const int64_t i = at - first;
+    return axis < kAxes - 1 ? i * stride_[axis] : i % residues_ * pitch_ + i / residues_;
+  }
+
   // Has the stage hold `channels` channels of `source`, at most as many as there is room for, as far as a
   // tile reads them, or the sums of these. `tile` is one of `phase`. Says where they lie.
   template <class T>
