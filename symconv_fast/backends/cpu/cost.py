@@ -158,7 +158,7 @@ def _is_fold(algorithm: str) -> bool:
 
 
 def _beyond(problem: Problem, op: str) -> str:
-    """Of strided passes that are unlike others: scatters of volumes, and gradients of more phases than a stride of 4
+    """Of strided passes that are unlike others: those of volumes, forward, and gradients of more phases than a stride of 4
     has in two dimensions."""
     if op == "fprop":
         return "/3d" if problem.ndim == 3 else ""
@@ -173,15 +173,16 @@ def _is_strided(problem: Problem, op: str, algorithm: str) -> bool:
     """Does a stride change what a unit of work costs?
 
     Its adjoint has a phase for each residue of a position, with a panel of its own, and a scatter with positions as the
-    lanes makes products of one line at a time. With a handful of channels these are short, and in volumes many.
+    lanes makes products of one line at a time. With a handful of channels these are short, and in volumes many. What
+    a fold of a volume stages is for the most part reading, of eight times as many positions as it has results.
     """
     if problem.transposed or max(problem.stride) == 1:
         return False
-    return (
-        algorithm == "scatter" and (_is_few(problem) or problem.ndim == 3 or not problem.channels_last)
-        if op == "fprop"
-        else algorithm == "fold"
-    )
+    if op != "fprop":
+        return algorithm == "fold"
+    if algorithm == "fold":
+        return problem.ndim == 3
+    return algorithm == "scatter" and (_is_few(problem) or problem.ndim == 3 or not problem.channels_last)
 
 
 def _narrow(selection: Any, kind: str) -> str:

@@ -78,7 +78,7 @@ def place(problem: Problem, op: str) -> Place:
     channels, few = problem.in_channels // problem.groups, ""
     if _is_small(problem):
         few = "/small"
-    elif problem.ndim < 3 and channels < _FEW and problem.groups == 1:
+    elif channels < _FEW and problem.groups == 1:
         few = "/few"
     elif problem.ndim == 2:
         least = min(channels, problem.out_channels // problem.groups)
