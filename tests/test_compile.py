@@ -238,7 +238,7 @@ def test_export_with_dynamic_sizes():
 
 
 @pytest.mark.parametrize(
-    "name, value", [("padding", (2, 0)), ("padding", "valid"), ("dilation", (2, 1)), ("bias", None)]
+    ("name", "value"), [("padding", (2, 0)), ("padding", "valid"), ("dilation", (2, 1)), ("bias", None)]
 )
 def test_compiled_layers_follow_their_attributes(name, value):
     layer = sf.SymmetricConv2d(4, 8, 3, padding=1, symmetry="h")
@@ -273,7 +273,7 @@ def guards(layer, x):
 
 
 @pytest.mark.parametrize(
-    "cls, torchs", [(sf.SymmetricConv2d, nn.Conv2d), (sf.SymmetricConvTranspose2d, nn.ConvTranspose2d)]
+    ("cls", "torchs"), [(sf.SymmetricConv2d, nn.Conv2d), (sf.SymmetricConvTranspose2d, nn.ConvTranspose2d)]
 )
 def test_compiled_layers_check_little_more_than_torchs(cls, torchs):
     x = torch.randn(1, 16, 8, 8)

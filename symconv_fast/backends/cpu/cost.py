@@ -158,8 +158,8 @@ def _is_fold(algorithm: str) -> bool:
 
 
 def _beyond(problem: Problem, op: str) -> str:
-    """Of strided passes that are unlike others: those of volumes, forward, and gradients of more phases than a stride of 4
-    has in two dimensions."""
+    """Of strided passes that are unlike others: those of volumes, forward, and gradients of more phases than a stride
+    of 4 has in two dimensions."""
     if op == "fprop":
         return "/3d" if problem.ndim == 3 else ""
     return "/phases" if math.prod(problem.stride) > _MOST_PHASES else ""
