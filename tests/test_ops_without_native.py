@@ -18,7 +18,7 @@ FEW = (
 )
 # What the native library alone does: torch has no cache of casts for Python, and its compiled autograd traces no
 # function of a single level.
-NATIVE = "compiled_autograd_over_eager_layers or autocast_casts_a_weight_once"
+NATIVE = "compiled_autograd or autocast_casts_a_weight_once"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
