@@ -1,4 +1,4 @@
-"""The operators as Python registers them where the native module is missing: the tests of test_ops.py, elsewhere."""
+"""The operators as Python registers them where the native module is missing: the tests of the operators, elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+OPS = ("tests/test_ops.py", "tests/test_ops_transforms.py")
 HIDDEN = 'import sys, pytest; sys.modules["symconv_fast._cpu"] = None; sys.exit(pytest.main(sys.argv[1:]))'
 # What depends on who registers the operators; layouts and FLOP counts do not.
 FEW = (
@@ -34,12 +35,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_derivatives_and_transforms() -> None:
-    done = run("tests/test_ops.py", "-k", FEW)
+    done = run(*OPS, "-k", FEW)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "passed" in done.stdout
 
 
 @pytest.mark.full
 def test_all_of_them() -> None:
-    done = run("tests/test_ops.py", "tests/test_compile.py", "-k", f"not ({NATIVE})")
+    done = run(*OPS, "tests/test_compile.py", "-k", f"not ({NATIVE})")
     assert done.returncode == 0, done.stdout[-4000:]
