@@ -1,9 +1,8 @@
 // Depthwise forward and input gradient.
-#include "depthwise/depthwise.h"
-
 #include <algorithm>
 #include <type_traits>
 
+#include "depthwise/pass.h"
 #include "workspace.h"
 
 namespace symconv {
@@ -15,24 +14,18 @@ constexpr int64_t kBoxBytes = 256 << 10;  // of packed source: a quarter of a se
 constexpr int64_t kRegionBytes = 512 << 10;
 
 template <class T>
-class Pass {
+class Pass : DepthwisePass<T> {
   using S = Sum<T>;
+  using Base = DepthwisePass<T>;
+  using Base::axes_, Base::blocks_, Base::k_, Base::lanes_, Base::of_, Base::p_, Base::table_, Base::ties_,
+      Base::window_, Base::windowed;
 
  public:
   explicit Pass(const Depthwise<T>& d)
-      : d_(d),
-        p_(d.problem),
-        table_(select_kernels<T>()),
-        k_(table_.depthwise),
-        lanes_(table_.lanes),
-        of_(p_, d.fold, lanes_),
-        blocks_(of_.blocks()),
+      : Base(d.problem, d.fold, d.fold),
+        d_(d),
         planes_(static_cast<int>(d.fold ? p_.channels : p_.filters)),
         results_(static_cast<int>(!d.fold ? 1 : p_.filters / of_.of_group())) {
-    window_ = window_index(p_);
-    for (const Segment& s : p_.segments)
-      ties_.push_back(tie_plan(p_, s, d.fold && window_ >= 0 && s.tie.without(2).axes() < 2));
-    for (int axis = 0; axis < kAxes; ++axis) axes_[axis] = axis_maps(p_, d.fold, axis);
     if (!p_.across.empty()) mirrored_ = mirrored_taps(p_);
     phases_ = line_phases(axes_, p_);
     for (LinePhase& phase : phases_) plan_phase(phase);
@@ -101,7 +94,6 @@ class Pass {
     for (const TiePlan& tie : ties_) general = general || !windowed(tie);
     return general ? round_up(phase.axis[2]->count, k_.line_width) : phase.axis[2]->count;
   }
-  bool windowed(const TiePlan& tie) const { return window_ >= 0 && tie.vertical < 2; }
   int64_t plane(const BoxPlan& b) const { return (1 + b.box->source_lines()) * b.pitch * lanes_; }
 
   int chunk_width(const TiePlan& tie) const {
@@ -395,18 +387,9 @@ class Pass {
   }
 
   const Depthwise<T>& d_;
-  const Problem& p_;
-  const Kernels<T>& table_;
-  const DepthwiseKernels<T>& k_;
-  const int lanes_;  // of a vector
-  const Lanes of_;
-  const int64_t blocks_;
-  const int planes_, results_;  // of the source, and of results
-  int window_;
+  const int planes_, results_;                      // of the source, and of results
   int64_t line_elements_ = 0, local_elements_ = 0;  // of one plane of results; of one task
-  std::vector<TiePlan> ties_;                       // by segment
   MirroredTaps mirrored_;                           // where orbits lie across groups
-  std::vector<AxisMap> axes_[kAxes];
   std::vector<LinePhase> phases_;
   std::vector<BoxPlan> boxes_;
 };

@@ -4,7 +4,7 @@
 // kernel. The other stays at the anchor. The upstream gradient stays, in a transposed layer it moves.
 #include <algorithm>
 
-#include "depthwise/depthwise.h"
+#include "depthwise/pass.h"
 #include "workspace.h"
 
 namespace symconv {
@@ -18,22 +18,15 @@ constexpr int64_t kRegionBytes = 512 << 10;  // of the same box in memory with t
 constexpr int64_t kChain = 64;
 
 template <class T>
-class Accumulator {
+class Accumulator : DepthwisePass<T> {
   using S = Sum<T>;
+  using Base = DepthwisePass<T>;
+  using Base::axes_, Base::blocks_, Base::k_, Base::lanes_, Base::of_, Base::p_, Base::table_, Base::ties_,
+      Base::window_, Base::windowed;
 
  public:
   explicit Accumulator(const DepthwiseGrad<T>& d)
-      : d_(d),
-        p_(d.problem),
-        table_(select_kernels<T>()),
-        k_(table_.depthwise),
-        lanes_(table_.lanes),
-        of_(p_, false, lanes_),
-        blocks_(of_.blocks()),
-        filters_(static_cast<int>(p_.filters)) {
-    window_ = window_index(p_);
-    for (const Segment& s : p_.segments) ties_.push_back(tie_plan(p_, s, false));
-    for (int axis = 0; axis < kAxes; ++axis) axes_[axis] = axis_maps(p_, !p_.transposed, axis);
+      : Base(d.problem, false, !d.problem.transposed), d_(d), filters_(static_cast<int>(p_.filters)) {
     phase_ = line_phases(axes_, p_)[0];
     plan_still();
     for (const TiePlan& tie : ties_)
@@ -81,7 +74,6 @@ class Accumulator {
     std::vector<Steps> steps;  // by segment
   };
 
-  bool windowed(const TiePlan& tie) const { return window_ >= 0 && tie.vertical < 2; }
   int moving_planes() const { return p_.transposed ? filters_ : 1; }
   int still_planes() const { return p_.transposed ? 1 : filters_; }
 
@@ -243,17 +235,8 @@ class Accumulator {
   }
 
   const DepthwiseGrad<T>& d_;
-  const Problem& p_;
-  const Kernels<T>& table_;
-  const DepthwiseKernels<T>& k_;
-  const int lanes_;  // of a vector
-  const Lanes of_;
-  const int64_t blocks_;
   int64_t pitch_, still_pitch_ = 0;
   const int filters_;
-  int window_;
-  std::vector<TiePlan> ties_;  // by segment
-  std::vector<AxisMap> axes_[kAxes];
   AxisMap still_axis_[kAxes];
   LinePhase phase_, still_phase_;
   std::vector<BoxPlan> boxes_;
