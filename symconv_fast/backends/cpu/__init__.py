@@ -8,31 +8,7 @@ from __future__ import annotations
 from ... import native
 
 if native.module is not None:
-    from .backend import (
-        ALGORITHMS,
-        NAME,
-        bind,
-        can_run,
-        clear_workspace,
-        dgrad,
-        estimate,
-        fprop,
-        select,
-        wgrad,
-    )
-
-    __all__ = [
-        "ALGORITHMS",
-        "NAME",
-        "bind",
-        "can_run",
-        "clear_workspace",
-        "dgrad",
-        "estimate",
-        "fprop",
-        "select",
-        "wgrad",
-    ]
+    from .backend import *  # noqa: F403  (the names in its __all__)
 
 
 def missing() -> str | None:
