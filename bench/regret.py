@@ -1,10 +1,15 @@
 # What choices lose against the quickest algorithm: by estimates, by wrong ones, and with candidates that were timed.
 """`python -m bench.regret [--dtype DTYPE] [--minutes 5] [--factor 3] [--shapes NAME]`: the regret of the choice.
 
-For each pass of the layers of `bench.targets` every algorithm is timed in turns. Then three ways to choose are told by
-what their choice takes longer than the quickest: estimates by the rates in use here, estimates by rates of which each
-is off by up to FACTOR either way, as on a CPU that was never measured, and benchmark mode, which starts from these.
-The cost of the first calls with benchmark mode is told too. `--factor 1` starts from the rates as they are.
+For each pass of the layers of `bench.targets` every algorithm is timed in turns, in a few rounds. Three ways to choose
+are asked: estimates by the rates in use here, estimates by rates of which each is off by up to FACTOR either way, as on
+a CPU that was never measured, and benchmark mode, which starts from these. Then what they chose, and what is near the
+quickest, is timed in turns again. What a choice takes longer is told in two ways, between which the truth lies
+(`bench.contest`): than the best of one half of the rounds, by the other half, and than the least time of all, which
+noise alone puts below what a choice takes. A third figure is against the least time of the few rounds.
+
+The cost of the first calls with benchmark mode is told too, and how often the best was not among the candidates that it
+timed. `--factor 1` starts from the rates as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import bench.threads  # noqa: F401  isort: skip  (before torch: pins its threads)
 
 import argparse
+import math
 import random
 import statistics
 import time
@@ -22,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 import symconv_fast
-from bench import shapes, targets
+from bench import contest, shapes, targets
 from bench.case import STEPS, Case
 from bench.targets import NOT_SLOWER
 from symconv_fast import binding, calibration, dispatch, ops
@@ -30,28 +36,46 @@ from symconv_fast.calibration.measure import in_turns, mean_loss
 from symconv_fast.problem import OPS, Problem
 from symconv_fast.symmetry import Symmetry
 from symconv_fast.ties import orbit_size
-from symconv_fast.trial import small
+from symconv_fast.trial import small, timing, verdicts
 
 Way = tuple[str, str]
+BENCHMARK = "wrong rates, benchmark mode"
+SCREENING = 0.4  # of the time of a pass: the few rounds of all algorithms
 BIGGEST = 4e9  # multiply-accumulates of a pass with expanded filters: all algorithms of one then take a second or two
 PASSES = {"fwd": ("fprop",), "dgrad": ("dgrad",), "wgrad": ("wgrad",)} | dict.fromkeys(STEPS, OPS)
 
 
 @dataclass
 class Pass:
-    """A pass with the seconds of every algorithm, the three choices, and seconds of the first call and a later one."""
+    """A pass with the seconds of every algorithm in few rounds, and of those that count in more.
+
+    Also the three choices, what benchmark mode timed, and seconds of the first call and a later one.
+    """
 
     problem: Problem
     op: str
     name: str
     seconds: dict[Way, float]
     chosen: dict[str, Way]
+    rounds: list[dict[Way, float]]
+    timed: dict[Way, float]
     first: float = 0.0
     later: float = 0.0
 
     def loss(self, how: str) -> float:
-        """How much longer than the quickest a choice takes, relative."""
-        return self.seconds[self.chosen[how]] / min(self.seconds.values()) - 1
+        """How much longer than the best a choice takes, relative: best and loss by other rounds."""
+        return contest.held_out(self.rounds, self.chosen[how])
+
+    def losses(self, how: str) -> tuple[float, float, float]:
+        """That, the loss against the least time of all rounds, and the one against that of the few rounds."""
+        few = self.seconds[self.chosen[how]] / min(self.seconds.values()) - 1
+        return self.loss(how), contest.loss(self.rounds, self.chosen[how]), few
+
+    @property
+    def overlooked(self) -> bool:
+        """Was the best not among the candidates that benchmark mode timed?"""
+        times = contest.quickest(self.rounds)
+        return bool(self.timed) and min(times, key=lambda way: times[way]) not in self.timed
 
     def ratio(self, how: str) -> float:
         """How many times as fast as torch's convolution on filters that are expanded in the call."""
@@ -136,10 +160,10 @@ def bound(problem: Problem, op: str, way: Way, tensors: Sequence[object]) -> Cal
 
 
 def examine(problem: Problem, op: str, name: str, wrong: dict[str, float], seconds: float) -> Pass:
-    """Time a pass, and ask for the three choices."""
+    """Time a pass, ask for the three choices, and time what they are compared with."""
     tensors = small.make(problem, False).of(op, False)
     calls = {way: bound(problem, op, way, tensors) for way in candidates(problem, op)}
-    found = Pass(problem, op, name, in_turns(calls, seconds), {})
+    found = Pass(problem, op, name, in_turns(calls, SCREENING * seconds), {}, [], {})
     symconv_fast.benchmark = False
     found.chosen["rates in use"] = choice(problem, op)
     calibration.apply(wrong)
@@ -147,7 +171,12 @@ def examine(problem: Problem, op: str, name: str, wrong: dict[str, float], secon
     with symconv_fast.benchmarking():
         call = call_of(problem, op)
         found.first, found.later = duration(call), min(duration(call) for _ in range(3))
-        found.chosen["wrong rates, benchmark mode"] = choice(problem, op)
+        found.chosen[BENCHMARK] = choice(problem, op)
+    found.timed = verdicts.timed(problem, op, None, small.CPU) or {}
+    left = contest.contenders(found.seconds, found.chosen.values())
+    found.rounds = contest.rounds(
+        {way: calls[way] for way in left}, (1 - SCREENING) * seconds, timing.HostClock()
+    )
     return found
 
 
@@ -160,14 +189,18 @@ def duration(call: Callable[[], object]) -> float:
 
 def tell(found: Sequence[Pass]) -> None:
     """Print what was found."""
-    print(f"{len(found)} passes, {torch.get_num_threads()} threads. Longer than the quickest algorithm:")
+    print(f"{len(found)} passes, {torch.get_num_threads()} threads. Longer than the best, geometric mean:")
     for how in found[0].chosen:
-        lost = [each.loss(how) for each in found]
+        lost, least, few = zip(*(each.losses(how) for each in found))
         slower = sum(each.ratio(how) < NOT_SLOWER for each in found)
         print(
-            f"  {how:<28} {mean_loss(lost):6.1%} (geometric mean), at most {max(lost):.0%}, more than 10 % on "
-            f"{sum(loss > 0.1 for loss in lost)}; slower than torch's convolution (below {NOT_SLOWER}) on {slower}"
+            f"  {how:<28} {mean_loss(lost):6.2%} (than the least time of all rounds {mean_loss(least):.2%}, of few "
+            f"{mean_loss(few):.2%}), at most {max(lost):.0%}, more than 10 % on {sum(loss > 0.1 for loss in lost)}; "
+            f"slower than torch's convolution (below {NOT_SLOWER}) on {slower}"
         )
+    overlooked = [each for each in found if each.overlooked]
+    share = math.fsum(math.log1p(each.loss(BENCHMARK)) for each in overlooked) / len(found)
+    print(f"benchmark mode did not time the best of {len(overlooked)} passes, {share:.2%} of its loss")
     first = [1e3 * each.first for each in found]
     times = statistics.median(each.first / each.later for each in found)
     print(

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
-import threading
 import warnings
 
 import pytest
 import torch
-from trials import World, X, clear, clear_plans_only, layer, right, run_right, runs_of, warned, world
+from trials import (
+    X,
+    clear,
+    clear_plans_only,
+    layer,
+    right,
+    run_right,
+    runs_of,
+    timing_elsewhere,
+    warned,
+    world,
+)
 
 import symconv_fast as sf
 from symconv_fast import settings
-from symconv_fast.trial import modes, timing
+from symconv_fast.trial import modes
 
 __all__ = ["world"]  # a fixture
 
@@ -34,46 +44,12 @@ def test_the_slow_one_loses_whatever_was_estimated(world):
     assert runs_of(world, conv, X) == ["slow"]
 
 
-def test_torchs_convolution_is_among_them_however_bad_its_estimate(world):
-    world.torchs.cost = 1e-4
-    conv = layer()
-    run_right(conv, X)
-    assert runs_of(world, conv, X) == ["reference"]
-
-
 def test_beyond_three_times_the_best_estimate_nothing_is_timed(world):
     world.slow.seconds = 3.1 * world.quick.seconds
     conv = layer()
     run_right(conv, X)
     assert world.slow.ran == []
     assert runs_of(world, conv, X) == ["reference"]  # 2 ms, and the quick one takes 3
-
-
-def test_all_three_passes_are_chosen_by_themselves(world):
-    conv, x = layer(), X.clone().requires_grad_()
-    for _ in range(2):
-        y = conv(x)
-        grads = torch.autograd.grad(y, [x, conv.weight], torch.ones_like(y))
-    wanted = torch.autograd.grad(right(conv, x), [x, conv.weight], torch.ones_like(y))
-    for ours, torchs in zip(grads, wanted):
-        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-3)
-    world.forget_runs()
-    torch.autograd.grad(conv(x).sum(), [x, conv.weight])
-    assert [op for op, _ in world.slow.ran] == ["fprop", "dgrad", "wgrad"]
-    assert world.quick.ran == world.torchs.ran == []
-
-
-def test_what_the_timing_runs_return_goes_nowhere(world):
-    """Everything that is computed while the clock runs is NaN."""
-
-    def poisoned(result, *_):
-        return result.fill_(float("nan")) if world.clock.running else result
-
-    for fake in (world.quick, world.slow, world.torchs):
-        fake.damage = poisoned
-    conv = layer()
-    run_right(conv, X)
-    assert world.clock.samples
 
 
 def test_the_activation_is_part_of_what_is_timed(world):
@@ -115,46 +91,6 @@ def test_memory_that_does_not_suffice_for_timing_is_not_held_against_a_kernel(wo
     world.slow.damage = None
     run_right(conv, X[:1].contiguous())
     assert runs_of(world, conv, X[:1].contiguous()) == ["slow"]
-
-
-def race(world: World, **costs: float) -> tuple[dict[str, float], dict[str, int]]:
-    """Seconds and number of calls of functions that take so long."""
-    calls = dict.fromkeys(costs, 0)
-
-    def function(name):
-        def run():
-            calls[name] += 1
-            world.clock.now += costs[name]
-
-        return run
-
-    return timing.race({n: function(n) for n in costs}, world.clock, lambda *_: pytest.fail("raised")), calls
-
-
-def test_timing_is_bounded(world):
-    found, calls = race(world, a=1e-3, b=1.5e-3, hopeless=2.1e-3)
-    assert found == pytest.approx({"a": 1e-3, "b": 1.5e-3, "hopeless": 2.1e-3})
-    assert calls == {"a": 2 + timing.ROUNDS, "b": 2 + timing.ROUNDS, "hopeless": 2}
-    _, calls = race(world, a=1e-6, b=1e-6)
-    assert calls["a"] == 2 + timing.ROUNDS * timing.CALLS
-    start = world.clock.now
-    race(world, a=8e-3, b=9e-3, c=10e-3)
-    assert world.clock.now - start - 27e-3 <= 50e-3  # beside the first calls
-    _, calls = race(world, a=1.0, b=1.1)
-    assert calls == {"a": 2, "b": 2}
-
-
-def test_one_outlier_does_not_decide(world):
-    turns = iter([9e-3, 1e-3, 9e-3, *[1e-3] * 50])
-
-    def shaky():
-        world.clock.now += next(turns)
-
-    def steady():
-        world.clock.now += 1.2e-3
-
-    found = timing.race({"shaky": shaky, "steady": steady}, world.clock, lambda *_: pytest.fail("raised"))
-    assert found == pytest.approx({"shaky": 1e-3, "steady": 1.2e-3})
 
 
 # --- when nothing is timed -------------------------------------------------------------------------------------------
@@ -241,43 +177,18 @@ def test_what_does_not_simply_run_neither_proves_nor_times(world, monkeypatch, w
         assert modes.allowed(device, (X.as_subclass(type("Mine", (torch.Tensor,), {})),)) == modes.NOTHING
 
 
-def test_a_compiled_layer_is_timed_when_it_runs(world):
-    conv = layer()
-    compiled = torch.compile(conv, backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(X), right(conv, X))
-        world.forget_runs()
-        torch.testing.assert_close(compiled(X), right(conv, X))
-    assert [f.NAME for f in (world.quick, world.slow, world.torchs) if f.ran] == ["slow"]
-
-
 def test_threads_do_not_time_at_once(world):
     """While one thread times, the others run by estimates what is proven; later they run the winner."""
-    conv, inside, go_on = layer(), threading.Event(), threading.Event()
-    most, first = [], threading.current_thread()
-
-    def during():
-        most.append(world.clock.running)
-        if threading.current_thread() is not first and not inside.is_set():
-            inside.set()
-            assert go_on.wait(60)
-
-    world.clock.during = during
-    worker = threading.Thread(target=run_right, args=(conv, X))
-    worker.start()
-    assert inside.wait(60)
-    samples = world.clock.samples
-    assert runs_of(world, conv, X) == ["quick"]  # proven by the other thread already, and the lowest estimate
-    other = X[:, :, :7].contiguous()
-    assert runs_of(world, conv, other) == ["quick"]
-    unproven = layer(dtype=torch.float64)
-    assert runs_of(world, unproven, X.double()) == ["reference"]
-    assert world.clock.samples == samples
-    go_on.set()
-    worker.join(60)
+    conv, other = layer(), X[:, :, :7].contiguous()
+    with timing_elsewhere(world, conv, X):
+        assert runs_of(world, conv, X) == [
+            "quick"
+        ]  # proven by the other thread already, and the lowest estimate
+        assert runs_of(world, conv, other) == ["quick"]
+        unproven = layer(dtype=torch.float64)
+        assert runs_of(world, unproven, X.double()) == ["reference"]
     run_right(conv, other)
     assert runs_of(world, conv, X) == runs_of(world, conv, other) == ["slow"]
-    assert max(most) == 1
 
 
 # --- the setting -----------------------------------------------------------------------------------------------------

@@ -1,23 +1,20 @@
-# Candidates on a CPU are timed where nothing was measured: fake backends and a fake clock, then the native kernels.
+# Candidates on a CPU are timed where nothing was measured: fake backends and a fake clock.
 
 from __future__ import annotations
 
 import json
-import threading
 
 import pytest
 import torch
-from trials import X, clear, host, layer, off_by_one, right, run_right, runs_of, warned
+from trials import X, clear, host, layer, off_by_one, right, run_right, runs_of, timing_elsewhere, warned
 
 import symconv_fast as sf
-from symconv_fast import dispatch, native, ops, settings
-from symconv_fast.backends import cpu, torch_conv
+from symconv_fast import ops
+from symconv_fast.backends import torch_conv
 from symconv_fast.backends.cpu import rates as cpu_rates
-from symconv_fast.trial import Trial, choices, modes, rates, timing, verdicts
+from symconv_fast.trial import Trial, choices, rates
 
 __all__ = ["host"]  # a fixture
-
-needs_native = pytest.mark.skipif(native.module is None, reason="the native module was not built")
 
 
 def function(conv: sf.SymmetricConv2d, x: torch.Tensor) -> object:
@@ -41,13 +38,6 @@ def test_the_slow_one_loses_and_no_trial_is_left(host):
     assert isinstance(function(conv, X[:1].contiguous()), Trial)  # another problem
 
 
-def test_torchs_convolution_is_among_them_however_bad_its_estimate(host):
-    host.torchs.cost, host.torchs.seconds = 1e-4, 100.0
-    conv = layer()
-    run_right(conv, X)
-    assert runs_of(host, conv, X) == ["reference"]
-
-
 @pytest.mark.parametrize(("estimate", "timed"), [(8.9, True), (9.1, False), (float("inf"), True)])
 def test_estimates_may_be_off_by_three_either_way(host, estimate, timed):
     host.slow.seconds = estimate
@@ -55,32 +45,6 @@ def test_estimates_may_be_off_by_three_either_way(host, estimate, timed):
     run_right(conv, X)
     assert runs_of(host, conv, X) == (["slow"] if timed else ["reference"])
     assert bool(host.slow.ran) == timed
-
-
-def test_all_three_passes_are_chosen_by_themselves(host):
-    conv, x = layer(), X.clone().requires_grad_()
-    gradient = torch.randn(2, 16, 21, 20)
-    for _ in range(2):
-        grads = torch.autograd.grad(conv(x), [x, conv.weight], gradient)
-    wanted = torch.autograd.grad(right(conv, x), [x, conv.weight], gradient)
-    for ours, torchs in zip(grads, wanted):
-        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-3)
-    host.forget_runs()
-    torch.autograd.grad(conv(x), [x, conv.weight], gradient)
-    assert [op for op, _ in host.slow.ran] == ["fprop", "dgrad", "wgrad"]
-    assert host.quick.ran == host.torchs.ran == []
-
-
-def test_what_the_timing_runs_return_goes_nowhere(host):
-    """Everything that is computed while the clock runs is NaN."""
-
-    def poisoned(result, *_):
-        return result.fill_(float("nan")) if host.clock.running else result
-
-    for fake in (host.quick, host.slow, host.torchs):
-        fake.damage = poisoned
-    run_right(layer(), X)
-    assert host.clock.samples
 
 
 def test_a_wrong_kernel_is_never_used(host):
@@ -151,30 +115,6 @@ def test_memory_that_does_not_suffice_is_not_held_against_a_kernel(host):
     assert "slow" in runs_of(host, conv, X[:1].contiguous())
 
 
-def test_the_quickest_of_several_calls_counts():
-    """Others that use the machine make some calls take longer, the first one among them."""
-    clock = timing.HostClock()
-    turns = {"shaky": iter([9e-3, 9e-3, 1e-3, *[9e-3] * 50]), "steady": iter([1.2e-3] * 50)}
-    clock.seconds = lambda call, calls: call()
-    functions = {name: lambda turn=turn: next(turn) for name, turn in turns.items()}
-    found = timing.race(functions, clock, lambda *_: pytest.fail("raised"), timing.QUICKEST._replace())
-    assert found["steady"] == 1.2e-3
-    assert found["shaky"] == 9e-3  # seven times as slow in two calls: not asked again
-    for shaky in ([9e-3, 2e-3, 1e-3], [1e-3, 1.3e-3, 9e-3]):  # in a later round, and in the first one of all
-        turns = {"shaky": iter([*shaky, *[9e-3] * 50]), "steady": iter([1.2e-3] * 50)}
-        functions = {name: lambda turn=turn: next(turn) for name, turn in turns.items()}
-        found = timing.race(functions, clock, lambda *_: pytest.fail("raised"), timing.QUICKEST)
-        assert found == {"shaky": 1e-3, "steady": 1.2e-3}
-
-
-def test_with_one_thread_time_of_others_does_not_count(monkeypatch):
-    monkeypatch.setattr(timing.time, "thread_time", iter([1.0, 1.5]).__next__)
-    monkeypatch.setattr(timing.time, "perf_counter", iter([1.0, 3.0]).__next__)
-    for threads, seconds in ((1, 0.25), (2, 1.0)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert timing.HostClock().seconds(lambda: None, 2) == seconds
-
-
 # --- when nothing is timed -------------------------------------------------------------------------------------------
 
 
@@ -209,19 +149,6 @@ def test_vmap_tracing_and_export_time_nothing(host):
     assert host.clock.samples == 0
 
 
-def test_a_compiled_layer_is_timed_when_it_runs(host, monkeypatch):
-    conv = layer()
-    compiled = torch.compile(conv, backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(X), right(conv, X))
-        assert host.clock.samples
-        host.forget_runs()
-        torch.testing.assert_close(compiled(X), right(conv, X))
-    assert [f.NAME for f in (host.quick, host.slow, host.torchs) if f.ran] == ["slow"]
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert modes.allowed(torch.device("cpu"), (X,)) == modes.NOTHING
-
-
 def test_what_is_pinned_is_not_timed(host):
     host.quick.ALGORITHMS = ("fold", "another")  # of which the estimates say as much
     conv = layer()
@@ -234,28 +161,11 @@ def test_what_is_pinned_is_not_timed(host):
 
 def test_threads_do_not_time_at_once(host):
     """While one thread times, the others run by estimates; later they run the winner."""
-    conv, inside, go_on = layer(), threading.Event(), threading.Event()
-    most, first = [], threading.current_thread()
-
-    def during():
-        most.append(host.clock.running)
-        if threading.current_thread() is not first and not inside.is_set():
-            inside.set()
-            assert go_on.wait(60)
-
-    host.clock.during = during
-    worker = threading.Thread(target=run_right, args=(conv, X))
-    worker.start()
-    assert inside.wait(60)
-    samples = host.clock.samples
-    other = X[:, :, :7].contiguous()
-    assert runs_of(host, conv, X) == runs_of(host, conv, other) == ["quick"]
-    assert host.clock.samples == samples
-    go_on.set()
-    worker.join(60)
+    conv, other = layer(), X[:, :, :7].contiguous()
+    with timing_elsewhere(host, conv, X):
+        assert runs_of(host, conv, X) == runs_of(host, conv, other) == ["quick"]
     run_right(conv, other)
     assert runs_of(host, conv, X) == runs_of(host, conv, other) == ["slow"]
-    assert max(most) == 1
 
 
 # --- the setting -----------------------------------------------------------------------------------------------------
@@ -377,82 +287,3 @@ def test_a_folder_that_cannot_be_written_to_keeps_nothing(host, monkeypatch, tmp
     conv = layer()
     run_right(conv, X)
     assert runs_of(host, conv, X) == ["slow"]
-
-
-# --- the native kernels ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def timed():
-    """Benchmark mode on, in a process that knows nothing."""
-    torch.use_deterministic_algorithms(False)
-    clear()
-    sf.benchmark = True
-    yield
-    sf.benchmark = "auto"
-    torch.use_deterministic_algorithms(True)
-    clear()
-
-
-@needs_native
-def test_a_warm_call_is_native_again(timed, monkeypatch):
-    """Once settled, neither a layer nor its backward pass comes to Python."""
-    conv, x = layer(), X.clone().requires_grad_()
-    gradient = torch.randn(2, 16, 21, 20)
-
-    def step():
-        return torch.autograd.grad(conv(x), [x, conv.weight, conv.bias], gradient)
-
-    first = step()
-    step()
-    assert len(verdicts._times) == 3
-    step()
-    monkeypatch.setattr(dispatch, "bind", lambda *_: pytest.fail("chosen anew"))
-    monkeypatch.setattr(Trial, "__call__", lambda *_: pytest.fail("a trial"))
-    monkeypatch.setattr(ops, "_real_fprop", lambda *_: pytest.fail("an operator"))
-    for ours, wanted in zip(step(), first):
-        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-3)
-    assert native.module.remembered() >= 1
-
-
-@needs_native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("level", ["f2", "f4"])
-def test_every_native_kernel_gives_the_answer(timed, dtype, level):
-    """What is right is not disabled, whatever rounds it: layers of each kind in both layouts, all passes."""
-    sf.allow_winograd = level
-    try:
-        for options in (
-            {}, {"stride": 2}, {"groups": 4}, {"symmetry": "hv"}, {"kernel_size": 5, "symmetry": "v"},
-        ):  # fmt: skip
-            options = {"kernel_size": 3, "symmetry": "h", "padding": 1, **options}
-            for channels in (1, 4, 20) if "groups" not in options else (4, 20):
-                conv = sf.SymmetricConv2d(channels, 16, dtype=dtype, **options)
-                for form in (torch.contiguous_format, torch.channels_last):
-                    x = torch.randn(3, channels, 12, 11, dtype=dtype).contiguous(memory_format=form)
-                    y = conv(x.requires_grad_())
-                    assert warned(lambda: y.backward(torch.randn_like(y))) == []  # noqa: B023
-        assert verdicts._failed == {}
-        assert len(verdicts._times) > 50
-    finally:
-        sf.allow_winograd = "f2"
-
-
-@needs_native
-def test_a_wrong_native_kernel_is_left_out(timed, monkeypatch):
-    bind = cpu.bind
-
-    def damaged(problem, op, algorithm):
-        run = bind(problem, op, algorithm)
-        return (lambda *tensors: run(*tensors).add_(1)) if algorithm == "fold" else run
-
-    monkeypatch.setattr(cpu, "bind", damaged)
-    conv = sf.SymmetricConv2d(16, 16, 3, padding=1, symmetry="h")
-    x = torch.randn(2, 16, 9, 9)
-    messages = warned(lambda: run_right(conv, x))
-    assert ["cpu/fold" in message for message in messages] == [True]
-    report = sf.explain(conv, x).passes[0]
-    reasons = {c.algorithm: c.reason for c in report.candidates if c.backend == "cpu"}
-    assert "failed its known answer" in reasons["fold"]
-    assert report.algorithm != "fold"
-    assert settings.benchmark() is True

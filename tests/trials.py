@@ -6,7 +6,9 @@ Their results come from the reference; what they cost is what they add to the fa
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import threading
 import types
 import warnings
 from collections.abc import Iterator
@@ -173,6 +175,30 @@ def runs_of(world: World, conv: sf.SymmetricConv2d, x: torch.Tensor) -> list[str
     world.forget_runs()
     run_right(conv, x)
     return [f.NAME for f in (world.quick, world.slow, world.torchs) for _ in f.ran]
+
+
+@contextlib.contextmanager
+def timing_elsewhere(world: World, conv: sf.SymmetricConv2d, x: torch.Tensor) -> Iterator[None]:
+    """Another thread times a layer meanwhile, and no two threads did so at once."""
+    inside, go_on = threading.Event(), threading.Event()
+    most, first = [], threading.current_thread()
+
+    def during():
+        most.append(world.clock.running)
+        if threading.current_thread() is not first and not inside.is_set():
+            inside.set()
+            assert go_on.wait(60)
+
+    world.clock.during = during
+    worker = threading.Thread(target=run_right, args=(conv, x))
+    worker.start()
+    assert inside.wait(60)
+    samples = world.clock.samples
+    yield
+    assert world.clock.samples == samples
+    go_on.set()
+    worker.join(60)
+    assert max(most) == 1
 
 
 def warned(run) -> list[str]:
