@@ -20,7 +20,7 @@ RESULTS ?= bench/results/reference-cpu.jsonl
 
 # Triton comes after torch, which tools/triton_version.py asks for the version: whether a tile spills depends on the compiler.
 BUILD_TOOLS := "setuptools>=70.1" numpy "rich>=13" tqdm
-TEST_TOOLS := "pytest>=8" pytest-xdist "hypothesis>=6.100" "pytest-benchmark>=4" expecttest networkx matplotlib "rustworkx>=0.15" scipy
+TEST_TOOLS := "pytest>=8" "pytest-xdist>=3.2" "hypothesis>=6.100" "pytest-benchmark>=4" expecttest networkx matplotlib "rustworkx>=0.15" scipy
 # Programs that tests try on tied layers; where they are missing, these tests are skipped and listed.
 TRIED_TOOLS := onnx onnxscript onnxruntime ptflops thop
 DEMO_TOOLS := scikit-learn mlxtend
@@ -56,12 +56,18 @@ all: build
 demo: build
 	$(PY) examples/demo.py
 
-# The suite without its repetitions (the marker `full`); with them. PYTEST_ARGS="-m full" is what the first leaves out.
+# The suite without its repetitions (the marker `full`); with them. PYTEST_ARGS="-m full" is what the first leaves out,
+# PYTEST_ARGS="-n 0" is all in one process. Workers that have done their tests take some of another's last ones, so that
+# most fixtures are made once.
+WORKERS = $(if $(filter -n% --numprocesses% no:xdist --pdb,$(PYTEST_ARGS)),,$(shell $(PY) -c $(ASK_WORKERS) 2>/dev/null))
+ASK_WORKERS := 'import os, xdist; own = getattr(os, "sched_getaffinity", None); \
+  n = min(4, len(own(0)) if own else os.cpu_count() or 1); print(f"-n {n} --dist worksteal" if n > 1 else "")'
+
 test: build
-	$(PY) -m pytest tests -m "not full" $(PYTEST_ARGS)
+	$(PY) -m pytest tests -m "not full" $(WORKERS) $(PYTEST_ARGS)
 
 test-full: build
-	$(PY) -m pytest tests $(PYTEST_ARGS)
+	$(PY) -m pytest tests $(WORKERS) $(PYTEST_ARGS)
 
 # The native module with AddressSanitizer and UBSan, over SYMCONV_FAST_FUZZ (2000) random problems; MEMORY_ARGS="100
 # --dtypes float --kernels --turn own" takes minutes.

@@ -8,8 +8,11 @@ import os
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
+# Threads that wait for others must not take the core of another worker; read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["SYMCONV_FAST_CACHE"] = "0"  # what was measured on this machine changes what is chosen
 
 import setuptools  # noqa: F401, I001  before distutils, whose place it takes
@@ -98,15 +101,34 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the interpreter's checks, if tests want them: they take minutes on a core of their own."""
-    # A worker of pytest-xdist does not know yet whether it will be the one that gets these tests.
-    alone = not hasattr(session.config, "workerinput")
-    if alone and not session.config.option.collectonly and any(map(_waits, session.items)):
+    if not session.config.option.collectonly and any(map(_waits, session.items)):
         background.start(session.config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Do not leave them behind."""
     background.stop(config)
+
+
+# --- workers of pytest-xdist, where that is installed ------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """The first worker with tests that wait for the interpreter starts it for all."""
+    node.workerinput[background.INPUT] = str(background.folder(node.config))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker tells how much it left to the full suite."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = session.config.stash.get(LEFT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """All workers have chosen among the same tests."""
+    node.config.stash[LEFT] = getattr(node, "workeroutput", {}).get("left", 0)
 
 
 def _waits(item: pytest.Item) -> bool:
