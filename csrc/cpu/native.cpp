@@ -76,7 +76,7 @@ MultiplyShape folded(const Given& c, const Multiplication& m, int64_t out_channe
           m.layout.planes,
           m.layout.staged,
           m.layout.pixel_lanes,
-          m.layout.sliced};
+          m.layout.by_lines};
 }
 
 // Of the gradient of blocks of input channels these are the members.
@@ -97,7 +97,7 @@ MultiplyShape unfolded(const Given& c, const Multiplication& m, int64_t out_chan
           m.layout.planes,
           m.layout.staged,
           m.layout.pixel_lanes,
-          m.layout.sliced};
+          m.layout.by_lines};
 }
 
 template <class T>
@@ -157,7 +157,7 @@ void gather(const Given& c, const MultiplyTensors<T>& tensors) {
 }
 
 // Must the input of a weight gradient lie as it was declared?
-bool reads_lines(const Multiplication& m) { return m.of_input || m.layout.sliced; }
+bool reads_lines(const Multiplication& m) { return m.of_input || m.layout.by_lines; }
 
 template <class T>
 void weigh(const Given& c, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
@@ -168,7 +168,7 @@ void weigh(const Given& c, const at::Tensor& gy, const at::Tensor& x, const at::
     wgrad<T>({p, source_view<T>(gy), reads_lines(m) ? source_view<T>(x) : const_view<Element<T>>(x),
               weight_view(static_cast<Element<T>*>(gw.data_ptr()), gw, p.transposed),
               weight_group_stride(gw, p.groups), m.axis, m.filtering, m.layout.planes, m.layout.staged,
-              m.layout.sums_depth, m.layout.sliced, m.segment, m.part, m.of_input, next});
+              m.layout.sums_depth, m.layout.by_lines, m.segment, m.part, m.of_input, next});
   }
 }
 
