@@ -58,13 +58,17 @@ std::vector<int64_t> stored_members(const Segment& s, const Triple& kernel) {
   return members;
 }
 
+Plan in_order(Plan plan, const Multiplication& m) {
+  return m.layout.by_lines ? width_first(std::move(plan)) : plan;
+}
+
 MultiplyShape folded(const Given& c, const Multiplication& m, int64_t out_channel_stride) {
   const Problem& p = c.problem();
   const Segment& s = p.segments[m.segment];
   int64_t widest = 0;
   for (const Blocks& part : s.inputs) widest = std::max(widest, part.size);
   return {p,
-          fold_plan(p, m.segment, m.axis, m.filtering),
+          in_order(fold_plan(p, m.segment, m.axis, m.filtering), m),
           p.channels,
           p.filters,
           out_channel_stride,
@@ -85,7 +89,7 @@ MultiplyShape unfolded(const Given& c, const Multiplication& m, int64_t out_chan
   const Segment& s = p.segments[m.segment];
   const Blocks& part = s.inputs[m.part];
   return {p,
-          gradient_plan(p, m.segment, m.part, m.axis, m.filtering),
+          in_order(gradient_plan(p, m.segment, m.part, m.axis, m.filtering), m),
           p.filters,
           p.channels,
           out_channel_stride,

@@ -257,7 +257,7 @@ struct Kernels {
   int lanes;                      // elements of a vector
   int max_rows[kMaxVectors + 1];  // rows of a matrix tile by its number of vectors
   void (*gemm)(int rows, int vectors, const GemmArgs<Word<T>>&);
-  void (*taps)(int rows, int vectors, const TapsArgs<T>&);  // not for 16-bit types
+  void (*taps)(int rows, int vectors, const TapsArgs<T>&);               // not for 16-bit types
   void (*gemm_mirrored)(int rows, int vectors, const MirroredArgs<T>&);  // not for 16-bit types
   int mirrored_rows[kMaxVectors + 1];
   // First pixels, then planes; by log2 of the number of members, from two on.

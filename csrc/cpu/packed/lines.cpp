@@ -19,25 +19,26 @@ LineFold<T>::LineFold(const Kernels<T>& kernels, const Plan& plan, const Phase& 
                       const WeightLayout& weights)
     : kernels_(kernels),
       phase_(phase),
+      stage_(stage),
       axes_(plan.groups[0].log_sources - 1),
       channels_(plan.groups[0].channels),
       pitch_(stage.channel_stride()) {
-  const int members = 1 << axes_;
   for (const Group& g : plan.groups) {
-    if (g.tap[0][2] != 0) continue;
+    if (g.tap[0][2] != 0) break;
     Outer& outer = outer_.emplace_back();
-    std::copy_n(g.tap, 2 * members, outer.tap);
-    std::copy_n(g.channel, 2 * members, outer.channel);
+    for (int s = 0; s < 2 << axes_; ++s) {
+      outer.at[s] = stage.offset(1, phase.axis[1]->b[g.tap[s][1]], 0) + g.channel[s] * pitch_;
+      outer.depth[s] = g.tap[s][0];
+    }
   }
   choose_lines(phase.tiling.block);
   const AxisMap& width = *phase.axis[2];
   const int64_t low = width.reach().first;
-  int64_t at = -1;  // taps of the width are innermost
-  for (const Group& g : plan.groups) {
-    if (g.tap[0][2] == 0) ++at;
-    first_.push_back(2 * at * member_step_ + stage.offset(2, width.b[g.tap[0][2]], low));
-    second_.push_back((2 * at + 1) * member_step_ + stage.offset(2, width.b[g.tap[1][2]], low));
-    for (int s = 0; s < 2 * members; ++s) weights_[s].push_back(weights.rows[0].row[g.slot[s]]);
+  for (size_t i = 0; i < plan.groups.size(); i += outer_.size()) {
+    const Group& g = plan.groups[i];
+    first_.push_back(stage.offset(2, width.b[g.tap[0][2]], low));
+    second_.push_back(member_step_ + stage.offset(2, width.b[g.tap[1][2]], low));
+    for (int s = 0; s < 2 << axes_; ++s) weights_[s].push_back(weights.rows[0].row[g.slot[s]]);
   }
 }
 
@@ -46,9 +47,9 @@ LineFold<T>::LineFold(const Kernels<T>& kernels, const Plan& plan, const Phase& 
 template <class T>
 void LineFold<T>::choose_lines(const Triple& block) {
   const int64_t lanes = kernels_.lanes, own = round_up(block[2], lanes);
-  const int64_t line = (2 << axes_) * static_cast<int64_t>(outer_.size()) * channels_ * pitch_;
-  const int64_t most = std::clamp<int64_t>(kFoldedBytes / (line * static_cast<int64_t>(sizeof(T))), 1,
-                                           std::min(block[1], kMostLines));
+  const int64_t line = static_cast<int64_t>(outer_.size()) * channels_ * pitch_;  // of a parity and member
+  const int64_t bytes = (line << (axes_ + 1)) * static_cast<int64_t>(sizeof(T));
+  const int64_t most = std::clamp<int64_t>(kFoldedBytes / bytes, 1, std::min(block[1], kMostLines));
   double least = 0;
   for (int64_t lines = 1; lines <= most; ++lines)
     for (const int64_t place : {own, pitch_}) {
@@ -59,17 +60,19 @@ void LineFold<T>::choose_lines(const Triple& block) {
     }
   const bool own_lines = place_ == own;
   row_step_ = own_lines ? pitch_ : lines_ * pitch_;
-  line_step_ = own_lines ? channels_ * pitch_ : pitch_;
-  member_step_ = lines_ * channels_ * pitch_;
+  line_step_ = own_lines ? line : pitch_;
+  member_step_ = lines_ * line;
   // Whole vectors are written past the end of a parity, and read.
-  const auto outer = static_cast<int64_t>(outer_.size());
-  parity_step_ = apart<T>(round_up(2 * outer * member_step_, lanes) + lanes);
+  parity_step_ = apart<T>(round_up(2 * member_step_, lanes) + lanes);
   elements_ = (1 << axes_) * parity_step_ + kVectors * lanes;
 }
 
 template <class T>
 void LineFold<T>::fold(const StagePlaces& places, const Element<T>* stage, const Tile& lines,
                        Stored<T>* out) const {
+  const AxisMap &depth = *phase_.axis[0], &height = *phase_.axis[1];
+  std::vector<int64_t> plane;  // by tap of the depth
+  for (const int64_t b : depth.b) plane.push_back(places.offset(0, depth.a * lines.begin[0] + b));
   RunArgs<T> run;
   run.product_stride = 0;
   run.ld = row_step_;
@@ -78,22 +81,22 @@ void LineFold<T>::fold(const StagePlaces& places, const Element<T>* stage, const
   run.positions = runs ? channels_ * pitch_ : pitch_, run.channels = runs ? 1 : channels_;
   const int members = 1 << axes_;
   for (int s = 0; s < members; ++s) run.position_step[0][s] = 1, run.channel_step[0][s] = pitch_;
-  const auto offset = [&](int axis, int64_t anchor, const Taps& tap) {
-    return places.offset(axis, phase_.axis[axis]->a * anchor + phase_.axis[axis]->b[tap[axis]]);
-  };
   const auto pack = kernels_.fold_planes[kPlain][axes_];
-  for (const Outer& outer : outer_)
-    for (int mirror = 0; mirror < 2; ++mirror, out += member_step_)
-      for (int64_t line = 0; line < lines.size[1]; ++line) {
+  stage += places.offset(1, height.a * lines.begin[1]);
+  const int64_t step = stage_.offset(1, height.a, 0);
+  for (int mirror = 0; mirror < 2; ++mirror, out += member_step_)
+    for (int64_t line = 0; line < lines.size[1]; ++line) {
+      Stored<T>* to = out + line * line_step_;
+      for (const Outer& outer : outer_) {
         for (int s = 0; s < members; ++s) {
           const int member = s << 1 | mirror;  // that of the width is the first of the axes
-          const Taps& tap = outer.tap[member];
-          run.source[0][s] = stage + offset(0, lines.begin[0], tap) + offset(1, lines.begin[1] + line, tap) +
-                             outer.channel[member] * pitch_;
-          run.out[s] = out + s * parity_step_ + line * line_step_;
+          run.source[0][s] = stage + line * step + plane[outer.depth[member]] + outer.at[member];
+          run.out[s] = to + s * parity_step_;
         }
         pack(run);
+        to += channels_ * row_step_;
       }
+    }
 }
 
 template <class T>
@@ -106,7 +109,8 @@ void LineFold<T>::multiply(int parity, int64_t rows, const T* weights, const Sto
     g.odd = parity & 1;
     g.apart = start(at + 1) - start(at);
     g.first = first_.data(), g.second = second_.data();
-    g.segments = static_cast<int64_t>(first_.size()), g.k = channels_, g.ldb = row_step_;
+    g.segments = static_cast<int64_t>(first_.size()), g.k = static_cast<int64_t>(outer_.size()) * channels_,
+    g.ldb = row_step_;
     g.c = to, g.ldc = ld, g.add = false;
     kernels_.gemm_mirrored(static_cast<int>(rows), vectors, g);
   }

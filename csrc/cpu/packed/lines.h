@@ -25,7 +25,8 @@ namespace symconv {
 // plane tiles are larger, which copy fewer lines twice.
 constexpr TileLimits kVolumeOfLines{64 << 10, 256}, kPlaneOfLines{256 << 10, 1024};
 
-// Of a plan with a single phase, in which all taps are present; axes are in order, and the width is tied.
+// Of a plan with a single phase, in which all taps are present, by width_first(); axes are in order, and the
+// width is tied.
 template <class T>
 class LineFold {
  public:
@@ -50,10 +51,10 @@ class LineFold {
                 T* to, int64_t ld, const WeightLayout& layout) const;
 
  private:
-  // Taps that differ in the width alone.
+  // Taps that differ in the width alone: where a source is in the stage, by member, beside the plane that it
+  // is in for a tap of the depth.
   struct Outer {
-    Taps tap[kMaxSources];
-    int64_t channel[kMaxSources];
+    int64_t at[kMaxSources], depth[kMaxSources];
   };
 
   void choose_lines(const Triple& block);
@@ -65,12 +66,13 @@ class LineFold {
 
   const Kernels<T>& kernels_;
   const Phase& phase_;
-  const int axes_;                    // that are folded here
-  const int64_t channels_, pitch_;    // of a source; of a line in the stage
+  const Stage& stage_;
+  const int axes_;                  // that are folded here
+  const int64_t channels_, pitch_;  // of a source; of a line in the stage
   int64_t lines_ = 1, place_;
   int64_t row_step_, line_step_, member_step_, parity_step_, elements_;
   std::vector<Outer> outer_;
-  // By tap: both members in what is folded, and by parity the weights in a row of them.
+  // By tap of the width: both members in what is folded, and by parity the weights in a row of them.
   std::vector<int64_t> first_, second_;
   std::array<std::vector<int64_t>, kMaxSources> weights_;
 };

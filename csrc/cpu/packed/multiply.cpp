@@ -162,13 +162,13 @@ class Multiplier {
   void run_lines(size_t index, const Tile& tile, int64_t group, const Word<T>* packed, Local& local) const {
     const Phase& phase = p_.phases[index];
     const LineFold<T>& fold = p_.line_folds[index];
-    const StagePlaces places =
-        p_.stage(index).fill(p_.kernels, phase, tile, m_.source, group * p_.source_channels,
-                             p_.source_channels, local.stage);
+    const StagePlaces places = p_.stage(index).fill(
+        p_.kernels, phase, tile, m_.source, group * p_.source_channels, p_.source_channels, local.stage);
     for (int64_t d = 0; d < tile.size[0]; ++d)
       for (int64_t h = 0; h < tile.size[1]; h += fold.lines()) {
         const int64_t lines = std::min(fold.lines(), tile.size[1] - h);
-        Tile part{tile.image, {tile.begin[0] + d, tile.begin[1] + h, tile.begin[2]}, {1, lines, tile.size[2]}};
+        Tile part{
+            tile.image, {tile.begin[0] + d, tile.begin[1] + h, tile.begin[2]}, {1, lines, tile.size[2]}};
         fold.fold(places, local.stage.data, part, local.panel);
         multiply_lines({phase, part, group, packed, local, local.runs, false, true}, fold);
       }

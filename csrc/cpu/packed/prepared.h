@@ -44,12 +44,14 @@ struct Prepared : MultiplyShape {
 
   static constexpr int kDepth = Format<T>::depth;
   static constexpr int64_t kWordBytes = sizeof(Word<T>);
-  // Smallest tile must fit; lines always do. Only fold plans can be cut, since their slots all have the same channels.
+  // Smallest tile must fit; lines always do. Only fold plans can be cut, since their slots all have the same
+  // channels.
   std::vector<Chunk> cut_channels() const {
     const int64_t channels = contraction;
     const int64_t slots = static_cast<int64_t>(plan.slots.size());
     const int64_t bytes = (staged ? 112 : 28) * slots * words<T>(channels) * kWordBytes;
-    const int64_t n = plan.fold && !by_lines ? std::max<int64_t>(1, (bytes + kMaxPanelBytes - 1) / kMaxPanelBytes) : 1;
+    const int64_t n =
+        plan.fold && !by_lines ? std::max<int64_t>(1, (bytes + kMaxPanelBytes - 1) / kMaxPanelBytes) : 1;
     const int64_t width = words<T>((channels + n - 1) / n) * kDepth;
     std::vector<Chunk> chunks;
     for (int64_t c = 0; c < channels; c += width) chunks.push_back({c, std::min(channels, c + width)});

@@ -38,9 +38,9 @@ class LineAccumulator {
         phases_(make_phases(plan_, p_, p_.filters * kBytes, kCopiedTile, threads_, false)),
         lines_(kernels_, plan_, phases_[0], p_.filters) {
     const Triple& block = tiling().block;
-    together_ = std::clamp<int64_t>(kMostPixels / block[2], 1,
-                                    std::clamp<int64_t>(kFoldedBytes / (lines_.elements(1) * kBytes), 1,
-                                                        block[1]));
+    together_ =
+        std::clamp<int64_t>(kMostPixels / block[2], 1,
+                            std::clamp<int64_t>(kFoldedBytes / (lines_.elements(1) * kBytes), 1, block[1]));
     row_ld_ = odd_lines<T>(channels_);
     block_stride_ = together_ * block[2] * row_ld_;
     sums_ld_ = round_up(lines_.width(), lanes_);
