@@ -48,33 +48,40 @@ def test_every_pass_is_that_of_the_expansion(dtype: torch.dtype, block: int) -> 
     assert min(ran.values()) >= 12, f"too few of them ran by panels: {ran}"
 
 
-# Batch, channels, filters, kernel, size, and the rest of the geometry: blocks that fill vectors, halves of them and
-# neither; lines shorter and longer than a slice, more of them than a tile has; groups; a stride.
-OCTUPLES = {
-    "lines of 16": (2, 64, 64, (3, 3, 3), (6, 5, 16), {"padding": 1}),
-    "wide blocks": (1, 128, 192, (3, 3, 3), (5, 4, 9), {"padding": 1}),
-    "odd blocks": (3, 24, 40, (3, 2, 3), (4, 6, 5), {"padding": 1}),
-    "long lines": (1, 16, 64, (1, 3, 5), (2, 3, 70), {"padding": (0, 1, 2)}),
-    "some tiles": (1, 16, 8, (3, 3, 3), (20, 19, 18), {"padding": 1}),
-    "a stride": (1, 64, 128, (3, 3, 3), (9, 7, 11), {"padding": 1, "stride": 2}),
-    "far taps": (1, 64, 64, (3, 3, 3), (7, 8, 9), {"padding": 2, "dilation": 2}),
-    "transposed": (2, 64, 48, (3, 3, 3), (5, 4, 6), {"padding": 1}),
+# The tie of both sides, batch, channels, filters, kernel, size, and the rest of the geometry: blocks that fill vectors,
+# halves of them and neither; lines that fill vectors, and those that follow each other where they would not; more of
+# them than are folded together, and than a tile has; contractions of several chains; a stride.
+LINES = {
+    "lines of 16": ("hvz", 2, 64, 64, (3, 3, 3), (6, 5, 16), {"padding": 1}),
+    "wide blocks": ("hvz", 1, 128, 192, (3, 3, 3), (5, 4, 9), {"padding": 1}),
+    "odd blocks": ("hvz", 3, 24, 40, (3, 2, 3), (4, 6, 5), {"padding": 1}),
+    "long lines": ("hvz", 1, 16, 64, (1, 3, 5), (2, 3, 70), {"padding": (0, 1, 2)}),
+    "some tiles": ("hvz", 1, 16, 8, (3, 3, 3), (20, 19, 18), {"padding": 1}),
+    "a stride": ("hvz", 1, 64, 128, (3, 3, 3), (9, 7, 11), {"padding": 1, "stride": 2}),
+    "far taps": ("hvz", 1, 64, 64, (3, 3, 3), (7, 8, 9), {"padding": 2, "dilation": 2}),
+    "transposed": ("hvz", 2, 64, 48, (3, 3, 3), (5, 4, 6), {"padding": 1}),
+    "a plane": ("hv", 2, 64, 64, (3, 3), (9, 56), {"padding": 1}),
+    "short lines of a plane": ("hv", 3, 20, 28, (3, 3), (11, 7), {"padding": 1}),
+    "many tiles of a plane": ("hv", 1, 16, 32, (5, 3), (70, 37), {"padding": (2, 1)}),
+    "even taps of a plane": ("hv", 2, 32, 16, (2, 4), (8, 34), {"padding": (1, 2), "stride": (1, 2)}),
+    "transposed plane": ("hv", 2, 32, 48, (3, 3), (9, 17), {"padding": 1}),
 }
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", OCTUPLES)
-def test_octuples_on_both_sides_are_made_in_slices(name: str, last: bool, dtype: torch.dtype) -> None:
-    batch, channels, filters, kernel, size, geometry = OCTUPLES[name]
-    case = Case(
-        {"hvz": filters}, {"hvz": channels}, channels, filters, kernel, transposed=name == "transposed"
-    )
+@pytest.mark.parametrize("name", LINES)
+def test_lines_are_folded_along_the_width_by_the_matrix_kernel(
+    name: str, last: bool, dtype: torch.dtype
+) -> None:
+    tie, batch, channels, filters, kernel, size, geometry = LINES[name]
+    case = Case({tie: filters}, {tie: channels}, channels, filters, kernel, transposed="transposed" in name)
     torch.manual_seed(0)
     layer = layer_of(case, dtype, last, **geometry)
-    x = torch.randn(batch, channels, *size).to(dtype).contiguous(memory_format=format_of(3, last))
+    ndim = len(kernel)
+    x = torch.randn(batch, channels, *size).to(dtype).contiguous(memory_format=format_of(ndim, last))
     y, gx, gw, up = exact(case, layer, x, geometry)
-    up = up.contiguous(memory_format=format_of(3, last))
+    up = up.contiguous(memory_format=format_of(ndim, last))
     threads = torch.get_num_threads()
     try:
         for number in (1, 2, 5):

@@ -58,13 +58,17 @@ std::vector<int64_t> stored_members(const Segment& s, const Triple& kernel) {
   return members;
 }
 
+Plan in_order(Plan plan, const Multiplication& m) {
+  return m.layout.by_lines ? width_first(std::move(plan)) : plan;
+}
+
 MultiplyShape folded(const Given& c, const Multiplication& m, int64_t out_channel_stride) {
   const Problem& p = c.problem();
   const Segment& s = p.segments[m.segment];
   int64_t widest = 0;
   for (const Blocks& part : s.inputs) widest = std::max(widest, part.size);
   return {p,
-          fold_plan(p, m.segment, m.axis, m.filtering),
+          in_order(fold_plan(p, m.segment, m.axis, m.filtering), m),
           p.channels,
           p.filters,
           out_channel_stride,
@@ -76,7 +80,7 @@ MultiplyShape folded(const Given& c, const Multiplication& m, int64_t out_channe
           m.layout.planes,
           m.layout.staged,
           m.layout.pixel_lanes,
-          m.layout.sliced};
+          m.layout.by_lines};
 }
 
 // Of the gradient of blocks of input channels these are the members.
@@ -85,7 +89,7 @@ MultiplyShape unfolded(const Given& c, const Multiplication& m, int64_t out_chan
   const Segment& s = p.segments[m.segment];
   const Blocks& part = s.inputs[m.part];
   return {p,
-          gradient_plan(p, m.segment, m.part, m.axis, m.filtering),
+          in_order(gradient_plan(p, m.segment, m.part, m.axis, m.filtering), m),
           p.filters,
           p.channels,
           out_channel_stride,
@@ -97,7 +101,7 @@ MultiplyShape unfolded(const Given& c, const Multiplication& m, int64_t out_chan
           m.layout.planes,
           m.layout.staged,
           m.layout.pixel_lanes,
-          m.layout.sliced};
+          m.layout.by_lines};
 }
 
 template <class T>
@@ -157,7 +161,7 @@ void gather(const Given& c, const MultiplyTensors<T>& tensors) {
 }
 
 // Must the input of a weight gradient lie as it was declared?
-bool reads_lines(const Multiplication& m) { return m.of_input || m.layout.sliced; }
+bool reads_lines(const Multiplication& m) { return m.of_input || m.layout.by_lines; }
 
 template <class T>
 void weigh(const Given& c, const at::Tensor& gy, const at::Tensor& x, const at::Tensor& gw,
@@ -168,7 +172,7 @@ void weigh(const Given& c, const at::Tensor& gy, const at::Tensor& x, const at::
     wgrad<T>({p, source_view<T>(gy), reads_lines(m) ? source_view<T>(x) : const_view<Element<T>>(x),
               weight_view(static_cast<Element<T>*>(gw.data_ptr()), gw, p.transposed),
               weight_group_stride(gw, p.groups), m.axis, m.filtering, m.layout.planes, m.layout.staged,
-              m.layout.sums_depth, m.layout.sliced, m.segment, m.part, m.of_input, next});
+              m.layout.sums_depth, m.layout.by_lines, m.segment, m.part, m.of_input, next});
   }
 }
 

@@ -50,6 +50,21 @@ struct GemmArgs {
   bool half;  // pairs: one more row after the last segment, the first half of a word that is not counted in k
 };
 
+// C[rows, vectors * lanes] (+)= sum over segments s and their rows k of A_s[rows, k] * (B[first_s + k] + or -
+// B[second_s + k]): both sides of a mirror, folded as they are loaded.
+template <class T>
+struct MirroredArgs {
+  const T *a, *b;
+  const int64_t *a_offset, *first, *second;  // one for each segment
+  int64_t segments, k;                       // rows of B, of each segment
+  int64_t lda, a_step, ldb;
+  int64_t apart;  // in B, from one vector of columns to the next
+  bool odd;       // differences
+  T* c;
+  int64_t ldc;
+  bool add;
+};
+
 // C[rows, vectors * lanes] = start + sum over taps k of A[rows, a_offset[k]] * B[b_offset[k] + (vectors *
 // lanes)]: the matrix kernel for contractions so short that segments would cost more than they multiply.
 template <class T>
@@ -117,16 +132,15 @@ struct RunArgs {
   bool loose;  // planes only: whole vectors may be read and written past the last position
 };
 
-// The fold of eight sources, as RunArgs has it, where all move alike and results are equally far apart: these
-// have fewer addresses than there are registers.
+// The fold of two, four or eight sources, as RunArgs has it, where all move alike and results are equally far
+// apart: these have fewer addresses than there are registers.
 template <class T>
-struct EightArgs {
-  const T* source[8];
+struct BlocksArgs {
+  const T* source[kMaxSources];
   int64_t step;          // of the sources, from one row to the next
   int64_t rows, length;  // of contiguous elements each
   T* out;                // of the first parity
   int64_t apart, ld;     // from one parity to the next, and from one row to the next
-  bool loose;            // whole vectors may be read and written past the end of a row
 };
 
 // Result lines of minimal filtering, butterfly over the parities of a tile of results, bias, and the store to
@@ -243,13 +257,15 @@ struct Kernels {
   int lanes;                      // elements of a vector
   int max_rows[kMaxVectors + 1];  // rows of a matrix tile by its number of vectors
   void (*gemm)(int rows, int vectors, const GemmArgs<Word<T>>&);
-  void (*taps)(int rows, int vectors, const TapsArgs<T>&);  // not for 16-bit types
+  void (*taps)(int rows, int vectors, const TapsArgs<T>&);               // not for 16-bit types
+  void (*gemm_mirrored)(int rows, int vectors, const MirroredArgs<T>&);  // not for 16-bit types
+  int mirrored_rows[kMaxVectors + 1];
   // First pixels, then planes; by log2 of the number of members, from two on.
   void (*folded[2][4])(int rows, int vectors, const FoldedArgs<T>&, const FoldedTile<T>&);
   int folded_rows[kMaxVectors + 1];  // of a tile at most, by its number of vectors
   void (*correlate)(int rows, int vectors, const CorrelateArgs<T>&);  // not for 16-bit types
   int correlate_rows[kMaxVectors + 1];
-  void (*fold_eight)(const EightArgs<T>&);  // not for 16-bit types
+  void (*fold_blocks[4])(const BlocksArgs<T>&);  // by log2 of the number of sources; not for 16-bit types
   // By filtering and log2 of the number of sources; null where no axis would be left to filter along, and for
   // other types than float but where filtering is plain.
   void (*fold_pixels[kFilterings][4])(const RunArgs<T>&);

@@ -23,6 +23,8 @@ double scalar(V<double>);
 
 #include "microkernels/gemm_impl.h"
 
+#include "microkernels/mirrored_impl.h"
+
 #include "microkernels/pack_impl.h"
 
 #include "microkernels/store_impl.h"

@@ -143,37 +143,37 @@ void pack_planes(const RunArgs<T>& r) {
 }
 
 // Sources and results share an offset each, and results three bases.
-template <class X, class T>
-SYMCONV_INLINE void fold_eight_at(const T* const (&in)[8], int64_t at, T* out, int64_t apart) {
-  X v[8];
+template <class X, int S, class T>
+SYMCONV_INLINE void fold_blocks_at(const T* const (&in)[S], int64_t at, T* out, int64_t apart) {
+  X v[S];
 #pragma GCC unroll 8
-  for (int s = 0; s < 8; ++s) v[s] = read<X>(in[s] + at);
+  for (int s = 0; s < S; ++s) v[s] = read<X>(in[s] + at);
   butterfly(v);
-  T *const third = out + 3 * apart, *const sixth = third + 3 * apart;
-  write<X>(out, v[0]), write<X>(out + apart, v[1]), write<X>(out + 2 * apart, v[2]);
-  write<X>(third, v[3]), write<X>(third + apart, v[4]), write<X>(third + 2 * apart, v[5]);
-  write<X>(sixth, v[6]), write<X>(sixth + apart, v[7]);
+  T* const base[3] = {out, out + 3 * apart, out + 6 * apart};
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) write<X>(base[s / 3] + s % 3 * apart, v[s]);
 }
 
 // A column of vectors: rows are short, and are run over by the inner loop.
-template <class X, class T>
-SYMCONV_INLINE void fold_eight_rows(const T* const (&in)[8], const EightArgs<T>& r, int64_t at) {
+template <class X, int S, class T>
+SYMCONV_INLINE void fold_block_rows(const T* const (&in)[S], const BlocksArgs<T>& r, int64_t at) {
   const int64_t step = r.step, ld = r.ld, apart = r.apart;
   T* out = r.out + at;
-  for (int64_t left = r.rows; left > 0; --left, at += step, out += ld) fold_eight_at<X>(in, at, out, apart);
+  for (int64_t left = r.rows; left > 0; --left, at += step, out += ld)
+    fold_blocks_at<X, S>(in, at, out, apart);
 }
 
 // Rows that fill a half of a vector, as eight orbits do in AVX-512, have vectors of that size.
-template <class T>
-void fold_eight(const EightArgs<T>& r) {
+template <class T, int S>
+void fold_blocks(const BlocksArgs<T>& r) {
   constexpr int64_t L = Vec<T>::lanes, half = L / 2;
-  const T* in[8];
+  const T* in[S];
 #pragma GCC unroll 8
-  for (int s = 0; s < 8; ++s) in[s] = r.source[s];
-  const int64_t length = r.length, whole = r.loose ? L - 1 : 0;
+  for (int s = 0; s < S; ++s) in[s] = r.source[s];
+  const int64_t length = r.length;
   int64_t i = 0;
-  for (; i + L <= length + whole; i += L) fold_eight_rows<V<T>>(in, r, i);
+  for (; i + L <= length; i += L) fold_block_rows<V<T>, S>(in, r, i);
   if constexpr (SYMCONV_BYTES == 64)
-    for (; i + half <= length; i += half) fold_eight_rows<HalfV<T>>(in, r, i);
-  for (; i < length; ++i) fold_eight_rows<T>(in, r, i);
+    for (; i + half <= length; i += half) fold_block_rows<HalfV<T>, S>(in, r, i);
+  for (; i < length; ++i) fold_block_rows<T, S>(in, r, i);
 }

@@ -92,7 +92,10 @@ constexpr Kernels<T> make_table() {
     k.stage_line = stage_elements<T>, k.split_line = split_elements<T>;
   } else {
     k.stage_line = stage_line<T>, k.split_line = split_line<T>, k.stream_rows = stream_rows<T>;
-    k.fold_eight = fold_eight<T>;
+    k.fold_blocks[1] = fold_blocks<T, 2>, k.fold_blocks[2] = fold_blocks<T, 4>;
+    k.fold_blocks[3] = fold_blocks<T, 8>;
+    k.gemm_mirrored = gemm_mirrored<T>;
+    k.mirrored_rows[1] = k.mirrored_rows[2] = SYMCONV_ROWS2, k.mirrored_rows[3] = SYMCONV_ROWS3;
     k.taps = taps<T>, k.add_subtract = add_subtract<T>, k.correlate = correlate<T>;
     k.correlate_rows[1] = kCorrelateRowsOf<1>, k.correlate_rows[2] = kCorrelateRowsOf<2>;
     k.correlate_rows[3] = kCorrelateRowsOf<3>;

@@ -77,6 +77,8 @@ class Multiplier {
 
   int64_t block_pixels(size_t index) const {
     const Triple& b = p_.phases[index].tiling.block;
+    if constexpr (!kNarrow<T>)
+      if (p_.by_lines) return p_.line_folds[index].results();
     return b[0] * b[1] * b[2];
   }
 
@@ -88,12 +90,11 @@ class Multiplier {
     const Phase& phase = p_.phases[index];
     Room r{};
     r.result = p_.results(phase).stride * p_.plan.parities * phase.tiling.products;
-    r.panel = p_.panel_elements(phase);
+    r.panel = p_.panel_elements(index);
     r.zipped = kDepth > 1 && p_.planes ? r.panel : 0;
     r.zeros =
         round_up(std::max({p_.contraction, p_.source_channels, block_pixels(index)}) + p_.lanes, p_.lanes);
-    const int64_t stage = p_.sliced ? p_.slicers[index].elements() : p_.stage_elements;
-    r.total = (r.result + r.panel + r.zipped + r.zeros + stage + p_.lanes) / p_.lanes * p_.lanes;
+    r.total = (r.result + r.panel + r.zipped + r.zeros + p_.stage_elements + p_.lanes) / p_.lanes * p_.lanes;
     return r;
   }
 
@@ -140,7 +141,8 @@ class Multiplier {
   }
 
   void run_tile(size_t index, const Tile& tile, int64_t group, const Word<T>* packed, Local& local) const {
-    if (p_.sliced) return run_slices(index, tile, group, packed, local);
+    if constexpr (!kNarrow<T>)
+      if (p_.by_lines) return run_lines(index, tile, group, packed, local);
     const Phase& phase = p_.phases[index];
     destination_offsets(phase, tile, m_.out.batch_stride, m_.out.stride, local.offset);
     for (size_t c = 0; c < p_.chunks.size(); ++c) {
@@ -156,21 +158,20 @@ class Multiplier {
     }
   }
 
-  void run_slices(size_t index, const Tile& tile, int64_t group, const Word<T>* packed, Local& local) const {
+  // Some lines of a plane at a time.
+  void run_lines(size_t index, const Tile& tile, int64_t group, const Word<T>* packed, Local& local) const {
     const Phase& phase = p_.phases[index];
-    const Slicer<T>& slicer = p_.slicers[index];
-    slicer.fill(tile, m_.source, group * p_.source_channels, local.stage);
-    for_parts(tile, p_.panel_block(phase), [&](const Tile& part) {
-      destination_offsets(phase, part, m_.out.batch_stride, m_.out.stride, local.offset);
-      for (size_t c = 0; c < p_.chunks.size(); ++c) {
-        const Chunk& chunk = p_.chunks[c];
-        slicer.pack(tile, part, chunk, local.stage.data, chunk.groups * p_.contraction,
-                    reinterpret_cast<Stored<T>*>(local.panel), p_.stored_ld(phase));
-        const Block block{
-            phase, part, group, packed, local, p_.runs[index][c], c > 0, c + 1 == p_.chunks.size()};
-        p_.pixel_lanes ? multiply_planes(block) : multiply_pixels(block);
+    const LineFold<T>& fold = p_.line_folds[index];
+    const StagePlaces places = p_.stage(index).fill(
+        p_.kernels, phase, tile, m_.source, group * p_.source_channels, p_.source_channels, local.stage);
+    for (int64_t d = 0; d < tile.size[0]; ++d)
+      for (int64_t h = 0; h < tile.size[1]; h += fold.lines()) {
+        const int64_t lines = std::min(fold.lines(), tile.size[1] - h);
+        Tile part{
+            tile.image, {tile.begin[0] + d, tile.begin[1] + h, tile.begin[2]}, {1, lines, tile.size[2]}};
+        fold.fold(places, local.stage.data, part, local.panel);
+        multiply_lines({phase, part, group, packed, local, local.runs, false, true}, fold);
       }
-    });
   }
 
   void pack(size_t index, size_t chunk, const Tile& tile, int64_t group, Local& local) const {
@@ -388,6 +389,37 @@ class Multiplier {
       s.cols = to - from;
       s.col_offset = contiguous ? nullptr : at + from;
       store_rows(x, s, u0, u1, contiguous ? at[from] : 0, turned);
+    }
+  }
+
+  // All orbits of a parity in turn: its lines stay in the first-level cache.
+  void multiply_lines(const Block& x, const LineFold<T>& fold) const {
+    const auto r = p_.results(x.phase);
+    Tile line = x.tile;
+    for (line.size[1] = 1; line.begin[1] < x.tile.begin[1] + x.tile.size[1]; ++line.begin[1])
+      destination_offsets(x.phase, line, m_.out.batch_stride, m_.out.stride,
+                          x.local.offset + (line.begin[1] - x.tile.begin[1]) * fold.place());
+    const int64_t vectors = ceil_div((x.tile.size[1] - 1) * fold.place() + x.tile.size[2], p_.lanes);
+    for (int64_t v = 0; v < vectors; v += fold.kVectors) {
+      const int some = static_cast<int>(std::min<int64_t>(fold.kVectors, vectors - v));
+      for (int parity = 0; parity < p_.plan.parities; ++parity)
+        for_pieces(p_.columns, p_.kernels.mirrored_rows[some], [&](int64_t u0, int64_t rows) {
+          fold.multiply(parity, rows, x.packed + p_.weights.offset[parity] + u0 * p_.weights.ld[parity],
+                        x.local.panel, v, some, x.local.result + parity * r.stride + u0 * r.ld, r.ld,
+                        p_.weights);
+        });
+      store_lines(x, fold.place(), v * p_.lanes, (v + some) * p_.lanes);
+    }
+  }
+
+  // Columns [begin, end) of results, without those that lie between lines.
+  void store_lines(const Block& x, int64_t place, int64_t begin, int64_t end) const {
+    const int64_t line = x.tile.size[2], lines = x.tile.size[1];
+    for (int64_t from = begin, to; from < end && from / place < lines; from = to) {
+      const int64_t at = from / place * place;
+      to = std::min(end, place == line ? lines * line : at + line);
+      if (from < to) store_planes(x, x.local.result + (from - begin), 0, p_.columns, from, to);
+      to = std::max(to, std::min(end, place == line ? end : at + place));
     }
   }
 

@@ -27,7 +27,7 @@ struct MultiplyShape {
   bool planes;                        // the panel is [row][pixel], else [pixel][row]
   bool staged;                        // planes only: the source of a tile is copied into a Stage first
   bool pixel_lanes;                   // planes only: results are [column][pixel], else [pixel][column]
-  bool sliced;                        // some taps of the panel at a time (packed/slices.h); planes are staged
+  bool by_lines;                      // the panel is not folded along the width (packed/lines.h); pixel_lanes
 };
 
 template <class T>

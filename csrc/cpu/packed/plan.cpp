@@ -273,6 +273,22 @@ Plan gradient_plan(const Problem& p, int segment, int part, int offset_axis, Fil
   return plan;
 }
 
+Plan width_first(Plan plan) {
+  std::stable_sort(plan.groups.begin(), plan.groups.end(),
+                   [](const Group& a, const Group& b) { return a.tap[0][2] < b.tap[0][2]; });
+  const std::vector<Slot> slots = plan.slots;
+  const auto count = static_cast<int>(plan.groups.size());
+  for (int i = 0; i < count; ++i)
+    for (int s = 0; s < plan.groups[i].slots; ++s) {
+      int& place = plan.groups[i].slot[s];
+      Slot slot = slots[place];
+      slot.group = i;
+      place = slot.parity * count + i;
+      plan.slots[place] = slot;
+    }
+  return plan;
+}
+
 Plan sum_plan(const Problem& p, int part, int parts, int offset_axis, Filtering filtering, bool sums_depth) {
   Plan plan = empty_plan(p, false, false, offset_axis, filtering);
   plan.adds = true;

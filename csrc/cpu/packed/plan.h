@@ -106,6 +106,10 @@ Plan fold_plan(const Problem& p, int segment, int offset_axis, Filtering filteri
 // whose mirrors move channels, are in it what an orbit is without them: blocks of channels are its members.
 Plan gradient_plan(const Problem& p, int segment, int part, int offset_axis, Filtering filtering);
 
+// Of a fold whose groups have a slot for each parity: taps that differ in the width alone come last, so that
+// all others of one follow each other in the contraction.
+Plan width_first(Plan plan);
+
 // `part` of `parts`: the orbits of every segment are cut into that many ranges. `sums_depth` wants the depth
 // tied in all of them.
 Plan sum_plan(const Problem& p, int part, int parts, int offset_axis, Filtering filtering, bool sums_depth);

@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
+#include "packed/lines.h"
 #include "packed/multiply.h"
 #include "packed/runs.h"
-#include "packed/slices.h"
 #include "packed/stage.h"
 #include "workspace.h"
 
@@ -24,8 +24,7 @@ struct Prepared : MultiplyShape {
         kernels(select_kernels<T>()),
         threads(threads),
         lanes(kernels.lanes),
-        sizes(slice_sizes(contraction, columns, lanes, plan.parities * kWordBytes)),
-        chunks(sliced ? cut_groups() : cut_channels()),
+        chunks(cut_channels()),
         panel_rows(count_rows()),
         phases(make_phases(plan, problem, pixel_bytes(), limits(), threads, planes)),
         weights(weight_layout(problem, plan, columns, chunks, lanes, pixel_lanes, kDepth)),
@@ -36,7 +35,7 @@ struct Prepared : MultiplyShape {
       layouts.push_back(own);
     }
     if (staged) place_stages();
-    if (sliced) slice();
+    if (by_lines) fold_lines();
     for (int64_t c = 0; c < columns; ++c) channel_offset.push_back(c * out_channel_stride);
   }
   // The phases point into the plan, which a copy would have of its own.
@@ -45,46 +44,33 @@ struct Prepared : MultiplyShape {
 
   static constexpr int kDepth = Format<T>::depth;
   static constexpr int64_t kWordBytes = sizeof(Word<T>);
-  // Smallest tile must fit; only fold plans can be cut, since their slots all have the same channels.
+  // Smallest tile must fit; lines always do. Only fold plans can be cut, since their slots all have the same
+  // channels.
   std::vector<Chunk> cut_channels() const {
     const int64_t channels = contraction;
     const int64_t slots = static_cast<int64_t>(plan.slots.size());
     const int64_t bytes = (staged ? 112 : 28) * slots * words<T>(channels) * kWordBytes;
-    const int64_t n = plan.fold ? std::max<int64_t>(1, (bytes + kMaxPanelBytes - 1) / kMaxPanelBytes) : 1;
+    const int64_t n =
+        plan.fold && !by_lines ? std::max<int64_t>(1, (bytes + kMaxPanelBytes - 1) / kMaxPanelBytes) : 1;
     const int64_t width = words<T>((channels + n - 1) / n) * kDepth;
     std::vector<Chunk> chunks;
     for (int64_t c = 0; c < channels; c += width) chunks.push_back({c, std::min(channels, c + width)});
     return chunks;
   }
 
-  // Slices of the panel.
-  std::vector<Chunk> cut_groups() const {
-    std::vector<Chunk> chunks;
-    for_pieces(static_cast<int64_t>(plan.groups.size()), sizes.groups,
-               [&](int64_t first, int64_t groups) { chunks.push_back({0, contraction, first, groups}); });
-    return chunks;
-  }
-  void slice() {
-    for (size_t i = 0; i < phases.size(); ++i) {
-      const Phase& phase = phases[i];
-      slicers.emplace_back(kernels, plan, phase, staged ? &stages[i] : nullptr, source_channels);
-      const Tile whole{0, {}, panel_block(phase)};
-      auto& all = runs.emplace_back(chunks.size(), Runs(plan.parities));
-      for (size_t c = 0; c < chunks.size(); ++c)
-        for (int parity = 0; parity < plan.parities; ++parity)
-          make_runs(plan, weights, phase, whole, layouts[i][c], c, parity, 0, all[c][parity]);
-    }
+  void fold_lines() {
+    if constexpr (!kNarrow<T>)
+      for (size_t i = 0; i < phases.size(); ++i)
+        line_folds.emplace_back(kernels, plan, phases[i], stage(i), weights);
   }
 
   // What of a pixel is to stay within the limits of a tile.
   int64_t pixel_bytes() const {
-    return sliced ? source_channels * static_cast<int64_t>(sizeof(Element<T>)) : panel_rows * kWordBytes;
+    return by_lines ? source_channels * static_cast<int64_t>(sizeof(Element<T>)) : panel_rows * kWordBytes;
   }
-  TileLimits limits() const { return sliced ? kSlicedTile : staged ? kLongTile : kTile; }
-
-  // Pixels of a panel, along each axis.
-  Triple panel_block(const Phase& phase) const {
-    return sliced ? slice_block(phase.tiling, sizes.pixels) : phase.tiling.block;
+  TileLimits limits() const {
+    if (by_lines) return problem.in[kDepthAxis] > 1 ? kVolumeOfLines : kPlaneOfLines;
+    return staged ? kLongTile : kTile;
   }
 
   // Those that the groups of a chunk read: of a fold its own, unless sources differ in their channels, or
@@ -96,7 +82,7 @@ struct Prepared : MultiplyShape {
 
   void place_stages() {
     const int64_t channels = staged_channels(chunks[0]);
-    if (!sliced) share_tiles(plan, phases, channels * static_cast<int64_t>(sizeof(Element<T>)));
+    share_tiles(plan, phases, channels * static_cast<int64_t>(sizeof(Element<T>)));
     std::vector<const Phase*> all;
     for (const Phase& phase : phases) all.push_back(&phase);
     stages = make_stages(plan, all, channels, lanes, order_of(orders_source));
@@ -132,7 +118,7 @@ struct Prepared : MultiplyShape {
 
   // Pixels of the panel for one product, halo included.
   int64_t panel_pixels(const Phase& phase) const {
-    const Triple b = panel_block(phase);
+    const Triple& b = phase.tiling.block;
     const int64_t pixels = (b[0] + phase.tiling.span) * b[1] * b[2] + (staged ? lanes - 1 : 0);
     return planes ? (pixels + lanes - 1) / lanes * lanes : pixels;
   }
@@ -149,7 +135,10 @@ struct Prepared : MultiplyShape {
     return panel_pixels(phase) * (planes ? 1 : panel_ld(phase));
   }
 
-  int64_t panel_elements(const Phase& phase) const {
+  int64_t panel_elements(size_t index) const {
+    if constexpr (!kNarrow<T>)
+      if (by_lines) return line_folds[index].elements();
+    const Phase& phase = phases[index];
     const int64_t pixels = phase.tiling.products * panel_pixels(phase);
     return (planes ? panel_rows : pixels) * panel_ld(phase) + kMaxVectors * lanes;
   }
@@ -172,19 +161,22 @@ struct Prepared : MultiplyShape {
     int64_t ld, stride;  // of a row, and of one product of one parity
   };
   Results results(const Phase& phase) const {
+    if (by_lines) {
+      const int64_t ld = LineFold<T>::kVectors * lanes;
+      return {ld, columns * ld};
+    }
     if (!keeps_tile()) {
       return {kMaxVectors * lanes, together(phase) * most_rows() * kMaxVectors * lanes};
     }
-    const Triple b = panel_block(phase);
+    const Triple& b = phase.tiling.block;
     const int64_t pixels = b[0] * b[1] * b[2], across = pixel_lanes ? pixels : columns;
-    const int64_t ld = (across + (sliced ? 1 : kMaxVectors) * lanes - 1) / lanes * lanes;
+    const int64_t ld = (across + kMaxVectors * lanes - 1) / lanes * lanes;
     return {ld, ld * (pixel_lanes ? columns : pixels)};
   }
 
   const Kernels<T>& kernels;
   int64_t threads;
   int lanes;
-  SliceSizes sizes;
   std::vector<Chunk> chunks;
   int64_t panel_rows;  // in words
   std::vector<Phase> phases;
@@ -193,9 +185,7 @@ struct Prepared : MultiplyShape {
   std::vector<std::vector<PanelLayout>> layouts;
   std::vector<Stage> stages;  // by phase, where there are any; one that they share
   int64_t stage_elements = 0;
-  // Of slices, by phase; their runs by chunk too.
-  std::vector<Slicer<T>> slicers;
-  std::vector<std::vector<Runs>> runs;
+  std::vector<LineFold<T>> line_folds;  // by phase, where there are any
   std::vector<int64_t> channel_offset;
 };
 

@@ -6,7 +6,7 @@
 
 #include "convert.h"
 #include "microkernels/tiles.h"
-#include "packed/sliced_wgrad.h"
+#include "packed/wgrad_lines.h"
 #include "packed/wgrad_store.h"
 #include "workspace.h"
 
@@ -174,7 +174,7 @@ class Accumulator : public WgradStore<T> {
 template <class T>
 void wgrad(const Wgrad<T>& w) {
   if constexpr (!kNarrow<T>)
-    if (w.sliced) return sliced_wgrad<T>(w);
+    if (w.by_lines) return wgrad_by_lines<T>(w);
   Accumulator<T>{w}();
 }
 

@@ -23,7 +23,7 @@ struct Wgrad {
   bool planes;        // of the panel
   bool staged;        // then planes too, whatever the layout of the gradient
   bool sums_depth;    // as in sum_plan()
-  bool sliced;        // of octuples on both sides (packed/sliced_wgrad.h)
+  bool by_lines;      // of ties on both sides, along the width in the matrix kernel (packed/wgrad_lines.h)
   int segment, part;  // of the filters and of their input channels, where both sides are folded
   bool of_input;      // is the panel the fold of the input, with all its parts?
   // Null, or brings more to where gradient and input lie, to be added to the sum; false: there is no more.

@@ -39,6 +39,10 @@ struct Counted {
     multiplied(rows, vectors, words * Format<T>::depth);
     if (!kDry) own->gemm(rows, vectors, g);
   }
+  static void gemm_mirrored(int rows, int vectors, const MirroredArgs<T>& g) {
+    multiplied(rows, vectors, g.segments * g.k);
+    if (!kDry) own->gemm_mirrored(rows, vectors, g);
+  }
   static void taps(int rows, int vectors, const TapsArgs<T>& a) {
     multiplied(rows, vectors, a.taps);
     if (!kDry) own->taps(rows, vectors, a);
@@ -67,9 +71,10 @@ struct Counted {
     panel_bytes += (a.positions * a.channels << kOutputs) * static_cast<int64_t>(sizeof(Stored<T>));
     if (!kDry) (own->*kField)[kLog][kOutputs](a);
   }
-  static void fold_eight(const EightArgs<T>& a) {
-    panel_bytes += a.rows * a.length * 8 * static_cast<int64_t>(sizeof(Stored<T>));
-    if (!kDry) own->fold_eight(a);
+  template <int kLog>
+  static void fold_blocks(const BlocksArgs<T>& a) {
+    panel_bytes += (a.rows * a.length << kLog) * static_cast<int64_t>(sizeof(Stored<T>));
+    if (!kDry) own->fold_blocks[kLog](a);
   }
   template <int kFiltering>
   static void gather(const GatherArgs<T>& a) {
@@ -161,7 +166,8 @@ template <class T, bool kDry>
 void count_multiplications(Kernels<T>& k) {
   using C = Counted<T, kDry>;
   put(k.gemm, &C::gemm);
-  if constexpr (!kNarrow<T>) put(k.taps, &C::taps), put(k.correlate, &C::correlate);
+  if constexpr (!kNarrow<T>)
+    put(k.taps, &C::taps), put(k.correlate, &C::correlate), put(k.gemm_mirrored, &C::gemm_mirrored);
   each<4>([&]<int log>() {
     put(k.folded[0][log], &C::template folded<0, log>), put(k.folded[1][log], &C::template folded<1, log>);
   });
@@ -180,7 +186,8 @@ void count_panels(Kernels<T>& k) {
     });
     put(k.gather[f], &C::template gather<f>);
   });
-  if constexpr (!kNarrow<T>) put(k.fold_eight, &C::fold_eight);
+  if constexpr (!kNarrow<T>)
+    each<4>([&]<int log>() { put(k.fold_blocks[log], &C::template fold_blocks<log>); });
   each<3>([&]<int outputs>() {
     put(k.both_pixels[2][outputs], &C::template pack_both<2, outputs, &K::both_pixels>);
     put(k.both_planes[2][outputs], &C::template pack_both<2, outputs, &K::both_planes>);

@@ -90,11 +90,10 @@ bool has_all_taps(const Problem& p, bool forward) {
   return true;
 }
 
-// Panels of octuples with octuples for input channels have many taps for few columns. 16-bit types have words
-// of pairs, or are widened into the panel.
-bool is_sliced(const Selection& s, const Segment& of, bool as_forward) {
-  return !is_narrow(s.description.type) && !of.own_image && of.tie.axes() == kAxes && of.inputs.size() == 1 &&
-         of.inputs[0].tie == of.tie && has_all_taps(s.problem, as_forward);
+// Is the fold along the width left to the matrix kernel, where there are other axes to fold along?
+bool folds_by_lines(const Selection& s, const Segment& of, bool as_forward) {
+  return !is_narrow(s.description.type) && !of.own_image && of.tie.axes() >= 2 && of.tie.has(kAxes - 1) &&
+         of.inputs.size() == 1 && of.inputs[0].tie == of.tie && has_all_taps(s.problem, as_forward);
 }
 
 // Of the weight gradient, where positions are contracted.
@@ -120,10 +119,12 @@ Multiplication folded(const Selection& s, int segment, int part, Filtering filte
   const bool forward = s.op == Op::fprop;
   Layout layout = forward ? choose_layout(s, own.shortest_block(), own.rows)
                           : choose_layout(s, own.rows, own.inputs[part].size);
-  layout.sliced = is_sliced(s, own, forward);
-  layout.staged = layout.staged || (layout.sliced && layout.planes);
   Multiplication m{segment, part, std::nullopt, layout, -1, kPlain};
   m.axis = choose_offset_axis(p, forward, &own, 1, m.layout.planes);
+  // Of quadruples a panel of all taps is as quick: it is three times as large as lines, not nine, and
+  // channels are the lanes, which lie at multiples of vectors.
+  if (m.axis < 0 && own.tie.axes() == kAxes && folds_by_lines(s, own, forward))
+    m.layout = {true, true, true, false, true};
   if (can_filter(p, m.axis)) m.filtering = filtering;
   return m;
 }
@@ -185,8 +186,8 @@ Multiplication weighed(const Selection& s, int segment, int part, Filtering filt
   m.axis = choose_offset_axis(p, false, p.segments.data(), p.segments.size(), m.layout.planes);
   if (can_filter(p, m.axis)) m.filtering = filtering;
   m.layout.sums_depth = sums_depth(s, m);
-  m.layout.sliced = s.source_last && is_sliced(s, p.segments[segment], false);
-  if (m.layout.sliced) m.layout.planes = m.layout.staged = false;
+  if (m.axis < 0 && s.source_last && folds_by_lines(s, p.segments[segment], false))
+    m.layout = {false, false, false, false, true};
   return m;
 }
 

@@ -30,7 +30,7 @@ enum class Algorithm { fold, fold_f2, fold_f4, scatter, scatter_f2, scatter_f4, 
 struct Layout {
   bool planes, staged, pixel_lanes;
   bool sums_depth = false;  // of a staged gather-sum: members that differ in the depth alone are summed first
-  bool sliced = false;      // of a fold: some taps of the panel at a time (packed/slices.h)
+  bool by_lines = false;    // of a fold: along the width in the matrix kernel (packed/lines.h)
 };
 
 // How a segment is scattered.

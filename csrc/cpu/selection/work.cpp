@@ -133,14 +133,17 @@ class Counter {
     }
     const bool adjoint = as_forward == p_.transposed;
     const int64_t strides = adjoint ? product(p_.stride) : 1;
-    const double slots = real(taps / shifts) / real(strides);
+    // Lines that the matrix kernel folds along the width are the same for all taps of it.
+    const int64_t alike = m.layout.by_lines ? p_.kernel[kAxes - 1] : 1;
+    const double slots = real(taps / shifts / alike) / real(strides);
     const bool pixel_lanes = kind != kPixels && kind != kStaged && s_.op != Op::wgrad;
     const int64_t stores =
         pixel_lanes ? columns * ceil_div(pixels, lanes_) : ceil_div(columns, lanes_) * pixels;
     double panel, runs;
     if (kind == kPixels) {
-      // Of slices halves of vectors are as quick to fold as whole ones.
-      const int64_t together = run >= lanes_ ? lanes_ : m.layout.sliced && run >= lanes_ / 2 ? lanes_ / 2 : 1;
+      // Of lines halves of vectors are as quick to fold as whole ones.
+      const int64_t half = m.layout.by_lines ? lanes_ / 2 : lanes_;
+      const int64_t together = run >= lanes_ ? lanes_ : run >= half ? half : 1;
       panel = slots * real(pixels) * real(contracted) / real(together);
       runs = slots * real(pixels);
     } else {
