@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +103,31 @@ def test_layers_of_a_network_share_their_working_memory() -> None:
     backend.clear_workspace()
     most = max(device("cpu").peak_extra_bytes(lambda one=one: pass_through([one])) for one in layers)
     assert device("cpu").peak_extra_bytes(lambda: pass_through(layers)) <= 1.5 * most
+
+
+def flags(t: torch.Tensor) -> set[str]:
+    """What Linux knows of the memory in the middle of a tensor."""
+    at, inside = t.data_ptr() + t.nbytes // 2, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(address, 16) for address in first.split("-"))
+            inside = begin <= at < end
+        elif inside and first == "VmFlags:":
+            return set(rest)
+    return set()
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(),
+    reason="the system has no large pages to ask for",
+)
+@pytest.mark.parametrize("size", [1024, 512])
+def test_large_results_ask_for_large_pages(size):
+    """From 32 MiB on malloc has new pages every time, and most of the time of a first write is theirs."""
+    layer = sf.SymmetricConv2d(4, 8, 3, padding=1, symmetry="h")
+    x = torch.randn(1, 4, size, size)
+    with sf.backend("cpu", "fold"), torch.no_grad():
+        y = layer(x)
+    assert y.nbytes == size * size * 32
+    assert ("hg" in flags(y)) == (size == 1024)

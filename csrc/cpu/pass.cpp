@@ -8,6 +8,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include "expand.h"
+#include "large_pages.h"
 #include "selection/counters.h"
 #include "views.h"
 
@@ -15,7 +16,10 @@ namespace symconv {
 namespace {
 
 at::Tensor allocate(const Ints& shape, const at::Tensor& like, bool channels_last) {
-  return at::empty(shape, like.options().requires_grad(false), memory_format(shape.size(), channels_last));
+  const at::Tensor t =
+      at::empty(shape, like.options().requires_grad(false), memory_format(shape.size(), channels_last));
+  ask_for_large_pages(t.data_ptr(), static_cast<int64_t>(t.nbytes()));
+  return t;
 }
 
 }  // namespace

@@ -14,8 +14,6 @@
 namespace symconv {
 
 constexpr int64_t kStreamedBytes = 8 << 20;  // of a result
-// From here on malloc gives memory that is new every time, and in the caches since the kernel cleared it.
-constexpr int64_t kFreshBytes = 32 << 20;
 
 // Are so many elements whole cache lines?
 template <class E>

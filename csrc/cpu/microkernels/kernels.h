@@ -132,6 +132,26 @@ struct RunArgs {
   bool loose;  // planes only: whole vectors may be read and written past the last position
 };
 
+// Some runs, plain and in planes, whose sources lie in a stage, on one line of positions: the taps of a panel
+// have few vectors each, and a call for every one would take longer than these do.
+template <class T>
+struct StagedRun {
+  const Element<T>* source[kMaxSources];
+  int64_t step[kMaxSources];  // from one channel to the next; 0 where a source is absent
+  int64_t row[kMaxSources];   // of each output, in elements
+  int64_t channels;
+  int log_sources;
+};
+template <class T>
+struct StagedLine {
+  const StagedRun<T>* run;
+  int64_t runs;
+  int64_t from;       // of its sources, from those of the runs, which are of another line; not of absent ones
+  int64_t positions;  // whole vectors are read and written past the last one
+  Stored<T>* out;
+  int64_t ld;
+};
+
 // The fold of two, four or eight sources, as RunArgs has it, where all move alike and results are equally far
 // apart: these have fewer addresses than there are registers.
 template <class T>
@@ -297,6 +317,9 @@ struct Kernels {
   void (*add_subtract)(const T* a, const T* b, int64_t count, T* sum, T* difference);
   void (*vnni_interleave)(const VnniArgs&);  // pairs only
   DepthwiseKernels<T> depthwise;
+  // Fold and sum of RunArgs, of all runs of a line.
+  void (*fold_line)(const StagedLine<T>&);
+  void (*sum_line)(const StagedLine<T>&);
 };
 
 // Pair: only where has_pairs(). Minimal filtering is for float.

@@ -142,6 +142,39 @@ void pack_planes(const RunArgs<T>& r) {
   }
 }
 
+template <class T, int S, int O>
+SYMCONV_INLINE void pack_staged_run(const StagedLine<T>& g, const StagedRun<T>& r) {
+  const Element<T>* in[1][S];
+  Stored<T>* out[S];
+#pragma GCC unroll 8
+  for (int s = 0; s < S; ++s) {
+    in[0][s] = r.source[s] + (r.step[s] ? g.from : 0);
+    out[s] = g.out + r.row[s < O ? s : 0];
+  }
+  const int64_t positions = g.positions, ld = g.ld;
+  for (int64_t c = r.channels; c > 0; --c) {
+    reduce_line<Sum<T>, S, O, Plain>(in, out, 0, positions, ld, true);
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) in[0][s] += r.step[s], out[s] += ld;
+  }
+}
+
+template <class T, bool kSum>
+void pack_staged_line(const StagedLine<T>& line) {
+  const StagedLine<T> g = line;  // what is stored cannot change it
+  for (int64_t i = 0; i < g.runs; ++i) {
+    const StagedRun<T>& r = g.run[i];
+    if (r.log_sources == 0)
+      pack_staged_run<T, 1, 1>(g, r);
+    else if (r.log_sources == 1)
+      pack_staged_run<T, 2, kSum ? 1 : 2>(g, r);
+    else if (r.log_sources == 2)
+      pack_staged_run<T, 4, kSum ? 1 : 4>(g, r);
+    else
+      pack_staged_run<T, 8, kSum ? 1 : 8>(g, r);
+  }
+}
+
 // Sources and results share an offset each, and results three bases.
 template <class X, int S, class T>
 SYMCONV_INLINE void fold_blocks_at(const T* const (&in)[S], int64_t at, T* out, int64_t apart) {

@@ -30,6 +30,7 @@ constexpr void fill_packing(Kernels<T>& k) {
   fill<T>(k.fold_planes, []<class F, int S>() { return pack_planes<T, S, S, F>; });
   fill<T>(k.sum_pixels, []<class F, int S>() { return pack_pixels<T, S, 1, F>; });
   fill<T>(k.sum_planes, []<class F, int S>() { return pack_planes<T, S, 1, F>; });
+  k.fold_line = pack_staged_line<T, false>, k.sum_line = pack_staged_line<T, true>;
   k.both_pixels[2][1] = pack_pixels<T, 4, 2, Plain>, k.both_planes[2][1] = pack_planes<T, 4, 2, Plain>;
   k.both_pixels[3][1] = pack_pixels<T, 8, 2, Plain>, k.both_planes[3][1] = pack_planes<T, 8, 2, Plain>;
   k.both_pixels[3][2] = pack_pixels<T, 8, 4, Plain>, k.both_planes[3][2] = pack_planes<T, 8, 4, Plain>;

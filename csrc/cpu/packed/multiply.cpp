@@ -465,7 +465,7 @@ class Multiplier {
     const int64_t bytes = p.batch * p.groups * p_.out_channels * extent[0] * extent[1] * extent[2] *
                           static_cast<int64_t>(sizeof(Element<T>));
     return p_.staged && !p_.pixel_lanes && p_.kernels.stream_rows && y.channel_stride == 1 && aligned &&
-           members && bytes >= kStreamedBytes && bytes < kFreshBytes;
+           members && bytes >= kStreamedBytes;
   }
 
   const Prepared<T>& p_;

@@ -87,12 +87,6 @@ struct LineSource {
 template <class T>
 using PackRun = void (*)(const RunArgs<T>&);
 
-// How far apart, in a stage, the sources of neighbouring lines are, and of the lines that are filtered
-// together.
-struct LineStep {
-  int64_t outer, middle, line;
-};
-
 template <class T>
 struct Packer {
   const Kernels<T>& kernels;
@@ -226,49 +220,72 @@ struct Packer {
 
   // A group's sources on one line of a tile, from a stage: every position exists there, so that they keep
   // their distances on all lines, unless planes take turns.
-  struct StagedGroup {
-    const Group* group;
-    PackRun<T> pack;
-    const Element<T>* at[kMaxSources];
-    int64_t moves[kMaxSources];  // 0 where a source is absent, else 1
-  };
-
-  std::vector<StagedGroup> staged_groups(int64_t i0) const {
+  StagedRun<T> staged_run(const Group& g, int64_t i0) const {
     const AxisMap& m = *phase.axis[inner()];
-    std::vector<StagedGroup> groups;
-    for (const Group& g : plan.groups) {
-      if (layout.offset[g.slot[0]] < 0) continue;
-      StagedGroup& staged = groups.emplace_back(StagedGroup{&g, function(g), {}, {}});
-      for (int s = 0; s < 1 << g.log_sources; ++s) {
-        const LineSource f = line_source(g, s, 0, i0, 0);
-        staged.moves[s] = f.valid ? 1 : 0;
-        staged.at[s] = f.valid ? source.data + f.base + offset(2, m.a * tile.begin[2] + f.b) : zeros;
-      }
+    StagedRun<T> run{};
+    run.log_sources = g.log_sources;
+    run.channels = chunk.width(plan, plan.slots[g.slot[0]]);
+    for (int s = 0; s < 1 << g.log_sources; ++s) {
+      const LineSource f = line_source(g, s, 0, i0, 0);
+      run.step[s] = f.valid ? source.channel_stride : 0;
+      run.source[s] = f.valid ? source.data + f.base + offset(2, m.a * tile.begin[2] + f.b) : zeros;
+      run.row[s] = layout.offset[g.slot[s < g.slots ? s : 0]] * layout.depth * ld;
     }
-    return groups;
+    return run;
   }
 
-  // Line by line: all taps read the same few of them, which stay in the first-level cache.
-  void pack_staged() const {
-    const LineStep step{line_offset(0, 1, 0), line_offset(0, 0, 1), line_offset(1, 0, 0)};
-    std::vector<StagedGroup> groups = staged_groups(0);
+  // By group; those that nothing feeds have none.
+  std::vector<StagedRun<T>> staged_runs(int64_t i0) const {
+    std::vector<StagedRun<T>> runs;
+    runs.reserve(plan.groups.size());
+    for (const Group& g : plan.groups)
+      if (layout.offset[g.slot[0]] >= 0) runs.push_back(staged_run(g, i0));
+    return runs;
+  }
+
+  // Line by line: all taps read the same few of them, which stay in the first-level cache. Calls pack(runs,
+  // their distance on this line, that of lines which are filtered together, pixel).
+  template <class Pack>
+  void for_staged_lines(const Pack& pack) const {
+    const int64_t outer = line_offset(0, 1, 0), middle = line_offset(0, 0, 1), apart = line_offset(1, 0, 0);
+    std::vector<StagedRun<T>> runs = staged_runs(0);
     for (int64_t i0 = 0; i0 < tile.size[0] + phase.tiling.span; ++i0) {
-      if (stage->planes && i0 > 0) groups = staged_groups(i0);
-      const int64_t outer = stage->planes ? 0 : i0 * step.outer;
+      if (stage->planes && i0 > 0) runs = staged_runs(i0);
+      const int64_t from = stage->planes ? 0 : i0 * outer;
       for (int64_t i1 = 0; i1 < tile.size[1]; ++i1)
-        for (const StagedGroup& g : groups) {
-          RunArgs<T> r = run_args(*g.group, tile.size[2]);
-          for (int l = 0; l < phase.tiling.products; ++l)
-            for (int s = 0; s < 1 << g.group->log_sources; ++s) {
-              const int64_t moved = outer + i1 * step.middle + l * step.line;
-              r.source[l][s] = g.at[s] + g.moves[s] * moved;
-              r.position_step[l][s] = g.moves[s];
-              r.channel_step[l][s] = g.moves[s] * source.channel_stride;
-            }
-          set_out(r, *g.group, (i0 * tile.size[1] + i1) * tile.size[2]);
-          g.pack(r);
-        }
+        pack(runs, from + i1 * middle, apart, (i0 * tile.size[1] + i1) * tile.size[2]);
     }
+  }
+
+  void pack_staged() const {
+    if (plan.filtering || plan.sums_members) return pack_staged_runs();
+    StagedLine<T> line{};
+    line.positions = tile.size[2], line.ld = ld;
+    for_staged_lines([&](const std::vector<StagedRun<T>>& runs, int64_t from, int64_t, int64_t pixel) {
+      line.run = runs.data(), line.runs = static_cast<int64_t>(runs.size());
+      line.from = from, line.out = panel + pixel;
+      (plan.adds ? kernels.sum_line : kernels.fold_line)(line);
+    });
+  }
+
+  // The same by a call for each group, which may be filtered.
+  void pack_staged_runs() const {
+    for_staged_lines([&](const std::vector<StagedRun<T>>& runs, int64_t from, int64_t apart, int64_t pixel) {
+      size_t i = 0;
+      for (const Group& g : plan.groups) {
+        if (layout.offset[g.slot[0]] < 0) continue;
+        const StagedRun<T>& run = runs[i++];
+        RunArgs<T> r = run_args(g, tile.size[2]);
+        for (int l = 0; l < phase.tiling.products; ++l)
+          for (int s = 0; s < 1 << g.log_sources; ++s) {
+            const int64_t moves = run.step[s] ? 1 : 0;
+            r.source[l][s] = run.source[s] + moves * (from + l * apart);
+            r.position_step[l][s] = moves, r.channel_step[l][s] = run.step[s];
+          }
+        set_out(r, g, pixel);
+        function(g)(r);
+      }
+    });
   }
 
   void pack() const {

@@ -200,25 +200,29 @@ void Stage::sum_lines(const Copy<T>& copy, const Tile& tile, Held<Element<T>>& h
   const int64_t y = step_[1] * begin[1] + low_[1] - held.first[1];
   E *const out = held.data + kept_, *const zeros = out + summed_ - line_;
   std::fill_n(zeros, line_, E{});
-  RunArgs<T> run{};
-  run.positions = pitch_ * residues_, run.loose = true, run.ld = line_;
-  for (int64_t d = 0; d < size[0]; ++d)
-    for (int64_t h = 0; h < lines; ++h)
-      for (const DepthSum& sum : sums_) {
-        if (!map.present[sum.tap[0]] && !map.present[sum.tap[1]]) continue;
-        run.channels = sum.channels;
-        for (int s = 0; s < 2; ++s) {
-          const bool there = map.present[sum.tap[s]];
-          const int64_t plane = plane_offset(map.a * (begin[0] + d) + map.b[sum.tap[s]], held.first[0]);
-          run.source[0][s] =
-              there ? held.data + plane + (y + h) * stride_[1] + sum.channel[s] * line_ : zeros;
-          run.channel_step[0][s] = there ? line_ : 0;
-          run.position_step[0][s] = 1;
-        }
-        run.out[0] =
-            reinterpret_cast<Stored<T>*>(out) + d * sum_stride_[0] + h * sum_stride_[1] + sum.to * line_;
-        copy.kernels.sum_planes[kPlain][1](run);
+  std::vector<StagedRun<T>> runs;
+  StagedLine<T> line{};
+  line.positions = pitch_ * residues_, line.ld = line_;
+  for (int64_t d = 0; d < size[0]; ++d) {
+    runs.clear();
+    for (const DepthSum& sum : sums_) {
+      if (!map.present[sum.tap[0]] && !map.present[sum.tap[1]]) continue;
+      StagedRun<T>& run = runs.emplace_back();
+      run.log_sources = 1, run.channels = sum.channels, run.row[0] = sum.to * line_;
+      for (int s = 0; s < 2; ++s) {
+        const bool there = map.present[sum.tap[s]];
+        const int64_t plane = plane_offset(map.a * (begin[0] + d) + map.b[sum.tap[s]], held.first[0]);
+        run.source[s] = there ? held.data + plane + y * stride_[1] + sum.channel[s] * line_ : zeros;
+        run.step[s] = there ? line_ : 0;
       }
+    }
+    line.run = runs.data(), line.runs = static_cast<int64_t>(runs.size());
+    for (int64_t h = 0; h < lines; ++h) {
+      line.from = h * stride_[1];
+      line.out = reinterpret_cast<Stored<T>*>(out) + d * sum_stride_[0] + h * sum_stride_[1];
+      copy.kernels.sum_line(line);
+    }
+  }
 }
 
 template <class T>
