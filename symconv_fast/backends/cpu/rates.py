@@ -71,8 +71,8 @@ def measured_as(vectors: str) -> str:
 def assume(whose: str, dtype: str = "") -> None:
     """Count and estimate as on a CPU that has such rows, whatever this one has: the fit does, for the rows it fits.
 
-    `whose` is what `measured_as` says there, and `dtype` is the name of a row's type: "bfloat16 widened" is that of a CPU without instructions for it, "bfloat16
-    tiles" that of one with tiles.
+    `whose` is what `measured_as` says there, and `dtype` the name of a row's type: "bfloat16 widened" is that of a CPU
+    without instructions for it, "bfloat16 tiles" that of one with tiles.
     """
     global _isa, _maker, _torchs, _tiles_of_torch
     vectors, _, _maker = whose.partition(" ")
