@@ -2,11 +2,11 @@
 """`python -m bench.fit_cost [--measure DTYPE [--new]]`: refit symconv_fast/backends/cpu/rates.csv.
 
 With `--measure` the cases are timed first and kept in bench/results/reference-cost.jsonl (16-bit types: -16.jsonl; CPUs
-of Intel with AVX-512, whose rates are their own: -intel.jsonl), beside the machine and the date, the quickest of several
-runs; without, the stored ones are fitted again. The rates are those of float32, and of bfloat16 where all cases were
-measured or the CPU multiplies it in tiles ("bfloat16 tiles"). Other 16-bit types, measured on fewer, get a factor for
-each kind of work that the threads share, and a call's own time; bfloat16 is "widened" where the CPU has no instructions
-for it, or where SYMCONV_FAST_ISA=avx512 and ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away.
+of Intel with AVX-512, whose rates are their own: -intel.jsonl), beside the machine and the date, the quickest of
+several runs; without, the stored ones are fitted again. The rates are those of float32, and of bfloat16 where all cases
+were measured or the CPU multiplies it in tiles ("bfloat16 tiles"). Other 16-bit types, measured on fewer, get a factor
+for each kind of work that the threads share, and a call's own time; bfloat16 is "widened" where the CPU has no
+instructions for it, or where SYMCONV_FAST_ISA=avx512 and ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away.
 SYMCONV_FAST_ISA=avx512_bf16 and ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 take tiles away.
 Each case is one pass of one algorithm, timed in turns with torch's.
 
