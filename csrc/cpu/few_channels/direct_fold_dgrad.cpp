@@ -110,21 +110,18 @@ class DirectFoldDgrad : DirectLines<T> {
 
   void add_orbits(const Segment& s, int64_t first, int64_t count) {
     FoldedOrbits fold{&s, first, count, paired_taps(p_, s), {}};
-    std::vector<int64_t> row_of(kernel_taps(p_), -1), sign_of(kernel_taps(p_), 0);
+    std::vector<int64_t> row_of(this->taps_, -1), sign_of(this->taps_, 0);
     int64_t row = 0;
     for (PairedTaps& taps : fold.taps) {
       const int images = taps.paired.members();
-      const int64_t rows = taps.rows(p_.channels);
+      const int64_t rows = taps.rows();
       taps.row = row, taps.filters = filter_elements_;
       row += rows * images, filter_elements_ += rows * images * count;
       for (int i = 0; i < images; ++i) {
         for (int64_t u = 0; u < count; ++u)
           taps.read.push_back((s.tie.member_of(taps.paired, i) * count + u) * grad_ld_);
         int64_t at = taps.row + i * rows;
-        for (const Taps& tap : taps.first) {
-          row_of[tap_index(p_.kernel, taps.paired.image(p_.kernel, tap, i))] = at;
-          at += p_.channels;
-        }
+        for (const auto& tap : taps.first) row_of[place_index(p_, taps.image(p_, s, tap, i))] = at++;
       }
     }
     if (s.own_image) share_rows(p_, s, row_of, sign_of);
@@ -133,10 +130,10 @@ class DirectFoldDgrad : DirectLines<T> {
         for (int64_t c = 0; c < p_.channels; ++c) {
           AddedRows rows{line, shifted.at + c * this->channel_step(), shifted.shift.back(), {}, {}};
           for (size_t i = 0; i < shifted.taps.size(); ++i) {
-            const int64_t tap = line * p_.kernel[2] + shifted.taps[i];
-            if (row_of[tap] < 0) continue;
-            rows.offset.push_back((row_of[tap] + c) * product_ld_ - shifted.shift[i]);
-            rows.sign.push_back(sign_of[tap]);
+            const int64_t place = (line * p_.kernel[2] + shifted.taps[i]) * p_.channels + c;
+            if (row_of[place] < 0) continue;
+            rows.offset.push_back(row_of[place] * product_ld_ - shifted.shift[i]);
+            rows.sign.push_back(sign_of[place]);
           }
           if (!rows.offset.empty()) fold.added.push_back(std::move(rows));
         }
@@ -184,16 +181,16 @@ class DirectFoldDgrad : DirectLines<T> {
             S* const to = out + taps.filters;
             switch (taps.paired.axes()) {
               case 0:
-                fold_rows<1>(weight, from, fold.count, taps, begin, end, to);
+                fold_rows<1>(weight, from, *fold.segment, fold.count, taps, begin, end, to);
                 break;
               case 1:
-                fold_rows<2>(weight, from, fold.count, taps, begin, end, to);
+                fold_rows<2>(weight, from, *fold.segment, fold.count, taps, begin, end, to);
                 break;
               case 2:
-                fold_rows<4>(weight, from, fold.count, taps, begin, end, to);
+                fold_rows<4>(weight, from, *fold.segment, fold.count, taps, begin, end, to);
                 break;
               default:
-                fold_rows<8>(weight, from, fold.count, taps, begin, end, to);
+                fold_rows<8>(weight, from, *fold.segment, fold.count, taps, begin, end, to);
             }
           }
         });
@@ -202,16 +199,16 @@ class DirectFoldDgrad : DirectLines<T> {
 
   // Of orbits [begin, end).
   template <int kImages>
-  void fold_rows(const WeightView<const S>& weight, const S* from, int64_t orbits, const PairedTaps& taps,
-                 int64_t begin, int64_t end, S* out) const {
-    for_pieces(taps.rows(p_.channels), tile_rows(taps), [&](int64_t first, int64_t rows) {
+  void fold_rows(const WeightView<const S>& weight, const S* from, const Segment& segment, int64_t orbits,
+                 const PairedTaps& taps, int64_t begin, int64_t end, S* out) const {
+    for_pieces(taps.rows(), tile_rows(taps), [&](int64_t first, int64_t rows) {
       S* const tile = out + first * kImages * orbits;
       for (int64_t r = 0; r < rows; ++r) {
-        const Taps& tap = taps.first[(first + r) / p_.channels];
         int64_t at[kImages];
-        for (int i = 0; i < kImages; ++i)
-          at[i] = dot(taps.paired.image(p_.kernel, tap, i), weight.tap_stride) +
-                  (first + r) % p_.channels * weight.channel_stride;
+        for (int i = 0; i < kImages; ++i) {
+          const Place place = taps.image(p_, segment, taps.first[first + r], i);
+          at[i] = dot(place.tap, weight.tap_stride) + place.channel * weight.channel_stride;
+        }
         for (int64_t u = begin; u < end; ++u) {
           S v[kImages];
           for (int i = 0; i < kImages; ++i) v[i] = from[u * weight.orbit_stride + at[i]];
@@ -331,7 +328,7 @@ class DirectFoldDgrad : DirectLines<T> {
   void multiply(const FoldedOrbits& fold, const PairedTaps& taps, const Task& task, int64_t positions,
                 const Local& local) const {
     const int images = taps.paired.members();
-    const int64_t rows = taps.rows(p_.channels), contracted = images * fold.count;
+    const int64_t rows = taps.rows(), contracted = images * fold.count;
     const S* const filters = task.filters + taps.filters;
     S* const products = local.products + taps.row * product_ld_;
     for_pieces(rows, tile_rows(taps), [&](int64_t first, int64_t count) {
@@ -372,7 +369,7 @@ class DirectFoldDgrad : DirectLines<T> {
     g.line_offset = taps.read.data(), g.filter_step = rows, g.line_step = 1, g.out_row = product_ld_;
     for (int i = 0; i < taps.paired.members(); ++i) {
       g.taps[i] = fold.count, g.bias[i] = local.zeros;
-      g.out[i] = local.products + (taps.row + i * taps.rows(p_.channels) + row) * product_ld_ + column;
+      g.out[i] = local.products + (taps.row + i * taps.rows() + row) * product_ld_ + column;
     }
     FoldedTile<S> t{};
     t.filters = tile, t.lines = local.grads + column, t.columns = columns, t.ahead = rows * product_ld_;
@@ -414,14 +411,16 @@ class DirectFoldDgrad : DirectLines<T> {
 
   void store_line(const S* line, E* to) const {
     const int64_t stride = p_.stride[2], step = m_.out.stride[2];
-    for (int64_t c = 0; c < p_.channels; ++c, line += this->channel_step(), to += m_.out.channel_stride)
+    for (int64_t c = 0; c < p_.channels; ++c, line += this->channel_step()) {
+      E* const channel = to + (p_.order.empty() ? c : p_.order[c]) * m_.out.channel_stride;
       for (int64_t residue = 0; residue < stride; ++residue) {
         const int64_t padding = p_.padding[2],
                       first = ceil_div(std::max<int64_t>(0, padding - residue), stride);
         const S* from = line + residue * this->residue_ + first;
         for (int64_t x = first * stride + residue - padding; x < p_.in[2]; x += stride)
-          assign(to[x * step], *from++);
+          assign(channel[x * step], *from++);
       }
+    }
   }
 
   const MultiplyTensors<T>& m_;

@@ -311,7 +311,8 @@ std::string why_not_by_panels(const Selection& s) {
   if (s.algorithm == Algorithm::expand || s.depthwise || !s.problem.folds_gradients()) return {};
   const bool moves = std::any_of(segments.begin(), segments.end(),
                                  [](const Segment& segment) { return segment.moves_channels(); });
-  if (s.algorithm == Algorithm::direct_fold && s.op == Op::dgrad && !moves) return {};
+  if (s.algorithm == Algorithm::direct_fold && s.op == Op::dgrad && !(moves && segments[0].own_image))
+    return {};
   if (s.is_direct() || family_of(s.algorithm).scatters)
     return moves ? "mirrors of its filters move input channels" : "its filters are their own images";
   if (!s.problem.order.empty() && (s.source_last || s.result_last))
