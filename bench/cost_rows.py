@@ -32,6 +32,9 @@ from symconv_fast.symmetry import Symmetry
 DATA = Path(__file__).parent / "results" / "reference-cost.jsonl"
 DATA_16 = DATA.with_name("reference-cost-16.jsonl")
 DATA_HELD = DATA.with_name("reference-cost-held.jsonl")
+DATA_OF = {
+    "AVX512 Intel": DATA.with_name("reference-cost-intel.jsonl")
+}  # float32, of CPUs with rows of their own
 
 # (batch, channels, filters, spatial, kernel, stride)
 SHAPES_2D = [
@@ -93,7 +96,7 @@ def measure(dtype: torch.dtype, seconds: float, held: bool = False, new: bool = 
             f"the native kernels run with the vectors of {tables.capability()} and torch's with those of "
             f"{tables.torch_capability()}: set SYMCONV_FAST_ISA and ATEN_CPU_CAPABILITY to the same"
         )
-    data = DATA_16 if dtype.itemsize == 2 else DATA
+    data = DATA_16 if dtype.itemsize == 2 else DATA_OF.get(here(), DATA)
     wanted = [case for case in cases(dtype) if not new or has_gaps(case, dtype, stored(data))]
     data = DATA_HELD if held else data
     best = {key(row): row for row in stored(data)}
@@ -104,6 +107,11 @@ def measure(dtype: torch.dtype, seconds: float, held: bool = False, new: bool = 
             if before is None or before["device"] != row["device"] or row["ns"] < before["ns"]:
                 best[key(row)] = row
     data.write_text("".join(json.dumps(row) + "\n" for row in best.values()))
+
+
+def here() -> str:
+    """Whose rows are measured on this CPU."""
+    return tables.measured_as(tables.capability())
 
 
 def stored_case(ndim: int, shape: tuple[int, ...], tie: object, last: bool) -> list[Any]:
@@ -118,7 +126,7 @@ def has_gaps(case: tuple[int, tuple[int, ...], object, bool], dtype: torch.dtype
     found = {
         (row["op"], row["algorithm"])
         for row in known
-        if row["capability"] == tables.capability() and row.get("dtype") == name
+        if row["capability"] == here() and row.get("dtype") == name
         if row["case"] == stored_case(*case)
     }
     return any((op, each) not in found for op in OPS for each in algorithms(problem, op, "f2"))
@@ -200,7 +208,7 @@ def rows(
         for name, timing in timings.items():
             more = {"dtype": tables.dtype_name(dtype)} if dtype.itemsize == 2 else {}
             row = {"case": case, "op": op, "algorithm": name, **more}
-            yield {**row, "ns": timing.p20 * 1e6, **provenance()}
+            yield {**row, "ns": timing.p20 * 1e6, **provenance(), "capability": here()}
 
 
 def place(row: dict[str, Any]) -> str:
@@ -229,7 +237,8 @@ def merged() -> list[dict[str, Any]]:
 
     A pass is of one machine: what is quick in it does not depend on the scale.
     """
-    real, held = by_pass(stored(DATA)), by_pass(stored(DATA_HELD))
+    rows_real = (row for data in (DATA, *DATA_OF.values()) for row in stored(data))
+    real, held = by_pass(rows_real), by_pass(stored(DATA_HELD))
     ratios = {
         name: [real[name][a]["ns"] / row["ns"] for a, row in held[name].items() if a in real.get(name, {})]
         for name in held

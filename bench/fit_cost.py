@@ -1,13 +1,13 @@
 # Measures many small and large cases, stores them, and fits the rates of the CPU cost model to them.
 """`python -m bench.fit_cost [--measure DTYPE [--new]]`: refit symconv_fast/backends/cpu/rates.csv.
 
-With `--measure` the cases are timed first and kept in bench/results/reference-cost.jsonl (16-bit types: -16.jsonl),
-beside the machine and the date, the quickest of several runs; without, the stored ones are fitted again. The rates are
-those of float32, and of bfloat16 where all cases were measured or the CPU multiplies it in tiles ("bfloat16 tiles").
-Other 16-bit types, measured on fewer, get a factor for each kind of work that the threads share, and a call's own time;
-bfloat16 is "widened" where the CPU has no instructions for it, or where SYMCONV_FAST_ISA=avx512 and
-ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away. SYMCONV_FAST_ISA=avx512_bf16 and
-ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 take tiles away.
+With `--measure` the cases are timed first and kept in bench/results/reference-cost.jsonl (16-bit types: -16.jsonl; CPUs
+of Intel with AVX-512, whose rates are their own: -intel.jsonl), beside the machine and the date, the quickest of
+several runs; without, the stored ones are fitted again. The rates are those of float32, and of bfloat16 where all cases
+were measured or the CPU multiplies it in tiles ("bfloat16 tiles"). Other 16-bit types, measured on fewer, get a factor
+for each kind of work that the threads share, and a call's own time; bfloat16 is "widened" where the CPU has no
+instructions for it, or where SYMCONV_FAST_ISA=avx512 and ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI take them away.
+SYMCONV_FAST_ISA=avx512_bf16 and ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 take tiles away.
 Each case is one pass of one algorithm, timed in turns with torch's.
 
 `--held` measures on another machine than that of the rows: one whose vectors are wider than it is allowed to use
@@ -56,7 +56,7 @@ def fit() -> None:
         for threads in sorted({row["threads"] for row in rows if row["capability"] == capability})
     ]
     if tiles:
-        machines.append(f"{machine('AVX512', tiles)} (bfloat16 in tiles)")
+        machines.append(f"{machine('AVX512 Intel', tiles)} (bfloat16 in tiles)")
     write(rates, factors, machines)
     use(rates, factors)
     tell_regret("fitted", {what: losses(found) for what, found in kinds(rows, rows_16).items()})
@@ -121,8 +121,8 @@ def kinds(rows: list[dict[str, Any]], rows_16: list[dict[str, Any]]) -> dict[str
     for row in rows:
         found[f"{row['capability']}, float32"].append(row)
     for row in rows_16:
-        if row["dtype"] in ("bfloat16", f"bfloat16{TILES}", "float16") and row["capability"] == "AVX512":
-            found[f"AVX512, {row['dtype']}"].append(row)
+        if row["dtype"] in ("bfloat16", f"bfloat16{TILES}", "float16") and row["capability"] != "AVX2":
+            found[f"{row['capability']}, {row['dtype']}"].append(row)
     return found
 
 

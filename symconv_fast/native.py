@@ -31,7 +31,8 @@ HOW_TO_BUILD = "build it, where a C++ compiler is, with pip install --no-build-i
 NAMES = frozenset(
     """
     Algorithm Isa Op Pass Problem Selection UNITS autocast_to build_info clear_workspace connect count_kernels
-    counters forget isa recall recall_layer remember remembered reset_counters select suggests_channels_last take_done
+    counters cpu_maker forget isa recall recall_layer remember remembered reset_counters select
+    suggests_channels_last take_done
     """.split()  # noqa: SIM905 (a column of quoted names is longer)
 )
 """What the native module has; another set is that of other sources."""

@@ -55,7 +55,7 @@ def tables(pick: random.Random, letters: str, free: bool, groups: int) -> dict[s
 
 def ties_of(pick: random.Random, kind: str, groups: int) -> tuple[dict[str, int], object, int]:
     """Symmetry, input symmetry and input channels."""
-    rows, channels = pick.choice((1, 3, 8, 17)), pick.choice((2, 3, 8, 9))
+    rows, channels = pick.choice((1, 3, 8, 16, 17)), pick.choice((1, 2, 3, 8, 9))
     if kind == "mixed":
         symmetry, inputs = pick.choice(MIXED)
         scale = pick.choice((1, 1, 3)) * groups

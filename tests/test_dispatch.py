@@ -205,16 +205,16 @@ def test_products_in_tiles_have_rates_of_their_own_or_none(monkeypatch):
 
     layer = sf.SymmetricConv2d(64, 64, 3, symmetry="h").bfloat16()
     p = layer.problem(torch.empty(1, 64, 28, 28).bfloat16())
-    monkeypatch.setattr(rates, "_isa", "amx_bf16")
-    monkeypatch.setattr(rates, "_torchs", "AVX512")
-    monkeypatch.setattr(rates, "_tiles_of_torch", True)
-    known = rates.RATES["AVX512"]
+    assumed = {"_isa": "amx_bf16", "_maker": "Intel", "_torchs": "AVX512", "_tiles_of_torch": True}
+    for name, value in assumed.items():
+        monkeypatch.setattr(rates, name, value)
+    known = rates.RATES["AVX512 Intel"]
     fold = cost.place(p, "fprop", "fold", cpu.select(p, "fprop", "fold"))
     for place in (fold, torch_cost.place(p, "fprop")):
         assert rates.find(place) is known[f"bfloat16 tiles {place.kind}"]
     assert cpu.estimate(p, "fprop", "fold") < math.inf
     others = {kind: of for kind, of in known.items() if not kind.startswith("bfloat16 tiles")}
-    monkeypatch.setitem(rates.RATES, "AVX512", others)
+    monkeypatch.setitem(rates.RATES, "AVX512 Intel", others)
     assert cpu.estimate(p, "fprop", "fold") == math.inf
 
 

@@ -199,7 +199,8 @@ of_torch = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(
 assert torch_cost.counts(p)["pixels/multiply_adds"] == p.macs_dense * 4 / of_torch
 fold = cost.place(p, "fprop", "fold", cpu.select(p, "fprop", "fold"))
 for place, used in ((torch_cost.place(p, "fprop"), of_torch), (fold, bytes_of)):
-    assert rates.find(place) is rates.RATES["AVX512" if used == 64 else "AVX2"][place.kind]
+    vectors = "AVX512" if used == 64 else "AVX2"
+    assert rates.find(place) is rates.RATES[rates.measured_as(vectors)][place.kind]
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for _ in range(2):

@@ -29,7 +29,8 @@ import json, sys
 from pathlib import Path
 from bench import cost_rows
 
-cost_rows.DATA, cost_rows.DATA_HELD = map(Path, sys.argv[1:])
+cost_rows.DATA, cost_rows.DATA_HELD = map(Path, sys.argv[1:3])
+cost_rows.DATA_OF = {"AVX512 Intel": Path(sys.argv[3])}
 print(json.dumps(cost_rows.merged()))
 """
 
@@ -55,14 +56,16 @@ HELD = [
     row("threads", "fold", 10), row("threads", "direct", 1),
     row("other vectors", "fold", 1, "AVX2"), row("other vectors", "scatter", 3, "AVX2"),
     row("new to vectors", "fold", 1, "SVE"),
+    row("common", "fold", 1, "AVX512 Intel"), row("common", "scatter", 3, "AVX512 Intel"),
 ]  # fmt: skip
+OF_MAKER = [row("common", "fold", 4, "AVX512 Intel"), row("common", "expand", 12, "AVX512 Intel")]
 
 
 def test_passes_of_which_another_machine_has_more_algorithms_are_its_own_scaled(tmp_path: Path) -> None:
     """By the median of what both measured of the pass, else of all passes with such vectors; no pass is of two."""
-    for name, rows in (("real", REAL), ("held", HELD)):
+    for name, rows in (("real", REAL), ("held", HELD), ("of maker", OF_MAKER)):
         (tmp_path / name).write_text("".join(json.dumps(found) + "\n" for found in rows))
-    done = run_python("-c", MERGE, str(tmp_path / "real"), str(tmp_path / "held"), **PINNED)
+    done = run_python("-c", MERGE, *(str(tmp_path / name) for name in ("real", "held", "of maker")), **PINNED)
     assert done.returncode == 0, done.stderr
     merged: dict[tuple[object, ...], dict[str, float]] = {}
     for found in json.loads(done.stdout):
@@ -78,6 +81,7 @@ def test_passes_of_which_another_machine_has_more_algorithms_are_its_own_scaled(
         ("threads", "AVX512", 2): {"fold": 40, "direct": 4},
         ("threads", "AVX512", 1): {"fold": 60},
         ("other vectors", "AVX2", 2): {"fold": 400, "scatter": 1200},
+        ("common", "AVX512 Intel", 2): {"fold": 4, "scatter": 12},
     }
 
 
@@ -201,3 +205,27 @@ def test_seconds_are_those_of_the_files(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(rates, "capability", lambda vectors=vectors: vectors)
         place = rates.Place("fold/fprop", "float16 fold/fprop", "float16 fold/fprop/pixels", dtype)
         assert rates.seconds(work, place) == pytest.approx(1e-9 * nanoseconds), (vectors, dtype)
+
+
+def test_rows_of_a_maker_come_before_those_of_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For CPUs of this maker alone; kinds that were not measured there are as elsewhere."""
+    table = {
+        "AVX2": {"fold/fprop": {"call": 1.0}},
+        "AVX512": {"fold/fprop": {"call": 2.0}, "scatter/fprop": {"call": 3.0}},
+        "AVX512 Intel": {"fold/fprop": {"call": 4.0}, "fold/wgrad": {"call": 5.0}},
+    }
+    monkeypatch.setattr(rates, "RATES", table)
+    for whose, calls in (
+        ("AVX512 Intel", {"fold/fprop": 4, "scatter/fprop": 3, "fold/wgrad": 5}),
+        ("AVX512 AMD", {"fold/fprop": 2, "scatter/fprop": 3, "fold/wgrad": 0}),
+        ("AVX512", {"fold/fprop": 2, "scatter/fprop": 3, "fold/wgrad": 0}),
+        ("AVX2 Intel", {"fold/fprop": 1, "scatter/fprop": 0, "fold/wgrad": 0}),
+        ("DEFAULT Intel", {"fold/fprop": 1, "scatter/fprop": 0, "fold/wgrad": 0}),
+    ):
+        for name in ("_isa", "_maker", "_torchs", "_tiles_of_torch"):
+            monkeypatch.setattr(rates, name, getattr(rates, name))
+        rates.assume(whose)
+        for kind, call in calls.items():
+            place = rates.Place(kind, "", "", torch.float32)
+            assert rates.seconds({"call": 1}, place) == pytest.approx(1e-9 * call), (whose, kind)
+            assert rates.is_known(kind) == bool(call), (whose, kind)

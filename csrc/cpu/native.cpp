@@ -272,7 +272,8 @@ void NativePass::fprop(const at::Tensor& x, const at::Tensor& w, const std::opti
 void NativePass::dgrad(const at::Tensor& gy, const at::Tensor& w, const at::Tensor& gx) const {
   const Given c{*selection_, prepared_, thread_count(macs_)};
   if (selection_->is_direct()) {
-    SYMCONV_DISPATCH(gx, direct_gradient<scalar>(c, multiplied<scalar>(c, gy, w, std::nullopt, gx)));
+    const at::Tensor weight = order_.sorted_weight(w);
+    SYMCONV_DISPATCH(gx, direct_gradient<scalar>(c, multiplied<scalar>(c, gy, weight, std::nullopt, gx)));
   } else if (selection_->depthwise) {
     SYMCONV_DISPATCH(gx, run_depthwise<scalar>(c, gy, w, std::nullopt, gx));
   } else {

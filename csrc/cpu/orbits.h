@@ -28,6 +28,8 @@ constexpr I mirrored(int64_t taps, I tap) {
   return static_cast<I>(taps - 1 - tap);
 }
 
+inline int64_t tap_count(const Triple& kernel) { return kernel[0] * kernel[1] * kernel[2]; }
+
 // Calls f(tap) for every tap of a kernel, width innermost.
 template <class F>
 void for_taps(const Triple& kernel, const F& f) {

@@ -48,7 +48,7 @@ struct Problem {
   }
 };
 
-inline int64_t kernel_taps(const Problem& p) { return p.kernel[0] * p.kernel[1] * p.kernel[2]; }
+inline int64_t kernel_taps(const Problem& p) { return tap_count(p.kernel); }
 
 // Extents of the taps that a row of the weight has: all segments keep as many.
 inline Triple kept_kernel(const Problem& p) {

@@ -6,7 +6,7 @@ The only place beside `backends` that knows these tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +77,7 @@ def dtype_of(name: str) -> str:
     return first if first in ("bfloat16", "float16") else "float32"
 
 
-def _entries() -> Iterator[tuple[str, dict[Any, Any], Any]]:
+def _entries() -> Iterator[tuple[str, MutableMapping[Any, Any], Any]]:
     """(name, table, key in it) of every row."""
     for torchs in (False, True):
         for rows in _tables(torchs):
@@ -101,7 +101,7 @@ def _is_used(name: str) -> bool:
     return name == f"{rates.dtype_name(torch.bfloat16, kind)} {kind}"
 
 
-def _tables(torchs: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _tables(torchs: bool) -> tuple[MutableMapping[str, Any], MutableMapping[str, Any]]:
     """Rates and factors by name for the vectors of the native kernels here, or for those of torch's."""
     kind = "torch" if torchs else ""
     return rates.table(rates.RATES, kind), rates.table(rates.FACTORS, kind)
@@ -112,7 +112,7 @@ class Tables:
 
     def __init__(self) -> None:
         self._original = [(name, rows, key, rows[key]) for name, rows, key in _entries()]
-        self._added: list[tuple[dict[Any, Any], str]] = []
+        self._added: list[tuple[MutableMapping[Any, Any], str]] = []
 
     def scale(self, factors: dict[str, float]) -> None:
         """Every row times its factor, 1 where there is none; a 16-bit row that is missing is added."""

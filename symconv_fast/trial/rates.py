@@ -19,7 +19,7 @@ def why_none(dtype: torch.dtype) -> str | None:
     unknown = [v for v in (rates.capability(), rates.torch_capability()) if v not in rates.RATES]
     if unknown:
         return f"nothing was measured with {unknown[0]} vectors"
-    known = any(name.startswith("bfloat16 tiles torch") for name in rates.RATES[rates.torch_capability()])
+    known = any(name.startswith("bfloat16 tiles torch") for name in rates.table(rates.RATES, "torch"))
     if rates.in_tiles(dtype, "torch") and not known:
         return "nothing was measured of bfloat16 in AMX tiles"
     if dtype == torch.float16 and torch_conv.multiplies(torch.float16):

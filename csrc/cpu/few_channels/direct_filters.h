@@ -13,23 +13,24 @@
 
 namespace symconv {
 
-// The reduced weight in the type of sums: where it lies, or widened.
+// The reduced weight, of the taps that it keeps, in the type of sums: where it lies, or widened.
 template <class T>
 class WideWeight {
  public:
   WideWeight(const Problem& p, const WeightView<const Element<T>>& weight, int64_t group_stride)
-      : taps_(p.kernel[0] * p.kernel[1] * p.kernel[2]),
-        group_stride_(kWidens ? p.orbits * p.channels * taps_ : group_stride),
+      : kept_(kept_kernel(p)),
+        group_stride_(kWidens ? p.orbits * p.channels * tap_count(kept_) : group_stride),
         memory_(kWidens ? group_stride_ * p.groups : 0) {
     if constexpr (!kWidens) {
       view_ = weight;
     } else {
       Sum<T>* out = memory_.data();
-      view_ = {out, p.channels * taps_, taps_, {p.kernel[1] * p.kernel[2], p.kernel[2], 1}};
+      const int64_t taps = tap_count(kept_);
+      view_ = {out, p.channels * taps, taps, {kept_[1] * kept_[2], kept_[2], 1}};
       for (int64_t g = 0; g < p.groups; ++g)
         for (int64_t u = 0; u < p.orbits; ++u)
           for (int64_t c = 0; c < p.channels; ++c)
-            for_taps(p.kernel, [&](const Triple& tap) {
+            for_taps(kept_, [&](const Triple& tap) {
               const Element<T>* from =
                   weight.data + g * group_stride + u * weight.orbit_stride + c * weight.channel_stride;
               for (int axis = 0; axis < kAxes; ++axis) from += tap[axis] * weight.tap_stride[axis];
@@ -47,7 +48,8 @@ class WideWeight {
 
  private:
   static constexpr bool kWidens = sizeof(Element<T>) < sizeof(Sum<T>);
-  int64_t taps_, group_stride_;
+  Triple kept_;
+  int64_t group_stride_;
   Scratch<Sum<T>> memory_;
   WeightView<const Sum<T>> view_;
 };

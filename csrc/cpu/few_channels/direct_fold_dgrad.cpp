@@ -3,7 +3,9 @@
 // Products of folded upstream gradients with folded filters are made once for all images of a tap. A
 // butterfly takes those of all parities to the taps themselves, in registers, and each of these is added to
 // the line that it reads forward. Positions are the lanes in every layout: lines of a stride are apart by
-// residue, so that every tap is a shift of whole lines.
+// residue, so that every tap is a shift of whole lines. A filter that is its own image has one parity:
+// nothing is folded, and the products of a kept tap are added to the lines of all its images, with their
+// signs.
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -13,6 +15,7 @@
 #include "few_channels/direct_filters.h"
 #include "few_channels/direct_fold.h"
 #include "few_channels/direct_lines.h"
+#include "few_channels/tap_products.h"
 #include "workspace.h"
 
 namespace symconv {
@@ -23,52 +26,6 @@ constexpr int64_t kProductBytes = 96 << 10;  // of all taps, for the positions o
 constexpr int64_t kMostOrbits = 384;         // of one product of a fold: a chain of sums
 constexpr int64_t kMostRows = 32;            // of a tile
 
-// Taps that are paired along the same axes: the first one of every pair stands for all of its images.
-struct PairedTaps {
-  Tie paired;
-  std::vector<Taps> first;
-  int64_t row = 0;            // of the products: [image][first one][channel]
-  int64_t filters = 0;        // where its tiles of filters begin: [tile][parity and orbit][row]
-  std::vector<int64_t> read;  // where the gradients of each parity and orbit are
-
-  int64_t rows(int64_t channels) const { return static_cast<int64_t>(first.size()) * channels; }
-};
-
-// Rows of products that are added to a line together.
-struct AddedRows {
-  int64_t line;  // of the kernel
-  int64_t at;    // in what that reads, of the first position
-  int64_t span;  // positions from the first row to the last one
-  std::vector<int64_t> offset;
-};
-
-// Some orbits of a segment.
-struct FoldedOrbits {
-  const Segment* segment;
-  int64_t first, count;
-  std::vector<PairedTaps> taps;
-  std::vector<AddedRows> added;
-};
-
-// By the axes along which they are paired.
-std::vector<PairedTaps> paired_taps(const Problem& p, const Tie& tie) {
-  std::vector<PairedTaps> found;
-  for_taps(p.kernel, [&](const Taps& tap) {
-    const Tie paired = tie.paired(p.kernel, tap);
-    for (int i = 0; i < paired.axes(); ++i)
-      if (tap[paired.axis(i)] > mirrored(p.kernel[paired.axis(i)], tap[paired.axis(i)])) return;
-    auto same = [&](const PairedTaps& one) {
-      bool all = one.paired.axes() == paired.axes();
-      for (int i = 0; all && i < paired.axes(); ++i) all = one.paired.has(paired.axis(i));
-      return all;
-    };
-    auto at = std::find_if(found.begin(), found.end(), same);
-    if (at == found.end()) at = found.insert(found.end(), {paired, {}, 0, 0, {}});
-    at->first.push_back(tap);
-  });
-  return found;
-}
-
 template <class T>
 class DirectFoldDgrad : DirectLines<T> {
   using typename DirectLines<T>::E, typename DirectLines<T>::S;
@@ -76,10 +33,13 @@ class DirectFoldDgrad : DirectLines<T> {
 
  public:
   DirectFoldDgrad(const Problem& p, const MultiplyTensors<T>& tensors)
-      : DirectLines<T>(p, true), m_(tensors), outer_(p.in[0] > 1 ? 0 : 1), inner_(1 - outer_) {
+      : DirectLines<T>(p, true),
+        m_(tensors),
+        outer_(p.in[0] > 1 ? 0 : 1),
+        inner_(1 - outer_),
+        rows_(p.channels * tap_count(kept_kernel(p))) {
     set_shifts();
-    zeros_.resize(p.kernel[2]);
-    const int64_t bytes = static_cast<int64_t>(sizeof(S)) * this->taps_;
+    const int64_t bytes = static_cast<int64_t>(sizeof(S)) * rows_;
     const int64_t most = std::max(kProductBytes / bytes, 2 * int64_t{this->lanes_});
     piece_ = ceil_div(p.out[2], ceil_div(p.out[2], most));
     product_ld_ = round_up(piece_ + span_, this->lanes_);
@@ -149,38 +109,37 @@ class DirectFoldDgrad : DirectLines<T> {
   }
 
   void add_orbits(const Segment& s, int64_t first, int64_t count) {
-    FoldedOrbits fold{&s, first, count, paired_taps(p_, s.tie), {}};
-    std::vector<int64_t> row_of(kernel_taps(p_));
+    FoldedOrbits fold{&s, first, count, paired_taps(p_, s), {}};
+    std::vector<int64_t> row_of(this->taps_, -1), sign_of(this->taps_, 0);
     int64_t row = 0;
     for (PairedTaps& taps : fold.taps) {
       const int images = taps.paired.members();
-      const int64_t rows = taps.rows(p_.channels);
+      const int64_t rows = taps.rows();
       taps.row = row, taps.filters = filter_elements_;
       row += rows * images, filter_elements_ += rows * images * count;
       for (int i = 0; i < images; ++i) {
         for (int64_t u = 0; u < count; ++u)
           taps.read.push_back((s.tie.member_of(taps.paired, i) * count + u) * grad_ld_);
         int64_t at = taps.row + i * rows;
-        for (const Taps& tap : taps.first) {
-          row_of[index(taps.paired.image(p_.kernel, tap, i))] = at;
-          at += p_.channels;
-        }
+        for (const auto& tap : taps.first) row_of[place_index(p_, taps.image(p_, s, tap, i))] = at++;
       }
     }
+    if (s.own_image) share_rows(p_, s, row_of, sign_of);
     for (int64_t line = 0; line < p_.kernel[0] * p_.kernel[1]; ++line)
       for (const Shifted& shifted : shifted_)
         for (int64_t c = 0; c < p_.channels; ++c) {
-          AddedRows& rows = fold.added.emplace_back();
-          rows.line = line, rows.at = shifted.at + c * this->channel_step(), rows.span = shifted.shift.back();
-          for (size_t i = 0; i < shifted.taps.size(); ++i)
-            rows.offset.push_back((row_of[line * p_.kernel[2] + shifted.taps[i]] + c) * product_ld_ -
-                                  shifted.shift[i]);
+          AddedRows rows{line, shifted.at + c * this->channel_step(), shifted.shift.back(), {}, {}};
+          for (size_t i = 0; i < shifted.taps.size(); ++i) {
+            const int64_t place = (line * p_.kernel[2] + shifted.taps[i]) * p_.channels + c;
+            if (row_of[place] < 0) continue;
+            rows.offset.push_back(row_of[place] * product_ld_ - shifted.shift[i]);
+            rows.sign.push_back(sign_of[place]);
+          }
+          if (!rows.offset.empty()) fold.added.push_back(std::move(rows));
         }
-    grad_rows_ = std::max(grad_rows_, s.tie.members() * count);
+    grad_rows_ = std::max(grad_rows_, s.members() * count);
     folds_.push_back(std::move(fold));
   }
-
-  int64_t index(const Taps& tap) const { return (tap[0] * p_.kernel[1] + tap[1]) * p_.kernel[2] + tap[2]; }
 
   // --- memory of a thread ---
 
@@ -188,7 +147,7 @@ class DirectFoldDgrad : DirectLines<T> {
   int64_t ring_elements() const { return reach_ * outer_line() + 2 * this->lanes_; }
   int64_t grad_elements() const { return grad_rows_ * grad_ld_ + this->lanes_; }
   int64_t room_elements() const { return m_.source.stride[2] == 1 ? 0 : p_.filters * grad_ld_; }
-  int64_t product_elements() const { return span_ + this->taps_ * product_ld_ + 2 * this->lanes_; }
+  int64_t product_elements() const { return span_ + rows_ * product_ld_ + 2 * this->lanes_; }
   int64_t local_elements() const {
     return ring_elements() + grad_elements() + room_elements() + product_elements() + kMostRows;
   }
@@ -216,22 +175,22 @@ class DirectFoldDgrad : DirectLines<T> {
       for (const FoldedOrbits& fold : folds_) {
         const S* const from =
             weight.data + g * group_stride + (fold.segment->first + fold.first) * weight.orbit_stride;
-        const int64_t work = fold.count * this->taps_, slices = work < (1 << 14) ? 1 : this->threads_;
+        const int64_t work = fold.count * rows_, slices = work < (1 << 14) ? 1 : this->threads_;
         parallel_slices(fold.count, slices, [&](int64_t begin, int64_t end, int64_t) {
           for (const PairedTaps& taps : fold.taps) {
             S* const to = out + taps.filters;
             switch (taps.paired.axes()) {
               case 0:
-                fold_rows<1>(weight, from, fold.count, taps, begin, end, to);
+                fold_rows<1>(weight, from, *fold.segment, fold.count, taps, begin, end, to);
                 break;
               case 1:
-                fold_rows<2>(weight, from, fold.count, taps, begin, end, to);
+                fold_rows<2>(weight, from, *fold.segment, fold.count, taps, begin, end, to);
                 break;
               case 2:
-                fold_rows<4>(weight, from, fold.count, taps, begin, end, to);
+                fold_rows<4>(weight, from, *fold.segment, fold.count, taps, begin, end, to);
                 break;
               default:
-                fold_rows<8>(weight, from, fold.count, taps, begin, end, to);
+                fold_rows<8>(weight, from, *fold.segment, fold.count, taps, begin, end, to);
             }
           }
         });
@@ -240,16 +199,16 @@ class DirectFoldDgrad : DirectLines<T> {
 
   // Of orbits [begin, end).
   template <int kImages>
-  void fold_rows(const WeightView<const S>& weight, const S* from, int64_t orbits, const PairedTaps& taps,
-                 int64_t begin, int64_t end, S* out) const {
-    for_pieces(taps.rows(p_.channels), tile_rows(taps), [&](int64_t first, int64_t rows) {
+  void fold_rows(const WeightView<const S>& weight, const S* from, const Segment& segment, int64_t orbits,
+                 const PairedTaps& taps, int64_t begin, int64_t end, S* out) const {
+    for_pieces(taps.rows(), tile_rows(taps), [&](int64_t first, int64_t rows) {
       S* const tile = out + first * kImages * orbits;
       for (int64_t r = 0; r < rows; ++r) {
-        const Taps& tap = taps.first[(first + r) / p_.channels];
         int64_t at[kImages];
-        for (int i = 0; i < kImages; ++i)
-          at[i] = dot(taps.paired.image(p_.kernel, tap, i), weight.tap_stride) +
-                  (first + r) % p_.channels * weight.channel_stride;
+        for (int i = 0; i < kImages; ++i) {
+          const Place place = taps.image(p_, segment, taps.first[first + r], i);
+          at[i] = dot(place.tap, weight.tap_stride) + place.channel * weight.channel_stride;
+        }
         for (int64_t u = begin; u < end; ++u) {
           S v[kImages];
           for (int i = 0; i < kImages; ++i) v[i] = from[u * weight.orbit_stride + at[i]];
@@ -319,7 +278,7 @@ class DirectFoldDgrad : DirectLines<T> {
     const E* const from = g.data + task.image * g.batch_stride + task.group * p_.filters * g.channel_stride +
                           plane * g.stride[0] + line * g.stride[1];
     for_pieces(p_.out[2], piece_, [&](int64_t first, int64_t count) {
-      if (count < local.count) clear_tails(count, 0, this->taps_, local);
+      if (count < local.count) clear_tails(count, 0, rows_, local);
       local.count = count;
       const Planes own = planes(from + first * g.stride[2], count, local);
       for (const FoldedOrbits& fold : folds_) {
@@ -354,7 +313,7 @@ class DirectFoldDgrad : DirectLines<T> {
   // As [parity][orbit][position].
   void fold_gradients(const FoldedOrbits& fold, const Planes& planes, int64_t positions,
                       const Local& local) const {
-    const Tie& tie = fold.segment->tie;
+    const Tie tie = fold.segment->own_image ? Tie() : fold.segment->tie;
     RunArgs<T> run{};
     run.ld = grad_ld_, run.positions = positions, run.channels = fold.count;
     for (int i = 0; i < tie.members(); ++i) {
@@ -369,7 +328,7 @@ class DirectFoldDgrad : DirectLines<T> {
   void multiply(const FoldedOrbits& fold, const PairedTaps& taps, const Task& task, int64_t positions,
                 const Local& local) const {
     const int images = taps.paired.members();
-    const int64_t rows = taps.rows(p_.channels), contracted = images * fold.count;
+    const int64_t rows = taps.rows(), contracted = images * fold.count;
     const S* const filters = task.filters + taps.filters;
     S* const products = local.products + taps.row * product_ld_;
     for_pieces(rows, tile_rows(taps), [&](int64_t first, int64_t count) {
@@ -410,7 +369,7 @@ class DirectFoldDgrad : DirectLines<T> {
     g.line_offset = taps.read.data(), g.filter_step = rows, g.line_step = 1, g.out_row = product_ld_;
     for (int i = 0; i < taps.paired.members(); ++i) {
       g.taps[i] = fold.count, g.bias[i] = local.zeros;
-      g.out[i] = local.products + (taps.row + i * taps.rows(p_.channels) + row) * product_ld_ + column;
+      g.out[i] = local.products + (taps.row + i * taps.rows() + row) * product_ld_ + column;
     }
     FoldedTile<S> t{};
     t.filters = tile, t.lines = local.grads + column, t.columns = columns, t.ahead = rows * product_ld_;
@@ -424,11 +383,11 @@ class DirectFoldDgrad : DirectLines<T> {
     }
   }
 
-  // The matrix kernel with factors of 1. In whole vectors.
+  // The matrix kernel with factors of 1 and -1. In whole vectors.
   void add_rows(const Local& local, const AddedRows& rows, S* line) const {
-    const S one = 1;
+    const S signs[] = {kSigns[0], kSigns[1]};
     TapsArgs<S> g{};
-    g.a = &one, g.a_offset = zeros_.data(), g.b_offset = rows.offset.data();
+    g.a = signs, g.a_offset = rows.sign.data(), g.b_offset = rows.offset.data();
     g.taps = static_cast<int64_t>(rows.offset.size());
     const int64_t all = ceil_div(local.count + rows.span, this->lanes_);
     for_pieces(all, kMaxVectors, [&](int64_t vector, int64_t vectors) {
@@ -452,21 +411,23 @@ class DirectFoldDgrad : DirectLines<T> {
 
   void store_line(const S* line, E* to) const {
     const int64_t stride = p_.stride[2], step = m_.out.stride[2];
-    for (int64_t c = 0; c < p_.channels; ++c, line += this->channel_step(), to += m_.out.channel_stride)
+    for (int64_t c = 0; c < p_.channels; ++c, line += this->channel_step()) {
+      E* const channel = to + (p_.order.empty() ? c : p_.order[c]) * m_.out.channel_stride;
       for (int64_t residue = 0; residue < stride; ++residue) {
         const int64_t padding = p_.padding[2],
                       first = ceil_div(std::max<int64_t>(0, padding - residue), stride);
         const S* from = line + residue * this->residue_ + first;
         for (int64_t x = first * stride + residue - padding; x < p_.in[2]; x += stride)
-          assign(to[x * step], *from++);
+          assign(channel[x * step], *from++);
       }
+    }
   }
 
   const MultiplyTensors<T>& m_;
   int outer_, inner_;
+  int64_t rows_;  // of the products of a fold
   std::vector<Shifted> shifted_;
   std::vector<FoldedOrbits> folds_;
-  std::vector<int64_t> zeros_;  // as many as there are taps of the width
   int64_t span_ = 0, piece_ = 0, vectors_ = 1;
   int64_t product_ld_ = 0, grad_ld_ = 0;
   int64_t grad_rows_ = 0, filter_elements_ = 0;

@@ -182,4 +182,13 @@ bool has_pairs() { return running_isa() >= Isa::avx512_bf16; }
 
 const char* instruction_set() { return name(running_isa()); }
 
+const char* cpu_maker() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_is("intel")) return "Intel";
+  if (__builtin_cpu_is("amd")) return "AMD";
+#endif
+  return "";
+}
+
 }  // namespace symconv

@@ -215,6 +215,7 @@ void bind_selections(py::module_& m) {
            NoGil());
   m.attr("UNITS") = units();
   m.def("isa", &instruction_set, "Instruction set in use: amx_bf16, avx512_bf16, avx512, avx2 or baseline.");
+  m.def("cpu_maker", &cpu_maker, "Intel or AMD; empty for other makers of CPUs.");
   m.def("counters", &counted, "What this thread has run, by kind.");
   m.def("reset_counters", [] { counters().fill(0); }, "Count from 0 again.");
   m.def(

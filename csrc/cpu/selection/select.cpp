@@ -305,13 +305,15 @@ std::string why_no_gradient(const Selection& s) {
   return {};
 }
 
-// Where mirrors move input channels, or a filter is its own image, panels alone are made for that, and the
-// kernels of depthwise layers for such filters.
+// Where mirrors move input channels, or a filter is its own image, panels alone are made for that, the
+// kernels of depthwise layers for such filters, and products of few channels for the gradient of their input.
 std::string why_not_by_panels(const Selection& s) {
   const auto& segments = s.problem.segments;
   if (s.algorithm == Algorithm::expand || s.depthwise || !s.problem.folds_gradients()) return {};
   const bool moves = std::any_of(segments.begin(), segments.end(),
                                  [](const Segment& segment) { return segment.moves_channels(); });
+  if (s.algorithm == Algorithm::direct_fold && s.op == Op::dgrad && !(moves && segments[0].own_image))
+    return {};
   if (s.is_direct() || family_of(s.algorithm).scatters)
     return moves ? "mirrors of its filters move input channels" : "its filters are their own images";
   if (!s.problem.order.empty() && (s.source_last || s.result_last))

@@ -277,16 +277,18 @@ class Counter {
     }
   }
 
-  // In the gradient of the input positions are the lanes. Results are products, one for every tap; runs are
-  // lines of taps that are added together.
+  // In the gradient of the input positions are the lanes. Results are products, one for every tap that is
+  // kept, stored once and added to the lines of all its images; runs are lines of taps that are added
+  // together.
   void count_unfolded(Work& work) const {
-    const int64_t lines = batch_ * p_.groups * p_.out[0] * p_.out[1], taps = p_.channels * kernel_taps(p_);
+    const int64_t lines = batch_ * p_.groups * p_.out[0] * p_.out[1];
     const int64_t vectors = lines * ceil_div(p_.out[2], lanes_);
     const int64_t apart = std::min(p_.stride[2], p_.kernel[2]);
     for (const Segment& segment : p_.segments) {
+      const int64_t taps = p_.channels * tap_count(segment.kept(p_.kernel));
       work.multiply_adds += real(vectors * segment.rows * taps);
-      work.results += real(vectors * taps);
-      work.panel += real(vectors * segment.rows * segment.tie.members());
+      work.results += real(vectors * (taps + p_.channels * kernel_taps(p_))) / 2;
+      work.panel += real(vectors * segment.rows * segment.members());
       work.runs += real(lines * p_.kernel[0] * p_.kernel[1] * apart * p_.channels);
       work.weights += real(p_.groups * segment.rows * taps);
     }

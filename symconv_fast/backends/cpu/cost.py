@@ -51,7 +51,7 @@ def _seconds(problem: Problem, op: str, algorithm: str, selection: Any) -> float
     if selection.depthwise:
         return _MARGIN * bare_seconds(problem, op, algorithm, selection)
     counts, where = selection.counts, place(problem, op, algorithm, selection)
-    if not is_measured(counts, where) or _has_narrow_panels(problem, op, selection):
+    if not is_measured(counts, where) or _has_narrow_panels(problem, op, algorithm, selection):
         return math.inf
     call = rates.find(where).get("call", 0.0) * 1e-9  # is known well, and all of the time of a tiny layer
     kept = _KEPT_SECONDS if _is_fold(algorithm) and op != "wgrad" else 0.0
@@ -84,14 +84,14 @@ def is_measured(counts: dict[str, float], where: Place) -> bool:
     return bool(of) and layouts <= measured
 
 
-def _has_narrow_panels(problem: Problem, op: str, selection: Any) -> bool:
+def _has_narrow_panels(problem: Problem, op: str, algorithm: str, selection: Any) -> bool:
     """Has each of several groups a panel of a handful of channels or orbits, or a block of the input few of them?
 
     Rates are those of layers of one group, whose units these took 2 to 10 times (Zen 3: groups of 4 and 8, stride 2).
     Input gradients of blocks of two channels took 1.7 times as long as was said (Zen 4: 4 to 64 channels, 21 taps).
     """
-    few_columns = problem.sides is not None and op == "dgrad" and selection.columns < _HANDFUL
-    return few_columns or (problem.groups > 1 and min(selection.run, selection.columns) <= _HANDFUL)
+    by_blocks = problem.sides is not None and op == "dgrad" and not algorithm.startswith("direct")
+    return (by_blocks and selection.columns < _HANDFUL) or (problem.groups > 1 and min(selection.run, selection.columns) <= _HANDFUL)
 
 
 def _cold_seconds(problem: Problem, algorithm: str) -> float:

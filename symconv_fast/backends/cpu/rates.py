@@ -2,7 +2,8 @@
 
 rates.csv has nanoseconds a unit: a row for the vectors of a CPU and a kind of work, a column for each unit that any
 kind has (selection/select.h of csrc/cpu says what they count). An empty cell is a unit that costs nothing, or that
-was not seen. factors.csv is for 16-bit types without rates of their own: what the threads share, over that of
+was not seen. CPUs of one maker can have rows of their own ("AVX512 Intel"); kinds that are not among them have those
+of the vectors. factors.csv is for 16-bit types without rates of their own: what the threads share, over that of
 float32, and nanoseconds of a call beside those of float32. `python -m bench.fit_cost` writes both. depthwise.csv is a
 table by hand.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 import csv
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,9 +39,11 @@ _CAPABILITIES = {
 }  # fmt: skip
 _PAIRS = ("avx512_bf16", "amx_bf16")  # instructions that multiply bfloat16
 _NEAREST = "AVX2"  # to a capability that was not measured
+_OF_MAKERS = ("AVX512 Intel",)  # that have rows beside those of the vectors alone, which are of AMD
 
 # Of the native kernels (SYMCONV_FAST_ISA lowers them), and of torch's own (ATEN_CPU_CAPABILITY does).
 _isa = "baseline" if native.module is None else str(native.module.isa())
+_maker = "" if native.module is None else str(native.module.cpu_maker())
 _torchs = torch.backends.cpu.get_cpu_capability()
 
 
@@ -58,13 +62,20 @@ def torch_capability() -> str:
     return _torchs
 
 
-def assume(vectors: str, dtype: str = "") -> None:
-    """Count and estimate as on a CPU with such vectors, whatever this one has: the fit does, for the rows it fits.
+def measured_as(vectors: str) -> str:
+    """Whose rows these vectors of this CPU have: "AVX512 Intel" where rates are of CPUs of its maker, or "AVX512"."""
+    of_maker = f"{vectors} {_maker}"
+    return of_maker if of_maker in _OF_MAKERS else vectors
 
-    `dtype` is the name of a row's type: "bfloat16 widened" is that of a CPU without instructions for it, "bfloat16
-    tiles" that of one with tiles.
+
+def assume(whose: str, dtype: str = "") -> None:
+    """Count and estimate as on a CPU that has such rows, whatever this one has: the fit does, for the rows it fits.
+
+    `whose` is what `measured_as` says there, and `dtype` the name of a row's type: "bfloat16 widened" is that of a CPU
+    without instructions for it, "bfloat16 tiles" that of one with tiles.
     """
-    global _isa, _torchs, _tiles_of_torch
+    global _isa, _maker, _torchs, _tiles_of_torch
+    vectors, _, _maker = whose.partition(" ")
     _isa = {"AVX512": "avx512_bf16", "AVX2": "avx2", "DEFAULT": "baseline"}[vectors]
     if vectors == "AVX512":
         _isa = {"widened": "avx512", "tiles": "amx_bf16"}.get(dtype.rpartition(" ")[2], _isa)
@@ -173,10 +184,12 @@ def is_serial(unit: str) -> bool:
     return unit == "call" or unit.endswith("/pass")
 
 
-def table(tables: dict[str, dict[str, Any]], kind: str) -> dict[str, Any]:
-    """That of the vectors which a kind runs with, or of the nearest ones that were measured."""
+def table(tables: dict[str, dict[str, Any]], kind: str) -> MutableMapping[str, Any]:
+    """That of the vectors which a kind runs with, or of the nearest ones that were measured; before it what CPUs of
+    this maker have."""
     vectors = torch_capability() if kind.startswith("torch") else capability()
-    return tables[vectors if vectors in tables else _NEAREST]
+    names = [name for name in dict.fromkeys((measured_as(vectors), vectors)) if name in tables] or [_NEAREST]
+    return tables[names[0]] if len(names) == 1 else ChainMap(*(tables[name] for name in names))
 
 
 def is_known(kind: str) -> bool:

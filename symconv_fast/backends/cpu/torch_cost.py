@@ -29,11 +29,12 @@ def seconds(problem: Problem, op: str) -> float:
     Depthwise layers (one input channel in each group) have rates of their own, and so may groups of few channels.
     """
     tiles = rates.in_tiles(problem.dtype, "torch")
-    return _seconds(problem, op, rates.torch_capability(), tiles, torch.get_num_threads())
+    whose = rates.measured_as(rates.torch_capability())
+    return _seconds(problem, op, whose, tiles, torch.get_num_threads())
 
 
 @lru_cache(maxsize=64)
-def _seconds(problem: Problem, op: str, capability: str, tiles: bool, threads: int) -> float:
+def _seconds(problem: Problem, op: str, whose: str, tiles: bool, threads: int) -> float:
     # Three backends go by this estimate for one choice. The last three arguments are part of the key alone.
     if (key := depthwise_key(problem, op)) is not None:
         return _depthwise_seconds(problem, op, key)
