@@ -133,7 +133,7 @@ struct RunArgs {
 };
 
 // Some runs, plain and in planes, whose sources lie in a stage, on one line of positions: the taps of a panel
-// have few vectors each, and a call for every one would take longer than these do.
+// have few vectors each, so that a call for every one would take a large part of their time.
 template <class T>
 struct StagedRun {
   const Element<T>* source[kMaxSources];
