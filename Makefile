@@ -114,6 +114,7 @@ bench-report: $(ENVIRONMENT)
 	$(PY) -m bench.report $(RESULTS) --into README.md docs/benchmark.md --plots docs/figures
 	$(PY) -m bench.report bench/results/reference-cpu-avx2.jsonl --into docs/benchmark-avx2.md
 	$(PY) -m bench.report bench/results/reference-cpu-zen4.jsonl --into docs/benchmark-zen4.md
+	$(PY) -m bench.report bench/results/reference-cpu-intel.jsonl --into docs/benchmark-intel.md
 
 lint: $(LINT_ENVIRONMENT)
 	$(PY) -m ruff check .

@@ -109,7 +109,12 @@ FEW_CHANNELS = {
     "pairs of pairs": (2, (12, 35), {"padding": 1}, Case({"hv": 64}, {"hv": 4}, 4, 64, (3, 4))),
     "a letter that stays": (1, (9, 21), {"padding": 2}, Case({"hv": 64}, {"v": 2}, 3, 64, (5, 3))),
     "one letter of two": (1, (9, 21), {"stride": (1, 2)}, Case({"h": 32}, {"hv": 4}, 4, 32, (3, 3))),
-    "groups of pairs": (1, (70,), {"padding": 2}, Case({"h": 64}, {"h": (1, 0, 3, 2)}, 4, 64, (5,), groups=2)),
+    "groups of pairs": (
+        1,
+        (70,),
+        {"padding": 2},
+        Case({"h": 64}, {"h": (1, 0, 3, 2)}, 4, 64, (5,), groups=2),
+    ),
     "octuples of pairs": (1, (5, 6, 19), {"padding": 1}, Case({"hvz": 128}, {"hz": 4}, 4, 128, (3, 3, 3))),
 }
 
@@ -123,7 +128,11 @@ def test_gradients_of_few_channels_are_made_of_the_products_of_kept_taps(
     batch, size, geometry, case = FEW_CHANNELS[name]
     torch.manual_seed(0)
     layer = layer_of(case, dtype, last, **geometry)
-    x = torch.randn(batch, case.channels, *size).to(dtype).contiguous(memory_format=format_of(case.ndim, last))
+    x = (
+        torch.randn(batch, case.channels, *size)
+        .to(dtype)
+        .contiguous(memory_format=format_of(case.ndim, last))
+    )
     _, gx, _, up = exact(case, layer, x, geometry)
     up = up.contiguous(memory_format=format_of(case.ndim, last))
     threads = torch.get_num_threads()
@@ -258,7 +267,10 @@ def test_panels_alone_are_made_for_them(symmetry, inputs, reason: str, algorithm
     """Stems that the other algorithms would take without: what is pinned is refused, and nothing else runs."""
     layer = sf.SymmetricConv2d(4, 32, 3, padding=1, symmetry=symmetry, input_symmetry=inputs, bias=False)
     x = torch.randn(1, 4, 12, 12, requires_grad=True)
-    if (symmetry, inputs) != ("h+", "h") and (algorithm, op) == ("direct_fold", "dgrad"):  # products of kept taps
+    if (symmetry, inputs) != ("h+", "h") and (algorithm, op) == (
+        "direct_fold",
+        "dgrad",
+    ):  # products of kept taps
         assert cpu.can_run(layer.problem(x), op, algorithm) is None
         return
     assert cpu.can_run(layer.problem(x), op, algorithm) == reason

@@ -91,7 +91,9 @@ def _has_narrow_panels(problem: Problem, op: str, algorithm: str, selection: Any
     Input gradients of blocks of two channels took 1.7 times as long as was said (Zen 4: 4 to 64 channels, 21 taps).
     """
     by_blocks = problem.sides is not None and op == "dgrad" and not algorithm.startswith("direct")
-    return (by_blocks and selection.columns < _HANDFUL) or (problem.groups > 1 and min(selection.run, selection.columns) <= _HANDFUL)
+    return (by_blocks and selection.columns < _HANDFUL) or (
+        problem.groups > 1 and min(selection.run, selection.columns) <= _HANDFUL
+    )
 
 
 def _cold_seconds(problem: Problem, algorithm: str) -> float:

@@ -21,6 +21,7 @@ _WIDE = {torch.float32: 1.0, torch.float64: 4.0}
 # No layer of few channels that was measured has more expanded weights, and what theirs seem to cost is not the price of
 # one: at 153 ns each 768 patches of 16 x 16 would take 90 ms where they take 17.
 _FEW, _MOST_FEW_WEIGHTS = 8, 35_000
+_NARROW_TAPS = 3
 
 
 def seconds(problem: Problem, op: str) -> float:
@@ -74,7 +75,8 @@ def _activations(problem: Problem) -> int:
 def place(problem: Problem, op: str) -> Place:
     """Where the rates of torch's convolution stand; it has other kernels by dimension and for few channels.
 
-    Those for fewer than 8 are of stems: many groups of few channels cost what other narrow layers do.
+    Those for fewer than 8 are of stems: many groups of few channels cost what other narrow layers do. Input gradients
+    of images have other kernels for a stride, and in stems for more than three taps.
     """
     channels, few = problem.in_channels // problem.groups, ""
     if _is_small(problem):
@@ -84,6 +86,11 @@ def place(problem: Problem, op: str) -> Place:
     elif problem.ndim == 2:
         least = min(channels, problem.out_channels // problem.groups)
         few = "/below16" if least < 16 else "/16" if least == 16 else ""
+    if problem.ndim == 2 and op == "dgrad" and few != "/small":
+        if few == "/few":
+            few += "/wide" if max(problem.kernel) > _NARROW_TAPS else ""
+        elif max(problem.stride) > 1:
+            few += "/strided"
     kind = f"torch{problem.ndim}d/{_layout(problem)}/{op}{few}"
     own = f"{rates.dtype_name(problem.dtype, kind)} {kind}"
     return Place(kind, own, own, problem.dtype)
