@@ -6,6 +6,7 @@
 
 #include "microkernels/tiles.h"
 #include "packed/prepared.h"
+#include "packed/result_store.h"
 #include "packed/runs.h"
 #include "packed/segments.h"
 #include "packed/stage.h"
@@ -67,7 +68,7 @@ class Multiplier {
           run_part(i, tasks(i) * part / slices, tasks(i) * (part + 1) / slices, packed, local(i));
         }
       }
-      if (streams_) publish_streamed();
+      if (store_.streams()) publish_streamed();
     });
   }
 
@@ -240,6 +241,8 @@ class Multiplier {
     Local& local;
     const Runs& runs;
     bool add, last;
+
+    StoredTile stored() const { return {phase, tile, group, local.offset}; }
   };
 
   void multiply_pixels(const Block& x) const {
@@ -258,7 +261,7 @@ class Multiplier {
           [&](int64_t p0, int64_t rows, int64_t place) {
             const int64_t p1 = p0 + rows;
             Sum<T>* tile = x.local.result + (whole ? p0 * r.ld + column : place * r.ld);
-            expect_results(x, p0, p1, column, width);
+            if (x.last) store_.expect(x.stored(), p0, p1, column, width);
             for (size_t i = 0; i < x.runs.size(); ++i) {
               const size_t parity = i % p_.plan.parities, product = i / p_.plan.parities;
               segments.clear();
@@ -275,7 +278,8 @@ class Multiplier {
             }
           },
           [&](int64_t p0, int64_t p1) {
-            store_pixels(x, x.local.result + (whole ? p0 * r.ld + column : 0), p0, p1, column, width);
+            store_.pixels(x.stored(), x.local.result + (whole ? p0 * r.ld + column : 0), p0, p1, column,
+                          width);
           });
     }
   }
@@ -290,48 +294,6 @@ class Multiplier {
       for_pieces(rows, most, [&](int64_t place, int64_t some) { multiply(begin + place, some, place); });
       if (x.last) store(begin, begin + rows);
     });
-  }
-
-  // Asks for the memory that a block of results will be stored to: it comes while they are multiplied.
-  void expect_results(const Block& x, int64_t p0, int64_t p1, int64_t column, int64_t width) const {
-    if (!x.last || m_.out.channel_stride != 1 || streams_) return;
-    const StoreArgs<T> s = store_args(x);
-    const int64_t bytes = std::min(width, p_.columns - column) * static_cast<int64_t>(sizeof(Element<T>));
-    for (const int64_t member : p_.member_channel) {
-      const Element<T>* out = m_.out.data + x.group * p_.out_channels + member + column;
-      for (int64_t p = p0; p < p1; ++p)
-        for (int line = 0; line < s.lines; ++line) {
-          const char* at = reinterpret_cast<const char*>(out + x.local.offset[p] + line * s.line_stride);
-          for (int64_t byte = 0; byte < bytes; byte += kCacheLine) __builtin_prefetch(at + byte, 1);
-        }
-    }
-  }
-
-  StoreArgs<T> store_args(const Block& x) const {
-    const auto r = p_.results(x.phase);
-    StoreArgs<T> s{};
-    s.product_stride = r.stride, s.parity_stride = r.stride * x.phase.tiling.products, s.ld = r.ld;
-    const int axis = x.phase.tiling.order[0];
-    s.line_stride = m_.out.stride[axis] * x.phase.axis[axis]->step;
-    s.lines = x.phase.tiling.lines_out;
-    s.stream = streams_;
-    return s;
-  }
-
-  void store_pixels(const Block& x, const Sum<T>* tile, int64_t p0, int64_t p1, int64_t column,
-                    int64_t width) const {
-    StoreArgs<T> s = store_args(x);
-    s.cols = std::min(width, p_.columns - column);
-    s.col_offset = m_.out.channel_stride == 1 ? nullptr : p_.channel_offset.data();
-    const int64_t full = std::clamp(x.tile.full_pixels(x.phase.tiling), p0, p1);
-    for (const auto& [from, to] : {std::pair{p0, full}, std::pair{full, p1}}) {
-      if (from == to) continue;
-      if (from == full) s.lines = x.tile.lines_of_last(x.phase.tiling);
-      s.tile = tile + (from - p0) * s.ld;
-      s.rows = to - from;
-      s.row_offset = x.local.offset + from;
-      finish_store(x, s, column, 0);
-    }
   }
 
   void multiply_planes(const Block& x) const {
@@ -365,30 +327,8 @@ class Multiplier {
             }
           },
           [&](int64_t u0, int64_t u1) {
-            store_planes(x, x.local.result + (whole ? u0 * r.ld + p0 : 0), u0, u1, p0, p1);
+            store_.planes(x.stored(), x.local.result + (whole ? u0 * r.ld + p0 : 0), u0, u1, p0, p1);
           });
-    }
-  }
-
-  // Columns are pixels: stored in runs that are contiguous in the destination.
-  void store_planes(const Block& x, const Sum<T>* tile, int64_t u0, int64_t u1, int64_t p0,
-                    int64_t p1) const {
-    StoreArgs<T> s = store_args(x);
-    s.row_offset = p_.channel_offset.data();
-    s.bias_of_row = true;
-    const int64_t full = x.tile.full_pixels(x.phase.tiling);
-    const int64_t* at = x.local.offset;
-    const bool turned = m_.out.channel_stride == 1 && p_.columns > 1;
-    for (int64_t from = p0, to; from < p1; from = to) {
-      const int64_t end = from < full ? std::min(p1, full) : p1;
-      for (to = from + 1; to < end && at[to] == at[to - 1] + 1;) ++to;
-      const bool contiguous = !turned && (to - from >= p_.lanes || to == end);
-      if (!contiguous) to = end;
-      s.lines = from < full ? x.phase.tiling.lines_out : x.tile.lines_of_last(x.phase.tiling);
-      s.tile = tile + (from - p0);
-      s.cols = to - from;
-      s.col_offset = contiguous ? nullptr : at + from;
-      store_rows(x, s, u0, u1, contiguous ? at[from] : 0, turned);
     }
   }
 
@@ -408,69 +348,13 @@ class Multiplier {
                         x.local.panel, v, some, x.local.result + parity * r.stride + u0 * r.ld, r.ld,
                         p_.weights);
         });
-      store_lines(x, fold.place(), v * p_.lanes, (v + some) * p_.lanes);
+      store_.lines(x.stored(), x.local.result, fold.place(), v * p_.lanes, (v + some) * p_.lanes);
     }
-  }
-
-  // Columns [begin, end) of results, without those that lie between lines.
-  void store_lines(const Block& x, int64_t place, int64_t begin, int64_t end) const {
-    const int64_t line = x.tile.size[2], lines = x.tile.size[1];
-    for (int64_t from = begin, to; from < end && from / place < lines; from = to) {
-      const int64_t at = from / place * place;
-      to = std::min(end, place == line ? lines * line : at + line);
-      if (from < to) store_planes(x, x.local.result + (from - begin), 0, p_.columns, from, to);
-      to = std::max(to, std::min(end, place == line ? end : at + place));
-    }
-  }
-
-  // Rows [u0, u1) of results: those together that follow each other in the output.
-  void store_rows(const Block& x, const StoreArgs<T>& all, int64_t u0, int64_t u1, int64_t base,
-                  bool turned) const {
-    for (int64_t from = u0, to; from < u1; from = to) {
-      to = p_.orders_result ? from + 1 : u1;
-      while (to < u1 && p_.follows(to)) ++to;
-      StoreArgs<T> s = all;
-      s.tile = all.tile + (from - u0) * s.ld;
-      s.rows = to - from;
-      finish_store(x, s, from, base, turned);
-    }
-  }
-
-  void finish_store(const Block& x, StoreArgs<T>& s, int64_t column, int64_t base,
-                    bool turned = false) const {
-    const int members = static_cast<int>(p_.member_channel.size()), parities = p_.plan.parities;
-    const auto& store = (turned ? p_.kernels.store_transposed : p_.kernels.store)[p_.plan.filtering];
-    int log = 0;
-    while (1 << log < parities) ++log;
-    for (int copy = 0; copy < members; copy += parities) {
-      for (int i = 0; i < parities; ++i) {
-        const int64_t channel = x.group * p_.out_channels + p_.result_channel(copy + i, column);
-        s.out[i] = m_.out.data + base + channel * m_.out.channel_stride;
-        s.bias[i] = m_.bias ? m_.bias + channel : nullptr;
-      }
-      store[log](s);
-    }
-  }
-
-  // Do results of volumes go past the caches? Channels of a position are then whole cache lines.
-  bool streams() const {
-    const View<Element<T>>& y = m_.out;
-    const auto whole = are_whole_lines<Element<T>>;
-    const Problem& p = p_.problem;
-    const Triple& extent = p_.plan.forward ? p.out : p.in;
-    const bool aligned = reinterpret_cast<uintptr_t>(y.data) % kCacheLine == 0 && whole(y.batch_stride) &&
-                         whole(y.stride[0]) && whole(y.stride[1]) && whole(y.stride[2]) &&
-                         whole(p_.out_channels) && whole(p_.columns);
-    const bool members = std::all_of(p_.member_channel.begin(), p_.member_channel.end(), whole);
-    const int64_t bytes = p.batch * p.groups * p_.out_channels * extent[0] * extent[1] * extent[2] *
-                          static_cast<int64_t>(sizeof(Element<T>));
-    return p_.staged && !p_.pixel_lanes && p_.kernels.stream_rows && y.channel_stride == 1 && aligned &&
-           members && bytes >= kStreamedBytes;
   }
 
   const Prepared<T>& p_;
   const MultiplyTensors<T>& m_;
-  const bool streams_ = streams();
+  const ResultStore<T> store_{p_, m_};
 };
 
 }  // namespace

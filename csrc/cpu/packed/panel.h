@@ -70,15 +70,12 @@ struct PanelLayout {
   int depth = 1;
 };
 
-// Channels [begin, end) of a fold plan, or of some of its groups; sum plans have one chunk, which covers
-// every slot whole.
+// Channels [begin, end) of a fold plan; sum plans have one chunk, which covers every slot whole.
 struct Chunk {
   int64_t begin, end;
-  int64_t first_group = 0, groups = INT64_MAX;
   // Rows of a slot, of which some may have fewer than there are chunks for.
   int64_t width(const Plan& plan, const Slot& slot) const {
     if (!plan.fold) return slot.channels;
-    if (slot.group < first_group || slot.group - first_group >= groups) return 0;
     return std::max<int64_t>(0, std::min(end, slot.channels) - begin);
   }
 };
