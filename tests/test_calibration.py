@@ -391,13 +391,22 @@ def not_deterministic():
         torch.use_deterministic_algorithms(True)
 
 
-@pytest.mark.parametrize("seed", [0, 2, 3])  # rates by which the choice loses much
-def test_benchmark_mode_makes_up_for_wrong_rates(truth, seed):
-    """Each row off by up to 3 either way: by estimates the choice loses much, after the first calls nothing."""
+def apply_wrong_rates(truth, number: int) -> None:
+    """Each row off by up to 3 either way: by the `number`-th of such rates by which the choice loses much."""
+    for seed in range(30):
+        draw = random.Random(seed)
+        apply({name: 3 ** draw.uniform(-1, 1) for name in rows.names()})
+        number -= measure.mean_loss(regret(truth)) > 0.05
+        if number < 0:
+            return
+    raise AssertionError("by estimates the choice hardly ever loses much")
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_benchmark_mode_makes_up_for_wrong_rates(truth, number):
+    """By estimates the choice loses much, after the first calls nothing."""
     assert measure.mean_loss(regret(truth)) < 1e-9
-    draw = random.Random(seed)
-    apply({name: 3 ** draw.uniform(-1, 1) for name in rows.names()})
-    assert measure.mean_loss(regret(truth)) > 0.05
+    apply_wrong_rates(truth, number)
     with not_deterministic(), sf.benchmarking():
         for problem, op in truth:
             tensors = small.make(problem, False).of(op, False)

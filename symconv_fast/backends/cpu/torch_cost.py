@@ -75,8 +75,8 @@ def _activations(problem: Problem) -> int:
 def place(problem: Problem, op: str) -> Place:
     """Where the rates of torch's convolution stand; it has other kernels by dimension and for few channels.
 
-    Those for fewer than 8 are of stems: many groups of few channels cost what other narrow layers do. Input gradients
-    of images have other kernels for a stride, and in stems for more than three taps.
+    Those for fewer than 8 are of stems: many groups of few channels cost what other narrow layers do. In float32
+    input gradients of images have other kernels for a stride, and in stems for more than three taps.
     """
     channels, few = problem.in_channels // problem.groups, ""
     if _is_small(problem):
@@ -86,7 +86,7 @@ def place(problem: Problem, op: str) -> Place:
     elif problem.ndim == 2:
         least = min(channels, problem.out_channels // problem.groups)
         few = "/below16" if least < 16 else "/16" if least == 16 else ""
-    if problem.ndim == 2 and op == "dgrad" and few != "/small":
+    if (problem.ndim, op, problem.dtype) == (2, "dgrad", torch.float32) and few != "/small":
         if few == "/few":
             few += "/wide" if max(problem.kernel) > _NARROW_TAPS else ""
         elif max(problem.stride) > 1:
