@@ -52,18 +52,10 @@ def test_the_best_loses_nothing_without_noise():
 def test_every_way_has_a_part_in_every_round():
     clock = FakeClock()
     costs = {"tiny": 1e-6, "short": 1e-4, "long": 1e-2}
-    calls = dict.fromkeys(costs, 0)
-
-    def function(way):
-        def run():
-            calls[way] += 1
-            clock.now += costs[way]
-
-        return run
-
+    functions, calls = clock.functions(costs)
     for seconds, least in ((0.5, 40), (0.0, contest.LEAST_ROUNDS), (1e3, contest.MOST_ROUNDS)):
         before = dict(calls)
-        found = contest.rounds({way: function(way) for way in costs}, seconds, clock)
+        found = contest.rounds(functions, seconds, clock)
         assert least <= len(found) <= contest.MOST_ROUNDS
         assert len(found) % 2 == 0
         assert all(dict(one) == pytest.approx(costs) for one in found)

@@ -24,16 +24,8 @@ def race(
     clock: FakeClock, rule: timing.Rule = timing.MEDIANS, **costs: float
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Seconds and number of calls of functions that take so long."""
-    calls = dict.fromkeys(costs, 0)
-
-    def function(name):
-        def run():
-            calls[name] += 1
-            clock.now += costs[name]
-
-        return run
-
-    return timing.race({name: function(name) for name in costs}, clock, unexpected, rule), calls
+    functions, calls = clock.functions(costs)
+    return timing.race(functions, clock, unexpected, rule), calls
 
 
 def test_timing_is_bounded(clock):

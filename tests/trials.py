@@ -42,6 +42,19 @@ class FakeClock:
         self.running -= 1
         return (self.now - start) / calls
 
+    def functions(self, costs):
+        """By name functions that take so many seconds each, and how often they were called."""
+        calls = dict.fromkeys(costs, 0)
+
+        def function(name):
+            def run():
+                calls[name] += 1
+                self.now += costs[name]
+
+            return run
+
+        return {name: function(name) for name in costs}, calls
+
 
 class Fake(types.ModuleType):
     """A backend that is the reference in disguise: its estimate and its time are what the test says."""
